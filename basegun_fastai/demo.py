@@ -67,7 +67,7 @@ def drawn_gun(
 
 # %% ../nbs/03_demo.ipynb #dfb2c3c9
 def _background(random, width, height):
-    colour, other = random.integers(60, 235, 3), random.integers(60, 235, 3)
+    colour, other = (random.integers(50, 225) + random.normal(0, 22, 3) for _ in range(2))
     angle = random.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j].astype(np.float32)
     along = np.cos(angle) * x + np.sin(angle) * y
@@ -98,7 +98,7 @@ def drawn_photo(
     width, height = size
     photo = _background(random, width, height)
     room = random.uniform(.75, .96) if label in LONG else random.uniform(.5, .85)
-    gun = drawn_gun(label, 900, _colours(random))
+    gun = drawn_gun(label, 640, _colours(random))
     if label not in ('epaule_a_verrou', 'epaule_semi_auto_style_chasse') and random.random() < .5:
         gun = gun.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     gun = gun.rotate(random.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True)
@@ -128,11 +128,11 @@ def save_photo(
     stem: Path, # File to write, without its ending
 ) -> Path: # The file written
     "Draw one photo and save it the way its `number` says."
-    photo, quality = drawn_photo(label, random, (4032, 3024) if number == 0 else None), int(random.integers(70, 96))
+    photo, quality = drawn_photo(label, random, (1008, 756) if number == 0 else None), int(random.integers(70, 96))
     exif, jpeg = Image.Exif(), stem.with_suffix('.jpg')
     if number == 0:
         exif[ExifTags.Base.Orientation] = 6
-        photo = photo.transpose(Image.Transpose.ROTATE_90)
+        photo = photo.resize((4032, 3024), Image.Resampling.BICUBIC).transpose(Image.Transpose.ROTATE_90)
     if number == 1: photo = photo.convert('L')
     if number == 2: photo = photo.convert('CMYK')
     if number == 3:

@@ -101,4 +101,4 @@ def pixels(
     photo = read_photo(source, side)
     square = Image.new('RGB', (side, side), NEUTRAL)
     square.paste(photo, ((side - photo.width) // 2, (side - photo.height) // 2))
-    return np.asarray(square)
+    return np.array(square)
