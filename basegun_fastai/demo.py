@@ -74,8 +74,8 @@ def _background(random, width, height):
     kind = random.integers(4)
     if kind == 1: along = along + .25 * np.sin(along * random.uniform(20, 60))              # boards
     if kind == 2: along = np.floor(x * random.uniform(3, 9)) % 2 * np.floor(y * random.uniform(3, 9)) % 2  # tiles
-    image = colour + (other - colour) * along[..., None] * random.uniform(.1, .7)
-    if kind == 3: image = image + random.normal(0, 25, (height // 8 + 1, width // 8 + 1, 1)).repeat(8, 0).repeat(8, 1)[:height, :width]
+    image = colour + (other - colour) * along[..., None] * random.uniform(.1, .5)
+    if kind == 3: image = image + random.normal(0, 14, (height // 8 + 1, width // 8 + 1, 1)).repeat(8, 0).repeat(8, 1)[:height, :width]
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
 # %% ../nbs/03_demo.ipynb #5e2676c8
@@ -93,15 +93,15 @@ def drawn_photo(
 ) -> Image.Image: # RGB
     "Draw a photo of one gun, whole, on a background."
     if size is None:
-        width = int(random.integers(320, 900))
+        width = int(random.integers(320, 720))
         size = width, int(width / random.choice([2.2, 16/9, 3/2, 4/3, 1, 3/4], p=[.15, .25, .25, .2, .1, .05]))
     width, height = size
     photo = _background(random, width, height)
-    room = random.uniform(.75, .96) if label in LONG else random.uniform(.5, .85)
+    room = random.uniform(.85, .97) if label in LONG else random.uniform(.65, .92)
     gun = drawn_gun(label, 640, _colours(random))
     if label not in ('epaule_a_verrou', 'epaule_semi_auto_style_chasse') and random.random() < .5:
         gun = gun.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    gun = gun.rotate(random.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True)
+    gun = gun.rotate(random.uniform(-6, 6), Image.Resampling.BICUBIC, expand=True)
     scale = room * min(width / gun.width, height / gun.height)
     gun = gun.resize((max(8, int(gun.width * scale)), max(8, int(gun.height * scale))), Image.Resampling.LANCZOS)
     at = [int(random.uniform(.2, .8) * (room_left)) for room_left in (width - gun.width, height - gun.height)]

@@ -44,11 +44,12 @@ def predictions(
     files: list[str], # Paths of its validation photos, relative to the data
 ) -> Predictions: # Of every photo on the validation side
     "Run the model once over the validation side of `dls`."
+    import fastai.callback.progress  # noqa: F401 gives Learner `no_bar`
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
     learn = Learner(dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(), path=Path('.'))
     batches = tqdm(dls.valid, 'judging', unit='batch', disable=None, leave=False)
-    probabilities, labels, losses = learn.get_preds(dl=batches, with_loss=True)
+    with learn.no_bar(): probabilities, labels, losses = learn.get_preds(dl=batches, with_loss=True)
     return Predictions(list(files), list(dls.vocab), labels.numpy().astype(int), probabilities.numpy(), losses.numpy())
 
 # %% ../nbs/06_evaluate.ipynb #2506f4bb
