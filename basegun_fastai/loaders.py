@@ -24,7 +24,7 @@ from .photo import NEUTRAL, pixels
 # %% ../nbs/04_loaders.ipynb #52df467a
 class PhotoSquare(RandTransform):
     "Read a photo file as a square: of `before_crop` pixels in training, of `size` everywhere else."
-    split_idx, order = None, 0
+    split_idx, order, input_types = None, 0, (Path, str, bytes)  # the types that `Learner.predict` takes
 
     def __init__(self,
         size: int, # Width and height of the network's input

@@ -1,0 +1,40 @@
+# The README's commands. `demo` and `test` install what is missing.
+.PHONY: install demo test bench
+.ONESHELL:
+.SILENT:
+.SHELLFLAGS = -eu -c
+SHELL = bash
+PYTHON ?= python3
+BIN = .venv/bin
+
+install: .venv/installed
+
+.venv/installed: settings.ini setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	rm -rf demo
+	$(BIN)/basegun-fastai demo-data demo/data
+	$(BIN)/basegun-fastai train demo/data --arch test_resnet --size 96 --weights none --fine-tune-epochs 30 --lr 0.006 --batch-size 16 --out demo/runs --name first
+	echo
+	echo "look at demo/runs/first/confusion-matrix.png, and at the curves: $(BIN)/tensorboard --logdir demo/runs"
+
+test: install
+	export OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES= MPLBACKEND=Agg PATH="$$PWD/$(BIN):$$PATH"
+	before=$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)
+	nbdev-export
+	nbdev-clean
+	test "$$before" = "$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)" || { git diff --stat; echo 'nbdev-export or nbdev-clean changes files: commit what they make'; exit 1; }
+	ruff check .
+	nbdev-test --n-workers 1
+	pytest
+	rm -rf build dist
+	pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+	python -m venv dist/venv
+	dist/venv/bin/pip install -q --disable-pip-version-check --no-deps -c constraints.txt fastcore dist/*.whl
+	(cd dist && venv/bin/basegun-fastai -h)
+
+bench: install
+	$(BIN)/python benchmarks/bench.py

@@ -1,0 +1,60 @@
+"What the tests share: a drawn data set, a trained run, and the installed command."
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+COMMAND = str(Path(sys.executable).with_name('basegun-fastai'))
+TINY = dict(arch='test_efficientnet', size=32, weights='none', batch_size=16, workers=0)
+
+
+def tree(folder):
+    "Content and times of everything in a folder."
+    return {o.relative_to(folder).as_posix(): (o.stat().st_mtime_ns, o.is_file() and hashlib.sha256(o.read_bytes()).hexdigest())
+            for o in sorted(Path(folder).rglob('*'))}
+
+
+def run_command(*arguments, **options):
+    "Run the installed command to its end."
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+def as_arguments(**options):
+    "Write options as they are typed."
+    return [o for k, v in options.items() for o in (f"--{k.replace('_', '-')}", str(v))]
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    "A drawn data set of 48 train and 24 val photos, in a folder with a space and an accent; no test may change it."
+    from basegun_fastai.demo import demo_data
+    out = tmp_path_factory.mktemp('été à la mer')/'les données'
+    demo_data(out, photos_per_class=8)
+    before = tree(out)
+    yield out
+    assert tree(out) == before, 'a command changed its data'
+
+
+@pytest.fixture(scope='session')
+def run(data, tmp_path_factory):
+    "A finished run of both stages."
+    from basegun_fastai.core import Run
+    from basegun_fastai.train import train
+    out = tmp_path_factory.mktemp('runs')
+    train(data, head_epochs=2, fine_tune_epochs=2, out=out, name='whole', **TINY)
+    return Run(out/'whole')
+
+
+@pytest.fixture
+def copy(data, tmp_path):
+    "A copy of the data that a test may spoil; the photos are links to the same bytes until they are replaced."
+    import shutil
+    out = tmp_path/'copy'
+    shutil.copytree(data, out, copy_function=os.link)
+    return out

@@ -1,0 +1,87 @@
+"What is wrong with a data set is said at once, and nothing in it is ever changed."
+import os
+
+import pytest
+
+from basegun_fastai.core import BasegunError
+from basegun_fastai.dataset import examined, fingerprint, labelled_photos, layout_faults, left_aside, photo_table, unreadable
+
+
+def replaced(file, content):
+    file.unlink()
+    file.write_bytes(content)
+
+
+def test_a_good_data_set_has_no_faults(data):
+    assert layout_faults(data) == [] and left_aside(data) == [] and unreadable(examined(data, photo_table(data))) == ''
+
+
+def test_a_missing_folder_names_its_neighbours(data):
+    [fault] = layout_faults(data.with_name('les donnees'))
+    assert f"did you mean '{data}'" in fault
+
+
+@pytest.mark.parametrize('name', ['train', 'val'])
+def test_a_missing_split_names_the_folders_that_are_there(copy, name):
+    (copy/name).rename(copy/'validation')
+    [fault] = layout_faults(copy)
+    assert f'no {name}/' in fault and "'validation'" in fault
+
+
+def test_all_faults_are_told_at_once(copy):
+    (copy/'train'/'revolver').rename(copy/'train'/'Revolver')
+    for o in (copy/'val'/'epaule_a_pompe').iterdir(): o.unlink()
+    (copy/'train'/'epaule_a_verrou'/'vieux').mkdir()
+    faults = '\n'.join(layout_faults(copy))
+    for part in ("class 'Revolver' is in train/ but not in val/", "class 'revolver' is in val/ but not in train/",
+                 "epaule_a_pompe' holds no photo", "vieux' is a folder inside a class"): assert part in faults
+    with pytest.raises(BasegunError) as found: photo_table(copy)
+    assert str(found.value) == faults
+
+
+def test_one_class_is_not_enough(copy):
+    import shutil
+    for split in ('train', 'val'):
+        for o in list((copy/split).iterdir()):
+            if o.name != 'revolver': shutil.rmtree(o)
+    [fault] = layout_faults(copy)
+    assert "1 class folder(s): 'revolver'" in fault
+
+
+def test_hidden_and_loose_files_are_left_aside_and_named(copy):
+    (copy/'train'/'revolver'/'.DS_Store').touch()
+    (copy/'train'/'liste.txt').touch()
+    os.mkfifo(copy/'val'/'revolver'/'pipe')
+    assert left_aside(copy) == ['train/liste.txt', 'train/revolver/.DS_Store', 'val/revolver/pipe']
+    assert len(photo_table(copy)) == len(photo_table(copy.parent/'copy')) == 48 + 24
+
+
+def test_unreadable_photos_are_named_with_their_reason(copy):
+    replaced(copy/'train'/'revolver'/'0004.jpg', b'')
+    replaced(copy/'val'/'revolver'/'0003.png', b'not a photo')
+    whole = (copy/'train'/'epaule_a_pompe'/'0005.jpg').read_bytes()
+    replaced(copy/'train'/'epaule_a_pompe'/'0005.jpg', whole[:len(whole) // 2])
+    lines = unreadable(examined(copy, photo_table(copy))).splitlines()
+    assert [o.split(':')[0].strip() for o in lines] == ['train/epaule_a_pompe/0005.jpg', 'train/revolver/0004.jpg', 'val/revolver/0003.png']
+    assert 'truncated' in lines[0] and 'empty' in lines[1] and 'none of' in lines[2]
+    assert unreadable(examined(copy, photo_table(copy)), most=1).endswith('and 2 more')
+
+
+def test_a_photo_without_permission_is_unreadable(copy):
+    file = copy/'train'/'revolver'/'0005.jpg'
+    file.unlink()
+    file.symlink_to(copy/'nowhere')
+    assert 'train/revolver/0005.jpg' not in photo_table(copy).file.tolist() and 'train/revolver/0005.jpg' in left_aside(copy)
+
+
+def test_the_fingerprint_sees_a_photo_replaced_under_its_name(copy):
+    before = fingerprint(examined(copy, photo_table(copy)))
+    assert fingerprint(examined(copy, photo_table(copy), workers=1)) == before
+    replaced(copy/'train'/'revolver'/'0005.jpg', (copy/'train'/'revolver'/'0006.jpg').read_bytes())
+    assert fingerprint(examined(copy, photo_table(copy))) != before
+
+
+def test_labelled_photos_of_a_flat_folder(data, tmp_path):
+    assert (labelled_photos(data/'val').label == labelled_photos(data).label).all()
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(BasegunError, match='no class folder'): labelled_photos(tmp_path/'empty')

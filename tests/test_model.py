@@ -1,0 +1,172 @@
+"Sizes, weights, heads and a frozen body."
+import pytest
+import timm
+import torch
+from fastai.learner import Learner
+from fastai.torch_core import set_seed
+from safetensors.torch import save_file
+
+from basegun_fastai.core import BasegunError
+from basegun_fastai.loaders import dataloaders
+from basegun_fastai.model import (EFFICIENTNETS, HEADS, architecture, check_weights, learner, plain_model, plain_state,
+                                  unbuilt_gpu, usable_device, weight_faults)
+
+SIZES = {0: (224, 256), 1: (240, 256), 2: (288, 288), 3: (300, 320), 4: (380, 384), 5: (456, 489), 6: (528, 561), 7: (600, 633)}
+TINY = architecture('test_efficientnet', size=32)
+
+
+@pytest.fixture(scope='module')
+def dls(data): return dataloaders(data, 32, 36, TINY.mean, TINY.std, batch_size=16, workers=0)
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    set_seed(5)
+    model = timm.create_model(TINY.timm_name)
+    for m in model.modules():  # statistics that differ from those of a new network
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(0, .1)
+            m.running_var.uniform_(.5, 2)
+    file = tmp_path_factory.mktemp('weights')/'tiny.safetensors'
+    save_file(model.state_dict(), file)
+    return file
+
+
+def fitted(learn, **options):
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, .05, **options)
+
+
+@pytest.mark.parametrize('n', SIZES)
+def test_the_owners_sizes(n):
+    made = architecture(f'efficientnet_b{n}')
+    assert (made.size, made.before_crop) == SIZES[n] and made.classifier == 'classifier'
+    assert made.mean == (.485, .456, .406) and made.std == (.229, .224, .225)
+
+
+@pytest.mark.parametrize('n', SIZES)
+def test_tagged_weights_exist_and_the_network_has_n_blocks(n):
+    timm_name = EFFICIENTNETS[f'efficientnet_b{n}'][0]
+    config = timm.get_pretrained_cfg(timm_name)
+    assert '.' in timm_name and config.has_weights and timm_name.removeprefix('tf_').startswith(f'efficientnet_b{n}.')
+    with torch.device('meta'): model = timm.create_model(timm_name, num_classes=12)
+    millions = sum(o.numel() for o in model.parameters()) / 1e6
+    assert millions == pytest.approx([4.0, 6.5, 7.7, 10.7, 17.6, 28.4, 40.8, 63.8][n], abs=.1)
+
+
+def test_another_size_keeps_the_proportion():
+    made = architecture('efficientnet_b0', size=112)
+    assert (made.size, made.before_crop) == (112, 128)
+
+
+@pytest.mark.parametrize(('typed', 'meant'), [('efficentnet_b3', 'efficientnet_b3'), ('EfficientNet_B0', 'efficientnet_b0'),
+                                              ('resnet51', 'resnet50')])
+def test_an_unknown_name_gets_the_nearest(typed, meant):
+    with pytest.raises(BasegunError, match=f"'{meant}'.*basegun-fastai archs"): architecture(typed)
+
+
+def test_a_frozen_body_is_bit_identical_and_has_no_backward_pass(dls, weights):
+    learn = learner(dls, TINY, weights)
+    assert isinstance(learn, Learner)
+    before = {k: v.clone() for k, v in learn.model[0].state_dict().items()}
+    head = learn.model[1][-1].weight.detach().clone()
+    graphs, backward = [], []
+    learn.model[0].register_forward_hook(lambda m, i, o: graphs.append(o.requires_grad))
+    for m in learn.model[0].modules(): m.register_full_backward_hook(lambda *_: backward.append(1))
+    fitted(learn)
+    assert all(torch.equal(v, before[k]) for k, v in learn.model[0].state_dict().items())
+    assert not torch.equal(learn.model[1][-1].weight, head) and not any(graphs) and not backward
+
+
+def test_unfreezing_moves_the_body_and_its_statistics(dls, weights):
+    learn = learner(dls, TINY, weights)
+    before = {k: v.clone() for k, v in learn.model[0].state_dict().items()}
+    learn.unfreeze()
+    fitted(learn)
+    after = learn.model[0].state_dict()
+    assert all(not torch.equal(after[k], v) for k, v in before.items() if k.endswith(('running_mean', 'conv_stem.weight')))
+
+
+def test_biases_and_norms_do_not_decay(dls, weights):
+    learn = learner(dls, TINY, weights, 'bn-dropout')
+    learn.unfreeze()
+    learn.create_opt()
+    learn.opt.set_hypers(lr=.1, wd=.5)
+    before = {k: v.detach().clone() for k, v in learn.model.named_parameters()}
+    for p in learn.model.parameters(): p.grad = torch.zeros_like(p)
+    learn.opt.step()
+    for name, p in learn.model.named_parameters():
+        decays = p.ndim > 1
+        assert torch.allclose(p, before[name] * (.95 if decays else 1)), name
+        assert decays or name.endswith('bias') or 'bn' in name or name.startswith('1.0.')
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_the_head_is_one_dense_layer_on_the_pooled_features(dls, weights, head):
+    learn = learner(dls, TINY, weights, head)
+    kinds = [type(o).__name__ for o in learn.model[1]]
+    assert kinds == (['Linear'] if head == 'linear' else ['BatchNorm1d', 'Dropout', 'Linear'])
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        features = learn.model[0].eval()(x)
+        timm_features = timm.create_model(TINY.timm_name, checkpoint_path=str(weights)).eval().forward_features(x).mean((2, 3))
+    assert torch.allclose(features, timm_features, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['test_efficientnet', 'test_resnet', 'test_convnext', 'test_vit', 'test_nfnet', 'mobilenetv3_small_050'])
+@pytest.mark.parametrize('head', HEADS)
+def test_any_network_trains_and_leaves_plain_weights(data, name, head):
+    made = architecture(name, size=None if 'vit' in name else 32)
+    loaders = dataloaders(data, made.size, made.before_crop, made.mean, made.std, batch_size=16, workers=0)
+    learn = learner(loaders, made, 'none', head)
+    learn.unfreeze()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    x = loaders.valid.one_batch()[0]
+    with torch.no_grad():
+        plain, own = plain_model(made, plain_state(learn.model, made.classifier))(x), learn.model.eval()(x)
+    assert torch.allclose(plain, own, atol=1e-4)
+
+
+def test_weights_from_a_file_really_arrive(dls, weights):
+    learn = learner(dls, TINY, weights)
+    expected = timm.create_model(TINY.timm_name, num_classes=0, checkpoint_path='')
+    expected.load_state_dict({k: v for k, v in timm.models.load_state_dict(str(weights)).items() if not k.startswith('classifier.')})
+    assert all(torch.equal(v, learn.model[0].model.state_dict()[k]) for k, v in expected.state_dict().items())
+
+
+def test_a_pytorch_file_of_tensors_is_fine_and_of_code_is_not(dls, weights, tmp_path):
+    state = timm.models.load_state_dict(str(weights))
+    torch.save({'state_dict': state}, tmp_path/'state.pth')
+    assert weight_faults(TINY, tmp_path/'state.pth') == []
+    torch.save(timm.create_model(TINY.timm_name), tmp_path/'model.pth')
+    [fault] = weight_faults(TINY, tmp_path/'model.pth')
+    assert 'not a file of weights that can be read safely' in fault
+
+
+@pytest.mark.parametrize(('spoil', 'words'), [
+    (lambda s: {k: v for k, v in s.items() if k != 'conv_head.weight'}, ['missing', 'conv_head.weight']),
+    (lambda s: {f'model.{k}': v for k, v in s.items()}, ['missing', 'does not have', 'model.b']),
+    (lambda s: s | {'conv_stem.weight': torch.zeros(3, 3)}, ['another shape', 'conv_stem.weight'])])
+def test_weights_that_do_not_fit_are_named(dls, weights, tmp_path, spoil, words):
+    save_file({k: v.contiguous() for k, v in spoil(timm.models.load_state_dict(str(weights))).items()}, tmp_path/'spoilt.safetensors')
+    faults = '\n'.join(weight_faults(TINY, tmp_path/'spoilt.safetensors'))
+    assert all(o in faults for o in words)
+    with pytest.raises(BasegunError): learner(dls, TINY, tmp_path/'spoilt.safetensors')
+
+
+def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    with pytest.raises(BasegunError, match='--weights FILE.*--weights none'): check_weights(architecture('efficientnet_b0'), 'imagenet')
+
+
+def test_gpus_that_torch_was_not_built_for():
+    wheel = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120', 'compute_120']
+    assert unbuilt_gpu((7, 0), wheel) and not unbuilt_gpu((8, 9), wheel) and not unbuilt_gpu((12, 1), wheel)
+    assert not unbuilt_gpu((13, 0), wheel) and unbuilt_gpu((13, 0), wheel[:-1])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(BasegunError, match='--device cpu'): usable_device('cuda')
+    assert usable_device('auto') == 'cpu'

@@ -1,0 +1,95 @@
+"Killed at any moment and resumed, a training ends as if nothing had happened."
+import signal
+import subprocess
+
+import pytest
+from conftest import COMMAND, TINY, as_arguments, run_command
+from test_train import read_curves, same
+
+from basegun_fastai.core import Run
+
+OPTIONS = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2))
+
+
+def stopped(data, out, name, at, how=signal.SIGKILL, wait=0., options=OPTIONS):
+    "Start or continue a training, and send it a signal `wait` seconds after it says `at`; return its exit code and what it said."
+    command = [COMMAND, 'train', str(data), '--out', str(out), '--name', name, '--resume', *options]
+    said = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        for line in process.stderr:
+            said.append(line)
+            if at in line: break
+        try: process.wait(wait or .01)
+        except subprocess.TimeoutExpired: process.send_signal(how)
+        said += process.stderr.readlines()
+    return process.returncode, ''.join(said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
+    options = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2, workers=workers))
+    moments = ['photos in', 'test_efficientnet at', 'head        1/4', 'head        2/4', 'fine-tune   3/4', 'best epoch']
+    for at in moments:
+        code, said = stopped(data, tmp_path, 'killed', at, options=options)
+        assert code == -signal.SIGKILL, said
+        assert not (tmp_path/'killed'/'history.csv').exists() or (tmp_path/'killed'/'history.csv').read_text().endswith('\n')
+    assert not Run(tmp_path/'killed').finished
+    ended = run_command('train', data, '--out', tmp_path, '--name', 'killed', '--resume', *options)
+    assert ended.returncode == 0, ended.stderr
+    same(run, Run(tmp_path/'killed'))
+    assert {o.name for o in run.path.iterdir()} == {o.name for o in (tmp_path/'killed').iterdir()}
+    for split in ('train', 'val'):
+        assert [o.step for o in read_curves(Run(tmp_path/'killed'), split).Scalars('loss')] == [1, 2, 3, 4]
+    again = run_command('train', data, '--out', tmp_path, '--name', 'killed', '--resume', *options)
+    assert again.returncode == 0 and 'is finished: nothing to do' in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('how', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how, code):
+    options = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2, workers=2))
+    found, said = stopped(data, tmp_path, 'asked', 'head        1/4', how, wait=.3, options=options)
+    assert found == code and '--name asked --resume' in said and 'Traceback' not in said
+    ended = run_command('train', data, '--out', tmp_path, '--name', 'asked', '--resume', *options)
+    assert ended.returncode == 0, ended.stderr
+    same(run, Run(tmp_path/'asked'))
+
+
+@pytest.fixture(scope='module')
+def half(data, tmp_path_factory):
+    "A run that was killed after its first epoch of the second stage."
+    out = tmp_path_factory.mktemp('half')
+    stopped(data, out, 'half', 'fine-tune   3/4')
+    return Run(out/'half')
+
+
+def test_changed_options_are_refused_by_name(half, data):
+    told = run_command('train', data, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS, '--lr', '0.01', '--seed', '7')
+    assert told.returncode == 1 and '--lr was 0.005, now 0.01' in told.stderr and '--seed was 42, now 7' in told.stderr
+
+
+def test_changed_photos_are_refused_by_name(half, copy):
+    (copy/'train'/'revolver'/'0004.jpg').unlink()
+    told = run_command('train', copy, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS)
+    assert told.returncode == 1 and 'train/revolver had 8 photos, now 7' in told.stderr
+
+
+def test_without_resume_nothing_is_overwritten(half, data):
+    told = run_command('train', data, '--out', half.path.parent, '--name', 'half', *OPTIONS)
+    assert told.returncode == 1 and 'nothing is overwritten' in told.stderr
+
+
+def test_an_unfinished_run_is_not_judged(half, data):
+    told = run_command('evaluate', half.path, data)
+    assert told.returncode == 1 and 'not finished' in told.stderr
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(half, run, data, tmp_path):
+    import shutil
+    shutil.copytree(half.path, tmp_path/'damaged')
+    newest = max((tmp_path/'damaged'/'checkpoint').iterdir())
+    newest.write_bytes(newest.read_bytes()[:-100] + b'\0' * 100)
+    ended = run_command('train', data, '--out', tmp_path, '--name', 'damaged', '--resume', *OPTIONS)
+    assert ended.returncode == 0 and 'is damaged and passed over' in ended.stderr
+    same(run, Run(tmp_path/'damaged'))

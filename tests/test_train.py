@@ -1,0 +1,214 @@
+"A training leaves what it promises, the same each time."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, tree
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from basegun_fastai.core import BasegunError, Run
+from basegun_fastai.train import lr_find, train
+
+FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json', 'confusion-matrix.csv',
+         'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'predictions-val.csv'}
+
+
+def history(run): return pd.read_csv(run.history_file)
+
+
+def same(a, b):
+    "The files that must be byte-identical, and the history but for the seconds."
+    assert a.weights.read_bytes() == b.weights.read_bytes()
+    assert (a.path/'metrics.json').read_bytes() == (b.path/'metrics.json').read_bytes()
+    assert history(a).drop(columns='seconds').equals(history(b).drop(columns='seconds'))
+
+
+def test_the_run_folder(run):
+    assert {o.name for o in run.path.iterdir()} == FILES
+    assert run.finished and run.config['best']['epoch'] == int(history(run).val_loss.idxmin()) + 1
+
+
+def test_the_configuration_says_how_it_was_made(run, data):
+    config = run.config
+    assert config['classes'] == sorted(o.name for o in (data/'train').iterdir())
+    assert config['options'] | TINY == config['options'] and config['resolved']['batch_size'] == 16
+    assert config['resolved']['device'] in ('cpu', 'cuda') and config['resolved']['lr'] == .005
+    assert sum(config['dataset']['counts']['train'].values()) == 48 and len(config['dataset']['fingerprint']) == 64
+    assert config['architecture']['size'] == 32 and len(config['architecture']['mean']) == 3
+    assert {'torch', 'timm', 'fastai', 'python'} <= config['versions'].keys() and config['seed'] == 42
+
+
+def test_history_has_a_row_an_epoch_over_both_stages(run):
+    rows = history(run)
+    assert rows.columns.tolist() == ['stage', 'epoch', 'train_loss', 'val_loss', 'accuracy', 'precision', 'recall', 'learning_rate', 'seconds']
+    assert rows.stage.tolist() == ['head'] * 2 + ['fine-tune'] * 2 and rows.epoch.tolist() == [1, 2, 3, 4]
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch(run):
+    best = history(run).set_index('epoch').loc[run.config['best']['epoch']]
+    numbers = json.loads((run.path/'metrics.json').read_text())
+    assert numbers['loss'] == pytest.approx(best.val_loss, abs=1e-5) and numbers['accuracy'] == pytest.approx(best.accuracy)
+    assert numbers['precision'] == pytest.approx(best.precision) and numbers['recall'] == pytest.approx(best.recall)
+
+
+def test_all_tables_agree(run):
+    from sklearn.metrics import confusion_matrix, log_loss
+    rows, numbers = pd.read_csv(run.path/'predictions-val.csv'), json.loads((run.path/'metrics.json').read_text())
+    classes = run.config['classes']
+    assert rows.columns.tolist() == ['file', 'label', 'predicted', 'confidence', *classes] and len(rows) == 24
+    assert (rows.label == [Path(o).parent.name for o in rows.file]).all() and rows.file.str.startswith('val/').all()
+    assert (rows.predicted == rows[classes].idxmax(axis=1)).all() and np.allclose(rows.confidence, rows[classes].max(axis=1))
+    counts = pd.read_csv(run.path/'confusion-matrix.csv', index_col=0)
+    assert counts.columns.tolist() == counts.index.tolist() == classes
+    assert (counts.to_numpy() == confusion_matrix(rows.label, rows.predicted, labels=classes)).all()
+    shares = pd.read_csv(run.path/'confusion-matrix-normalized.csv', index_col=0)
+    assert np.allclose(shares, counts.div(counts.sum(axis=1), axis=0), atol=1e-6)
+    assert numbers['accuracy'] == pytest.approx((rows.label == rows.predicted).mean()) and numbers['n'] == 24
+    assert numbers['loss'] == pytest.approx(log_loss(rows.label, rows[classes].div(rows[classes].sum(axis=1), axis=0).to_numpy(), labels=classes), abs=1e-4)
+
+
+def test_the_weights_are_those_of_a_plain_timm_network(run, data):
+    import timm
+
+    from basegun_fastai.photo import pixels
+    config, rows = run.config, pd.read_csv(run.path/'predictions-val.csv')
+    model = timm.create_model(config['architecture']['timm_name'], num_classes=len(config['classes'])).eval()
+    model.load_state_dict(load_file(run.weights))
+    mean, std = (torch.tensor(config['architecture'][o])[:, None, None] for o in ('mean', 'std'))
+    photos = torch.stack([(torch.tensor(pixels(data/o, 32)).permute(2, 0, 1) / 255 - mean) / std for o in rows.file])
+    with torch.no_grad(): found = model(photos).softmax(1)
+    assert np.abs(found.numpy() - rows[config['classes']].to_numpy()).max() < 1e-4
+
+
+def test_fastai_opens_the_learner_in_a_process_of_its_own(run, data, tmp_path):
+    rows = pd.read_csv(run.path/'predictions-val.csv')
+    (tmp_path/'asking.py').write_text("def ask(pkl, photos):\n    from fastai.learner import load_learner\n    learn = load_learner(pkl)\n"
+        "    with learn.no_bar(): one = learn.predict(photos[0])\n    found = learn.get_preds(dl=learn.dls.test_dl(photos, bs=4))[0]\n"
+        "    return [one[0], one[2].tolist(), found.tolist(), list(learn.dls.vocab)]\n")
+    asked = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import json, sys; from asking import ask; '
+        'open(sys.argv[1], "w").write(json.dumps(ask(sys.argv[2], sys.argv[3:])))', tmp_path/'said.json', run.learner,
+        *[data/o for o in rows.file]], cwd=tmp_path, capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stderr
+    label, first, found, vocab = json.loads((tmp_path/'said.json').read_text())
+    assert vocab == run.config['classes'] and label == rows.predicted[0]
+    assert np.abs(np.array(found) - rows[vocab].to_numpy()).max() < 1e-4 and np.allclose(first, found[0], atol=1e-5)
+
+
+def read_curves(run, split):
+    events = EventAccumulator(str(run.path/split), dict(images=0))
+    events.Reload()
+    return events
+
+
+def test_tensorboard_reads_the_curves_back(run):
+    rows, train_events, val_events = history(run), read_curves(run, 'train'), read_curves(run, 'val')
+    assert set(train_events.Tags()['scalars']) == {'loss', 'accuracy', 'precision', 'recall', 'learning_rate'}
+    assert set(val_events.Tags()['scalars']) == {'loss', 'accuracy', 'precision', 'recall'}
+    for events, columns in ((train_events, dict(loss='train_loss', learning_rate='learning_rate')),
+                            (val_events, dict(loss='val_loss', accuracy='accuracy', precision='precision', recall='recall'))):
+        for tag, column in columns.items():
+            points = events.Scalars(tag)
+            assert [o.step for o in points] == [1, 2, 3, 4] and np.allclose([o.value for o in points], rows[column], rtol=1e-5)
+    assert [o.step for o in val_events.Images('confusion matrix')] == [1, 2, 3, 4]
+    [grid] = train_events.Images('augmented photos')
+    assert (grid.width, grid.height) == (4 * 34 + 2, 4 * 34 + 2)
+
+
+def test_two_runs_with_one_seed_are_identical_and_workers_change_nothing(run, data, tmp_path):
+    for workers in (0, 2):
+        train(data, head_epochs=2, fine_tune_epochs=2, out=tmp_path, name=f'workers {workers}', **TINY | dict(workers=workers))
+        same(run, Run(tmp_path/f'workers {workers}'))
+
+
+def test_another_seed_gives_another_run(run, data, tmp_path):
+    train(data, head_epochs=2, fine_tune_epochs=2, out=tmp_path, name='other', seed=1, **TINY)
+    assert Run(tmp_path/'other').weights.read_bytes() != run.weights.read_bytes()
+
+
+def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, capsys):
+    options = dict(head_epochs=1, fine_tune_epochs=0, out=tmp_path) | TINY
+    train(data, lr='auto', name='auto', **options)
+    rate = Run(tmp_path/'auto').config['resolved']['lr']
+    train(data, lr=rate, name='given', **options)
+    same(Run(tmp_path/'auto'), Run(tmp_path/'given'))
+    capsys.readouterr()
+    lr_find(data, name='found', **options)
+    assert float(capsys.readouterr().out) == pytest.approx(rate, rel=.01)
+    tried = pd.read_csv(tmp_path/'found'/'lr-find.csv')
+    assert tried.columns.tolist() == ['learning_rate', 'loss'] and len(tried) > 20 and tried.learning_rate.is_monotonic_increasing
+
+
+def test_random_weights_skip_the_head_and_train_at_one_rate(data, tmp_path, capsys):
+    train(data, fine_tune_epochs=1, out=tmp_path, name='none', **TINY)
+    config = Run(tmp_path/'none').config
+    assert config['resolved']['stages'] == [dict(name='fine-tune', epochs=1, body_rate=.005, head_rate=.005)]
+    assert 'the head stage is skipped' in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    import timm
+    file = tmp_path_factory.mktemp('weights')/'tiny.safetensors'
+    torch.manual_seed(1)
+    save_file(timm.create_model('test_efficientnet').state_dict(), file)
+    return file
+
+
+def test_the_body_of_a_head_training_is_that_of_the_file(data, weights, tmp_path):
+    train(data, head_epochs=2, fine_tune_epochs=0, out=tmp_path, name='head', **TINY | dict(weights=str(weights)))
+    given, trained = load_file(weights), load_file(tmp_path/'head'/'model.safetensors')
+    assert all(torch.equal(trained[k], v) for k, v in given.items() if not k.startswith('classifier.'))
+    stages = Run(tmp_path/'head').config['resolved']['stages']
+    assert stages == [dict(name='head', epochs=2, body_rate=0., head_rate=.005)]
+
+
+def test_fine_tuning_rates_are_smaller_and_smaller_still_in_the_body(data, weights, tmp_path):
+    train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='both', head='bn-dropout', **TINY | dict(weights=str(weights)))
+    head, fine = Run(tmp_path/'both').config['resolved']['stages']
+    assert fine['body_rate'] < fine['head_rate'] < head['head_rate']
+    assert load_file(tmp_path/'both'/'model.safetensors').keys() == load_file(weights).keys()
+
+
+def test_few_photos_shrink_the_batch_aloud(data, tmp_path, capsys):
+    train(data, head_epochs=0, fine_tune_epochs=1, out=tmp_path, name='few', **TINY | dict(batch_size=64))
+    assert Run(tmp_path/'few').config['resolved']['batch_size'] == 48
+    assert 'only 48 train photos: the batch shrinks from 64 to 48' in capsys.readouterr().err
+
+
+def test_unreadable_photos_are_refused_or_noted(copy, tmp_path, capsys):
+    file = copy/'train'/'revolver'/'0005.jpg'
+    file.unlink()
+    file.write_bytes(b'not a photo')
+    before, options = tree(copy), dict(head_epochs=0, fine_tune_epochs=1, out=tmp_path/'out', name='skip') | TINY
+    with pytest.raises(BasegunError, match='(?s)--skip-unreadable.*train/revolver/0005.jpg: its content'): train(copy, **options)
+    assert not (tmp_path/'out').exists()
+    train(copy, skip_unreadable=True, **options)
+    assert Run(tmp_path/'out'/'skip').config['skipped'] == ['train/revolver/0005.jpg']
+    assert Run(tmp_path/'out'/'skip').config['dataset']['counts']['train']['revolver'] == 7
+    assert 'left aside' in capsys.readouterr().err and tree(copy) == before
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(data, tmp_path, monkeypatch):
+    from fastai.losses import CrossEntropyLossFlat
+    steps, call = [], CrossEntropyLossFlat.__call__
+    def explode_at_step_8(self, pred, target, **k):
+        loss = call(self, pred, target, **k)
+        if pred.requires_grad: steps.append(1)
+        return loss * float('nan') if pred.requires_grad and len(steps) == 8 else loss
+    monkeypatch.setattr(CrossEntropyLossFlat, '__call__', explode_at_step_8)
+    with pytest.raises(BasegunError, match=r'the loss is nan at step 2 of 3 of epoch 3 \(fine-tune\); epoch . was the best.*--lr 0.0005'):
+        train(data, head_epochs=1, fine_tune_epochs=3, out=tmp_path, name='nan', **TINY)
+    run = Run(tmp_path/'nan')
+    assert history(run).epoch.tolist() == [1, 2] and run.config['state'] == 'running'
+    assert all(o.isfinite().all() for o in load_file(run.weights).values())
+
+
+def test_a_huge_rate_that_explodes_by_itself_is_told(data, tmp_path):
+    with pytest.raises(BasegunError, match='the loss is (nan|inf)'):
+        train(data, head_epochs=0, fine_tune_epochs=12, out=tmp_path, name='huge', lr=10., **TINY | dict(arch='test_vit', size=160))
