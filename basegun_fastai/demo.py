@@ -67,7 +67,7 @@ def drawn_gun(
 
 # %% ../nbs/03_demo.ipynb #dfb2c3c9
 def _background(random, width, height):
-    colour, other = (random.integers(50, 225) + random.normal(0, 22, 3) for _ in range(2))
+    colour, other = (random.integers(90, 225) + random.normal(0, 18, 3) for _ in range(2))
     angle = random.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j].astype(np.float32)
     along = np.cos(angle) * x + np.sin(angle) * y
@@ -94,7 +94,8 @@ def drawn_photo(
     "Draw a photo of one gun, whole, on a background."
     if size is None:
         width = int(random.integers(320, 720))
-        size = width, int(width / random.choice([2.2, 16/9, 3/2, 4/3, 1, 3/4], p=[.15, .25, .25, .2, .1, .05]))
+        shares = [.2, .3, .25, .2, .05, 0] if label in LONG else [.1, .2, .25, .2, .15, .1]
+        size = width, int(width / random.choice([2.2, 16/9, 3/2, 4/3, 1, 3/4], p=shares))
     width, height = size
     photo = _background(random, width, height)
     room = random.uniform(.85, .97) if label in LONG else random.uniform(.65, .92)
@@ -115,7 +116,7 @@ def drawn_photo(
 def _lit(photo, random):
     photo = photo.filter(ImageFilter.GaussianBlur(random.uniform(0, photo.width / 900)))
     x = np.linspace(-1, 1, photo.width, dtype=np.float32)[None, :, None]
-    light = random.uniform(.75, 1.2) * (1 + random.uniform(-.25, .25) * x) * random.uniform(.92, 1.08, 3).astype(np.float32)
+    light = random.uniform(.85, 1.2) * (1 + random.uniform(-.25, .25) * x) * random.uniform(.92, 1.08, 3).astype(np.float32)
     image = np.asarray(photo) * light.astype(np.float32)
     image += random.normal(0, random.uniform(1, 7), image.shape[:2]).astype(np.float32)[..., None]
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))

@@ -8,6 +8,7 @@ __all__ = ['EFFICIENTNETS', 'HEADS', 'Architecture', 'architecture', 'archs', 'w
            'usable_device']
 
 # %% ../nbs/05_model.ipynb #55483685
+import json
 import math
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -189,10 +190,10 @@ def plain_model(
 # %% ../nbs/05_model.ipynb #4528f68a
 def weights_bytes(
     state: dict[str, torch.Tensor], # What `plain_state` made
-    about: dict[str, str], # What the file shall say of itself
+    about: dict, # What the file shall say of itself
 ) -> bytes: # The content of a `.safetensors` file
-    "Pack weights as safetensors."
-    return save(state, metadata=about)
+    "Pack weights as safetensors, with `about` as JSON under the key 'basegun-fastai'."
+    return save(state, metadata={'basegun-fastai': json.dumps(about)})
 
 # %% ../nbs/05_model.ipynb #996b8755
 def trained_model(

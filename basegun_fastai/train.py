@@ -184,8 +184,7 @@ def _begin(run, config):
 def _save_best(run, config, learn, best):
     from basegun_fastai.model import plain_state, weights_bytes
     learn.model.load_state_dict(best['weights'])
-    about = dict(timm_name=config['architecture']['timm_name'], classes='\n'.join(config['classes']),
-                 size=str(config['architecture']['size']), epoch=str(best['epoch']))
+    about = dict(architecture=config['architecture'], classes=config['classes'], epoch=best['epoch'])
     run.write('model.safetensors', weights_bytes(plain_state(learn.model, config['architecture']['classifier']), about))
 
 # %% ../nbs/07_train.ipynb #840e137e

@@ -1,0 +1,34 @@
+# The image for OVH AI Training: the command, JupyterLab and TensorBoard, as user 42420 with HOME=/workspace.
+FROM python:3.11-slim-bookworm
+
+# A V100S (sm_70) needs a PyTorch that still has Volta in its wheels:
+#   --build-arg TORCH=2.10.0 --build-arg TORCHVISION=0.25.0 --build-arg TORCH_INDEX=<PyTorch's own index for cu126>
+ARG TORCH=2.15.0
+ARG TORCHVISION=0.29.2
+ARG TORCH_INDEX=
+
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HOME=/workspace
+
+# PyTorch is most of the image and changes least.
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH" "torchvision==$TORCHVISION"
+
+# Then everything else that the package needs, without the package itself: its code changes most.
+WORKDIR /build
+COPY settings.ini constraints.txt ./
+RUN grep -vE '^(torch|torchvision)==' constraints.txt > others.txt \
+    && python -c "from configparser import ConfigParser as C; c = C(delimiters=['=']); c.read('settings.ini'); \
+d = c['DEFAULT']; print('\n'.join(o for o in (d['requirements'] + ' ' + d['notebook_requirements']).split()))" > needed.txt \
+    && pip install -c others.txt "torch==$TORCH" "torchvision==$TORCHVISION" "setuptools>=77" -r needed.txt
+
+COPY setup.py pyproject.toml MANIFEST.in README.md ./
+COPY basegun_fastai ./basegun_fastai
+RUN pip install --no-deps --no-build-isolation . && rm -rf /build/*
+
+WORKDIR /workspace
+COPY nbs/tutorials/train.ipynb ./
+RUN chown -R 42420:42420 /workspace
+USER 42420:42420
+
+EXPOSE 8080 6006
+# Without a command: JupyterLab, which AI Training shows on the job's page behind its own login.
+CMD ["jupyter", "lab", "--ip=0.0.0.0", "--port=8080", "--no-browser", "--ServerApp.token=", "--ServerApp.allow_origin=*"]

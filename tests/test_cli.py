@@ -1,0 +1,69 @@
+"The installed command, as a user meets it: exit codes, streams, messages, and what it imports."
+import subprocess
+import sys
+
+import pytest
+from conftest import as_arguments, run_command, tree
+
+from basegun_fastai.cli import COMMANDS
+
+
+def test_help_lists_every_command():
+    told = run_command('-h')
+    assert told.returncode == 0 and all(f'  {o} ' in told.stdout for o in COMMANDS) and not told.stderr
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_has_help_on_stdout(command):
+    told = run_command(command, '-h')
+    assert told.returncode == 0 and told.stdout.startswith(f'usage: basegun-fastai {command}') and not told.stderr
+    assert max(map(len, told.stdout.splitlines())) <= 120
+
+
+@pytest.mark.parametrize('arguments', [[], ['trian', 'data'], ['train'], ['train', 'a', 'b'], ['train', 'a', '--head-epochs', 'ten'],
+                                       ['train', 'a', '--hflip'], ['evaluate', 'a']])
+def test_wrong_usage_is_2(arguments):
+    told = run_command(*arguments)
+    assert told.returncode == 2 and told.stderr.startswith('usage:') and not told.stdout
+
+
+@pytest.mark.parametrize('arguments', [['--help'], ['train', '-h'], ['lr-find', '-h'], ['evaluate', '-h'], ['demo-data', '-h'],
+                                       ['train', 'a', '--head-epochs', 'ten']])
+def test_help_and_wrong_usage_come_without_the_heavy_imports(arguments):
+    code = ('import sys; from basegun_fastai import cli; sys.argv[1:] = ' + repr(arguments) + '\ntry: cli.main()\nexcept SystemExit: pass\n'
+            'print([o for o in ("torch", "fastai", "timm", "torchvision") if o in sys.modules], file=sys.stderr)')
+    told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert told.stderr.splitlines()[-1] == '[]'
+
+
+def test_archs_lists_the_eight():
+    told = run_command('archs')
+    assert told.returncode == 0 and all(f'efficientnet_b{n} ' in told.stdout for n in range(8)) and not told.stderr
+
+
+def test_demo_data_makes_a_data_set(tmp_path):
+    told = run_command('demo-data', tmp_path/'mes photos', '--photos-per-class', 4)
+    assert told.returncode == 0 and told.stdout.strip() == str(tmp_path/'mes photos') and not told.stderr.startswith('Trace')
+    assert sum(o.is_file() for o in (tmp_path/'mes photos').rglob('*')) == 48
+
+
+def test_a_training_in_a_log_file(data, tmp_path):
+    before = tree(data)
+    told = run_command('train', data, '--name', 'mon essai', *as_arguments(arch='test_efficientnet', size=32, weights='none',
+                       head_epochs=1, fine_tune_epochs=1, batch_size=16), cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    *numbers, where = told.stdout.splitlines()
+    assert [o.split()[0] for o in numbers] == ['accuracy', 'precision', 'recall'] and where == 'runs/mon essai'
+    assert '\r' not in told.stdout + told.stderr and '\x1b' not in told.stdout + told.stderr
+    lines = told.stderr.splitlines()
+    assert [o.split()[0] for o in lines] == ['72', 'test_efficientnet', 'head', 'fine-tune', 'best'], told.stderr
+    assert max(map(len, lines)) <= 100 and tree(data) == before
+    evaluated = run_command('evaluate', tmp_path/'runs'/'mon essai', data, cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert evaluated.stdout.splitlines()[:3] == numbers and tree(data) == before
+
+
+def test_what_nobody_foresaw_keeps_its_traceback():
+    code = 'import sys; from basegun_fastai import cli; cli.COMMANDS["archs"] = ("nowhere", "archs", ""); sys.argv[1:] = ["archs"]; cli.main()'
+    told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert told.returncode == 1 and 'Traceback' in told.stderr and 'ModuleNotFoundError' in told.stderr

@@ -1,0 +1,128 @@
+"Every mistake a user can make gets one message with a remedy, exit 1, and leaves nothing behind."
+import os
+import shutil
+import subprocess
+
+import pytest
+from conftest import COMMAND, as_arguments, run_command, tree
+
+TRAIN = dict(arch='test_efficientnet', size=32, weights='none', head_epochs=0, fine_tune_epochs=1, batch_size=16, workers=0)
+
+
+def refused(data, out, words, *more, **options):
+    "Train with a mistake; every one of `words` must be in the message, and nothing may be left."
+    before = tree(data) if data.is_dir() else None
+    told = run_command('train', data, '--out', out, *as_arguments(**TRAIN | options), *more)
+    assert told.returncode == 1 and not told.stdout, told
+    assert 'Traceback' not in told.stderr and 'basegun-fastai: ' in told.stderr
+    for word in words: assert word in told.stderr, told.stderr
+    assert before is None or tree(data) == before
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_no_such_folder(data, tmp_path): refused(tmp_path/'dta', tmp_path/'out', ["no folder '"])
+
+
+def test_options_that_make_no_sense_are_all_told(data, tmp_path):
+    refused(data, tmp_path/'out', ['--size -3', '--batch-size 0', '--lr -1', '--fine-tune-epochs -2', '--head ', "'round'", '--device ',
+            '--name', '--seed -1', '--workers -1', "timm has no network of that name; did you mean 'efficientnet_b3'"],
+            arch='efficentnet_b3', size=-3, batch_size=0, lr=-1, fine_tune_epochs=-2, head='round', device='tpu', name='a/b', seed=-1, workers=-1)
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    (dict(lr='fast'), '--lr fast'), (dict(lr='nan'), '--lr nan'), (dict(batch_size='many'), '--batch-size many'), (dict(fine_tune_epochs=0), 'nothing would be trained'),
+    (dict(batch_size=1), 'BatchNorm'), (dict(weights='nowhere.pth'), 'no such file'), (dict(device='cuda'), '--device cpu')])
+def test_one_option_that_makes_no_sense(data, tmp_path, options, words): refused(data, tmp_path/'out', [words], **options)
+
+
+def test_resume_needs_a_name(data, tmp_path): refused(data, tmp_path/'out', ['--resume goes with the --name'], '--resume')
+
+
+def test_an_output_that_exists(data, tmp_path):
+    (tmp_path/'out'/'old').mkdir(parents=True)
+    told = run_command('train', data, '--out', tmp_path/'out', '--name', 'old', *as_arguments(**TRAIN))
+    assert told.returncode == 1 and 'nothing is overwritten' in told.stderr and not any((tmp_path/'out'/'old').iterdir())
+
+
+def test_resuming_what_is_no_run(data, tmp_path):
+    (tmp_path/'out'/'old').mkdir(parents=True)
+    told = run_command('train', data, '--out', tmp_path/'out', '--name', 'old', '--resume', *as_arguments(**TRAIN))
+    assert told.returncode == 1 and 'is not the folder of a run' in told.stderr
+
+
+def test_an_output_inside_the_data(copy): refused(copy, copy/'runs', ['lies inside the data'])
+
+
+def test_imagenet_weights_that_cannot_be_had(data, tmp_path):
+    told = run_command('train', data, '--out', tmp_path/'out', *as_arguments(**TRAIN | dict(arch='efficientnet_b0', weights='imagenet')),
+                       env=os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hub')))
+    assert told.returncode == 1 and '--weights FILE' in told.stderr and '--weights none' in told.stderr and not (tmp_path/'out').exists()
+
+
+def test_a_read_only_place(data, tmp_path):
+    told = run_command('train', data, '--out', '/proc/runs', *as_arguments(**TRAIN))
+    assert told.returncode == 1 and 'Traceback' not in told.stderr, told.stderr
+
+
+def test_evaluating_with_a_class_that_the_run_does_not_know(run, copy, tmp_path):
+    (copy/'val'/'revolver').rename(copy/'val'/'revolvers')
+    told = run_command('evaluate', run.path, copy, '--out', tmp_path/'out')
+    assert told.returncode == 1 and "class 'revolvers' is not one that" in told.stderr and 'revolver,' not in told.stdout
+    assert not (tmp_path/'out').exists()
+
+
+def test_evaluating_without_a_class_says_so(run, copy, tmp_path):
+    import json
+    shutil.rmtree(copy/'val'/'revolver')
+    told = run_command('evaluate', run.path, copy/'val', '--out', tmp_path/'out')
+    assert told.returncode == 0, told.stderr
+    assert "class 'revolver' has no photo" in told.stderr
+    numbers = json.loads((tmp_path/'out'/'metrics.json').read_text())
+    assert numbers['absent'] == ['revolver'] and numbers['per_class']['revolver']['support'] == 0
+    assert (tmp_path/'out'/'confusion-matrix-normalized.csv').read_text().splitlines()[-1] == 'revolver,,,,,,'
+
+
+def test_evaluating_what_is_no_run(data, tmp_path):
+    told = run_command('evaluate', tmp_path, data)
+    assert told.returncode == 1 and 'is not the folder of a run' in told.stderr
+
+
+def test_evaluating_unreadable_photos(run, copy, tmp_path):
+    file = copy/'val'/'revolver'/'0005.jpg'
+    if not file.exists(): file = sorted((copy/'val'/'revolver').iterdir())[1]
+    file.unlink()
+    file.write_bytes(b'\xff\xd8 no')
+    told = run_command('evaluate', run.path, copy, '--out', tmp_path/'out')
+    assert told.returncode == 1 and '--skip-unreadable' in told.stderr and file.name in told.stderr
+    told = run_command('evaluate', run.path, copy, '--out', tmp_path/'out', '--skip-unreadable')
+    assert told.returncode == 0 and len((tmp_path/'out'/'predictions-val.csv').read_text().splitlines()) == 24
+
+
+def test_demo_data_that_exists(tmp_path):
+    told = run_command('demo-data', tmp_path, '--photos-per-class', 2)
+    assert told.returncode == 1 and 'exists' in told.stderr and '--photos-per-class 2: give 4 or more' in told.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 1 MiB, which only root can make."
+    (tmp_path/'disk').mkdir()
+    made = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', tmp_path/'disk'], capture_output=True)
+    if made.returncode: pytest.skip('no right to mount a small disk')
+    yield tmp_path/'disk'
+    subprocess.run(['umount', tmp_path/'disk'], check=True)
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_after(data, small_disk):
+    command = ['train', data, '--out', small_disk, '--name', 'full', '--resume', *as_arguments(**TRAIN | dict(fine_tune_epochs=2))]
+    told = run_command(*command)
+    assert told.returncode == 1 and 'the disk is full' in told.stderr and 'Traceback' not in told.stderr, told.stderr
+    assert not [o for o in small_disk.rglob('*') if o.suffix in ('.tmp', '.pt')]
+    subprocess.run(['mount', '-o', 'remount,size=64m', small_disk], check=True)
+    told = run_command(*command)
+    assert told.returncode == 0, told.stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
+    told = subprocess.run(f"'{COMMAND}' archs | head -1", shell=True, capture_output=True, text=True)
+    assert 'Traceback' not in told.stderr
