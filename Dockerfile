@@ -30,5 +30,5 @@ RUN chown -R 42420:42420 /workspace
 USER 42420:42420
 
 EXPOSE 8080 6006
-# Without a command: JupyterLab, which AI Training shows on the job's page behind its own login.
-CMD ["jupyter", "lab", "--ip=0.0.0.0", "--port=8080", "--no-browser", "--ServerApp.token=", "--ServerApp.allow_origin=*"]
+# Without a command: JupyterLab; its token is in the job's log.
+CMD ["jupyter", "lab", "--ip=0.0.0.0", "--port=8080", "--no-browser"]

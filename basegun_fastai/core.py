@@ -73,7 +73,8 @@ _REMEDIES = {errno.ENOSPC: 'the disk is full: make room, then start the same com
              errno.EDQUOT: 'the disk quota is used up: make room, then start the same command again',
              errno.EROFS: 'that place is read-only: give a folder that can be written with --out',
              errno.EACCES: 'permission denied: give a folder that this user may use',
-             errno.EPERM: 'permission denied: give a folder that this user may use'}
+             errno.EPERM: 'permission denied: give a folder that this user may use',
+             errno.ENAMETOOLONG: 'the name is too long for this disk: give a shorter --name'}
 
 # %% ../nbs/00_core.ipynb #6395647b
 def disk_fault(
@@ -94,6 +95,9 @@ def out_faults(
     if os.path.lexists(out): faults.append(f"'{out}' exists, and nothing is overwritten: give another {option}")
     if out.resolve().is_relative_to(data.resolve()): faults.append(f"'{out}' lies inside the data '{data}', where "
         "nothing is ever written: give an --out elsewhere")
+    above = next(o for o in out.absolute().parents if o.exists())
+    if not above.is_dir(): faults.append(f"'{above}' is a file, so '{out}' cannot be made: give another {option}")
+    elif not os.access(above, os.W_OK | os.X_OK): faults.append(f"'{above}' cannot be written: give an --out elsewhere")
     return faults
 
 # %% ../nbs/00_core.ipynb #12adcc05

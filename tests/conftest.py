@@ -1,8 +1,11 @@
 "What the tests share: a drawn data set, a trained run, and the installed command."
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,21 @@ def tree(folder):
 def run_command(*arguments, **options):
     "Run the installed command to its end."
     return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+def typed(*arguments):
+    "Be the command in this process, which has paid for the imports already."
+    from basegun_fastai.cli import main
+    handler, argv, out, err = signal.getsignal(signal.SIGTERM), sys.argv, StringIO(), StringIO()
+    sys.argv = ['basegun-fastai', *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err): main()
+        code = 0
+    except SystemExit as end: code = end.code or 0
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def as_arguments(**options):

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import COMMAND, as_arguments, run_command, tree
+from conftest import COMMAND, as_arguments, run_command, tree, typed
 
 TRAIN = dict(arch='test_efficientnet', size=32, weights='none', head_epochs=0, fine_tune_epochs=1, batch_size=16, workers=0)
 
@@ -12,7 +12,7 @@ TRAIN = dict(arch='test_efficientnet', size=32, weights='none', head_epochs=0, f
 def refused(data, out, words, *more, **options):
     "Train with a mistake; every one of `words` must be in the message, and nothing may be left."
     before = tree(data) if data.is_dir() else None
-    told = run_command('train', data, '--out', out, *as_arguments(**TRAIN | options), *more)
+    told = typed('train', data, '--out', out, *as_arguments(**TRAIN | options), *more)
     assert told.returncode == 1 and not told.stdout, told
     assert 'Traceback' not in told.stderr and 'basegun-fastai: ' in told.stderr
     for word in words: assert word in told.stderr, told.stderr
@@ -40,13 +40,13 @@ def test_resume_needs_a_name(data, tmp_path): refused(data, tmp_path/'out', ['--
 
 def test_an_output_that_exists(data, tmp_path):
     (tmp_path/'out'/'old').mkdir(parents=True)
-    told = run_command('train', data, '--out', tmp_path/'out', '--name', 'old', *as_arguments(**TRAIN))
+    told = typed('train', data, '--out', tmp_path/'out', '--name', 'old', *as_arguments(**TRAIN))
     assert told.returncode == 1 and 'nothing is overwritten' in told.stderr and not any((tmp_path/'out'/'old').iterdir())
 
 
 def test_resuming_what_is_no_run(data, tmp_path):
     (tmp_path/'out'/'old').mkdir(parents=True)
-    told = run_command('train', data, '--out', tmp_path/'out', '--name', 'old', '--resume', *as_arguments(**TRAIN))
+    told = typed('train', data, '--out', tmp_path/'out', '--name', 'old', '--resume', *as_arguments(**TRAIN))
     assert told.returncode == 1 and 'is not the folder of a run' in told.stderr
 
 
@@ -59,14 +59,20 @@ def test_imagenet_weights_that_cannot_be_had(data, tmp_path):
     assert told.returncode == 1 and '--weights FILE' in told.stderr and '--weights none' in told.stderr and not (tmp_path/'out').exists()
 
 
-def test_a_read_only_place(data, tmp_path):
-    told = run_command('train', data, '--out', '/proc/runs', *as_arguments(**TRAIN))
-    assert told.returncode == 1 and 'Traceback' not in told.stderr, told.stderr
+def test_a_name_that_is_too_long(data, tmp_path):
+    told = typed('train', data, '--out', tmp_path/'out', '--name', 'a' * 300, *as_arguments(**TRAIN))
+    assert told.returncode == 1 and 'too long' in told.stderr
+
+
+def test_an_output_below_a_file(data, tmp_path):
+    (tmp_path/'file').touch()
+    told = typed('train', data, '--out', tmp_path/'file'/'runs', *as_arguments(**TRAIN))
+    assert told.returncode == 1 and "is a file, so '" in told.stderr
 
 
 def test_evaluating_with_a_class_that_the_run_does_not_know(run, copy, tmp_path):
     (copy/'val'/'revolver').rename(copy/'val'/'revolvers')
-    told = run_command('evaluate', run.path, copy, '--out', tmp_path/'out')
+    told = typed('evaluate', run.path, copy, '--out', tmp_path/'out')
     assert told.returncode == 1 and "class 'revolvers' is not one that" in told.stderr and 'revolver,' not in told.stdout
     assert not (tmp_path/'out').exists()
 
@@ -74,7 +80,7 @@ def test_evaluating_with_a_class_that_the_run_does_not_know(run, copy, tmp_path)
 def test_evaluating_without_a_class_says_so(run, copy, tmp_path):
     import json
     shutil.rmtree(copy/'val'/'revolver')
-    told = run_command('evaluate', run.path, copy/'val', '--out', tmp_path/'out')
+    told = typed('evaluate', run.path, copy/'val', '--out', tmp_path/'out')
     assert told.returncode == 0, told.stderr
     assert "class 'revolver' has no photo" in told.stderr
     numbers = json.loads((tmp_path/'out'/'metrics.json').read_text())
@@ -83,7 +89,7 @@ def test_evaluating_without_a_class_says_so(run, copy, tmp_path):
 
 
 def test_evaluating_what_is_no_run(data, tmp_path):
-    told = run_command('evaluate', tmp_path, data)
+    told = typed('evaluate', tmp_path, data)
     assert told.returncode == 1 and 'is not the folder of a run' in told.stderr
 
 
@@ -92,14 +98,14 @@ def test_evaluating_unreadable_photos(run, copy, tmp_path):
     if not file.exists(): file = sorted((copy/'val'/'revolver').iterdir())[1]
     file.unlink()
     file.write_bytes(b'\xff\xd8 no')
-    told = run_command('evaluate', run.path, copy, '--out', tmp_path/'out')
+    told = typed('evaluate', run.path, copy, '--out', tmp_path/'out')
     assert told.returncode == 1 and '--skip-unreadable' in told.stderr and file.name in told.stderr
-    told = run_command('evaluate', run.path, copy, '--out', tmp_path/'out', '--skip-unreadable')
+    told = typed('evaluate', run.path, copy, '--out', tmp_path/'out', '--skip-unreadable')
     assert told.returncode == 0 and len((tmp_path/'out'/'predictions-val.csv').read_text().splitlines()) == 24
 
 
 def test_demo_data_that_exists(tmp_path):
-    told = run_command('demo-data', tmp_path, '--photos-per-class', 2)
+    told = typed('demo-data', tmp_path, '--photos-per-class', 2)
     assert told.returncode == 1 and 'exists' in told.stderr and '--photos-per-class 2: give 4 or more' in told.stderr
 
 
@@ -113,13 +119,19 @@ def small_disk(tmp_path):
     subprocess.run(['umount', tmp_path/'disk'], check=True)
 
 
+def test_a_read_only_place(data, small_disk):
+    subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
+    told = typed('train', data, '--out', small_disk/'runs', *as_arguments(**TRAIN))
+    assert told.returncode == 1 and 'cannot be written: give an --out elsewhere' in told.stderr
+
+
 def test_a_full_disk_is_told_and_the_run_goes_on_after(data, small_disk):
     command = ['train', data, '--out', small_disk, '--name', 'full', '--resume', *as_arguments(**TRAIN | dict(fine_tune_epochs=2))]
-    told = run_command(*command)
+    told = typed(*command)
     assert told.returncode == 1 and 'the disk is full' in told.stderr and 'Traceback' not in told.stderr, told.stderr
     assert not [o for o in small_disk.rglob('*') if o.suffix in ('.tmp', '.pt')]
     subprocess.run(['mount', '-o', 'remount,size=64m', small_disk], check=True)
-    told = run_command(*command)
+    told = typed(*command)
     assert told.returncode == 0, told.stderr
 
 

@@ -3,7 +3,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import COMMAND, TINY, as_arguments, run_command
+from conftest import COMMAND, TINY, as_arguments, run_command, typed
 from test_train import read_curves, same
 
 from basegun_fastai.core import Run
@@ -41,7 +41,7 @@ def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
     assert {o.name for o in run.path.iterdir()} == {o.name for o in (tmp_path/'killed').iterdir()}
     for split in ('train', 'val'):
         assert [o.step for o in read_curves(Run(tmp_path/'killed'), split).Scalars('loss')] == [1, 2, 3, 4]
-    again = run_command('train', data, '--out', tmp_path, '--name', 'killed', '--resume', *options)
+    again = typed('train', data, '--out', tmp_path, '--name', 'killed', '--resume', *options)
     assert again.returncode == 0 and 'is finished: nothing to do' in again.stderr
 
 
@@ -65,23 +65,23 @@ def half(data, tmp_path_factory):
 
 
 def test_changed_options_are_refused_by_name(half, data):
-    told = run_command('train', data, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS, '--lr', '0.01', '--seed', '7')
+    told = typed('train', data, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS, '--lr', '0.01', '--seed', '7')
     assert told.returncode == 1 and '--lr was 0.005, now 0.01' in told.stderr and '--seed was 42, now 7' in told.stderr
 
 
 def test_changed_photos_are_refused_by_name(half, copy):
     (copy/'train'/'revolver'/'0004.jpg').unlink()
-    told = run_command('train', copy, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS)
+    told = typed('train', copy, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS)
     assert told.returncode == 1 and 'train/revolver had 8 photos, now 7' in told.stderr
 
 
 def test_without_resume_nothing_is_overwritten(half, data):
-    told = run_command('train', data, '--out', half.path.parent, '--name', 'half', *OPTIONS)
+    told = typed('train', data, '--out', half.path.parent, '--name', 'half', *OPTIONS)
     assert told.returncode == 1 and 'nothing is overwritten' in told.stderr
 
 
 def test_an_unfinished_run_is_not_judged(half, data):
-    told = run_command('evaluate', half.path, data)
+    told = typed('evaluate', half.path, data)
     assert told.returncode == 1 and 'not finished' in told.stderr
 
 
@@ -90,6 +90,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(half, run, data, tmp_
     shutil.copytree(half.path, tmp_path/'damaged')
     newest = max((tmp_path/'damaged'/'checkpoint').iterdir())
     newest.write_bytes(newest.read_bytes()[:-100] + b'\0' * 100)
-    ended = run_command('train', data, '--out', tmp_path, '--name', 'damaged', '--resume', *OPTIONS)
+    ended = typed('train', data, '--out', tmp_path, '--name', 'damaged', '--resume', *OPTIONS)
     assert ended.returncode == 0 and 'is damaged and passed over' in ended.stderr
     same(run, Run(tmp_path/'damaged'))

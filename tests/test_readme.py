@@ -1,0 +1,61 @@
+"What README shows is what the commands say."
+import re
+import shlex
+from importlib import import_module
+
+import pytest
+from conftest import COMMAND, run_command
+from fastcore.script import anno_parser
+from test_layers import ROOT
+
+from basegun_fastai.cli import COMMANDS
+
+README = (ROOT/'README.md').read_text()
+
+
+def block(name): return re.search(rf'<!-- {re.escape(name)} -->\n```\n(.*?)```', README, re.S)[1]
+
+
+@pytest.mark.parametrize('arguments', [['-h'], ['archs']])
+def test_what_the_commands_say_is_what_readme_shows(arguments):
+    assert run_command(*arguments).stdout == block(f"basegun-fastai {' '.join(arguments)}")
+
+
+def commands():
+    text = re.sub(r'\\\n\s*', '', (ROOT/'Makefile').read_text() + README)
+    found = re.findall(r'(?<![\w/-])(?:\$\(BIN\)/|exec )?basegun-fastai ((?:' + '|'.join(COMMANDS) + r')\b[^\n"`|]*)', text)
+    return sorted({o.strip() for o in found if not o.rstrip().endswith('-h')})
+
+
+def test_there_are_commands_to_check(): assert len(commands()) >= 8
+
+
+@pytest.mark.parametrize('command', commands())
+def test_every_command_shown_is_one(command):
+    name, *arguments = shlex.split(command)
+    module, function, _ = COMMANDS[name]
+    anno_parser(getattr(import_module(f'basegun_fastai.{module}'), function)).parse_args(arguments)
+
+
+def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
+    told = run_command('train', data, '--arch', 'test_efficientnet', '--size', 32, '--weights', 'none', '--fine-tune-epochs', 2,
+                       '--lr', .006, '--batch-size', 16, '--out', 'demo/runs', '--name', 'first', cwd=tmp_path)
+    def shape(line): return re.sub(r'( \*)?$', '', re.sub(r'\s+', ' ', re.sub(r'test_\w+', 'NETWORK', re.sub(r'[\d.]+', '0', line)).strip()))
+    real = {shape(o) for o in (told.stderr + told.stdout).splitlines()}
+    shown = [o for o in block('demo').splitlines() if o and not o.startswith(('demo/data', 'drew', '…', 'look at'))]
+    assert len(shown) > 8 and {shape(o) for o in shown} == real
+
+
+def test_the_demo_reached_its_bar(): assert float(re.search(r'accuracy  ([\d.]+)\n', block('demo'))[1]) >= .95
+
+
+def test_make_targets_that_readme_names_exist():
+    makefile = (ROOT/'Makefile').read_text()
+    for target in re.findall(r'^    make (\w+)', README, re.M): assert re.search(rf'^{target}:', makefile, re.M)
+
+
+def test_files_that_readme_links_to_exist():
+    for path in re.findall(r'\]\((?!https?:)([^)]+)\)', README): assert (ROOT/path).exists(), path
+
+
+def test_the_installed_command_is_the_one_under_test(): assert run_command('--version').stdout.strip() in (ROOT/'settings.ini').read_text() and COMMAND
