@@ -27,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from .core import BasegunError, Run, csv_text, say, write_whole
+from .core import BasegunError, Run, csv_text, raise_if_asked, say, write_whole
 from .evaluate import plot_confusion_matrix
 from .loaders import DataLoaders
 
@@ -83,6 +83,7 @@ class History(Callback):
         self.memory, self.stage, self.epochs_before = memory, stage, epochs_before
 
     def before_train(self): self.total, self.count, self.started = 0., 0, time.monotonic()
+    def before_batch(self): raise_if_asked()
 
     def after_loss(self):
         if torch.isfinite(self.loss).all(): return
@@ -117,7 +118,7 @@ class Curves(Callback):
         run: Run, # Its `train/` and `val/` folders take the event files
         first: int, # Epochs that were done before, over all stages
     ):
-        self.writers = {o: SummaryWriter(run.path/o, purge_step=first + 1 if first else None) for o in ('train', 'val')}
+        self.writers = {o: SummaryWriter(run.path/o, purge_step=first + 1 if first else 0) for o in ('train', 'val')}
 
     def before_validate(self): self.counts = torch.zeros(self.dls.c ** 2, dtype=torch.long)
 

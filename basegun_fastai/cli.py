@@ -9,7 +9,6 @@ __all__ = ['COMMANDS', 'run_command', 'main']
 import argparse
 import os
 import shutil
-import signal
 import sys
 import warnings
 from importlib import import_module
@@ -17,7 +16,7 @@ from importlib.metadata import version
 
 from fastcore.script import anno_parser
 
-from .core import BasegunError, Terminated, disk_fault
+from .core import BasegunError, Terminated, disk_fault, heed_signals, raise_if_asked
 
 # %% ../nbs/13_cli.ipynb #c72b5c72
 COMMANDS = {  # command: (module, function, what it does)
@@ -50,16 +49,11 @@ def run_command(
     function(**{k: v for k, v in options.items() if k not in ('pdb', 'xtra')})
 
 # %% ../nbs/13_cli.ipynb #883e8ea6
-def _terminate(*_):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows is on its way out
-    raise Terminated
-
-# %% ../nbs/13_cli.ipynb #6d2b1362
 def main() -> None: # Nothing; ends the process with its exit code
     "Be the program `basegun-fastai`."
     warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated.*')  # timm 1.0 at import, torch 2.15
     os.environ.setdefault('COLUMNS', str(min(shutil.get_terminal_size((100, 30)).columns, 120)))
-    signal.signal(signal.SIGTERM, _terminate)
+    heed_signals()
     try: run_command(sys.argv[1:])
     except BasegunError as err: sys.exit(_told(err))
     except OSError as err:
@@ -67,8 +61,9 @@ def main() -> None: # Nothing; ends the process with its exit code
         sys.exit(_told(fault))
     except KeyboardInterrupt as err: sys.exit(143 if isinstance(err, Terminated) else 130)
     except Exception:
-        if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN: raise
-        sys.exit(143)  # the same SIGTERM ended a worker process first, and PyTorch raised for it
+        try: raise_if_asked()  # the same signal may have ended a worker process first, and PyTorch raised for that
+        except KeyboardInterrupt as err: sys.exit(143 if isinstance(err, Terminated) else 130)
+        raise
 
 # %% ../nbs/13_cli.ipynb #fa2596ff
 def _told(fault):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from .core import cores, raise_faults
+from .core import cores, raise_faults, raise_if_asked
 from .photo import UnreadablePhoto, pixels
 
 # %% ../nbs/02_dataset.ipynb #0a105f92
@@ -151,6 +151,7 @@ def examined(
           tqdm(total=len(names), desc='reading photos', unit='photo', disable=None, leave=False) as bar):
         for start in range(0, len(names), 256):  # a future for each of a million photos would fill the memory
             for o in pool.map(lambda o: _examine(data/o, side), names[start:start+256]):
+                raise_if_asked()
                 found.append(o)
                 bar.update()
     return table.assign(digest=[o for o, _ in found], reason=[o for _, o in found])

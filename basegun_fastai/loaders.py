@@ -6,6 +6,7 @@
 __all__ = ['PhotoSquare', 'Room', 'Reframe', 'augmentation', 'dataloaders', 'judging_loader']
 
 # %% ../nbs/04_loaders.ipynb #629b9d40
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -90,6 +91,11 @@ def augmentation(
     "Make the augmentation: ±5° rotation, perspective, brightness, contrast, saturation; never a mirror, a zoom or a crop."
     return setup_aug_tfms([Reframe(size), Brightness(.2, p=1.), Contrast(.2, p=1.), Saturation(.2, p=1.)])
 
+# %% ../nbs/04_loaders.ipynb #d5f120c9
+def _quiet_without_reader():
+    shown = sys.excepthook
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, (ConnectionError, EOFError)) else shown(kind, *rest)
+
 # %% ../nbs/04_loaders.ipynb #01d0c803
 def _drop_last(n, batch_size): return n % batch_size < max(2, batch_size // 4)
 
@@ -116,7 +122,7 @@ def dataloaders(
                       splitter=GrandparentSplitter(train_name='train', valid_name='val'),
                       batch_tfms=[*augmentation(size), Normalize.from_stats(mean, std, cuda=False)])
     return block.dataloaders(data, path=Path('.'), bs=batch_size, num_workers=min(8, cores()) if workers is None else workers,
-                             drop_last=_drop_last(n, batch_size), device=device)
+                             drop_last=_drop_last(n, batch_size), device=device, wif=_quiet_without_reader)
 
 # %% ../nbs/04_loaders.ipynb #223699af
 def judging_loader(
@@ -138,4 +144,4 @@ def judging_loader(
                       splitter=lambda items: (range(len(items)), range(len(items))),
                       batch_tfms=[Normalize.from_stats(mean, std, cuda=False)])
     return block.dataloaders(data, path=Path('.'), bs=batch_size, num_workers=min(8, cores()) if workers is None else workers,
-                             device=device)
+                             device=device, wif=_quiet_without_reader)

@@ -47,7 +47,7 @@ def option_faults(
     return faults
 
 # %% ../nbs/07_train.ipynb #047c3a93
-_FREE = ('data', 'out', 'resume', 'workers')
+_FREE = ('data', 'out', 'name', 'resume', 'workers')
 
 # %% ../nbs/07_train.ipynb #5b17974f
 def resume_faults(
@@ -263,6 +263,7 @@ def train(
         config = run.config
         found = dict(fingerprint=fingerprint(table), counts=_counts(table), device=device)
         raise_faults(resume_faults(config, options, found, run))
+        run.tidy()
         if config['versions'] != _versions(): say(f"begun with {config['versions']}, going on with {_versions()}: results may differ")
     else:
         config = _new_config(options, made, table, skipped, _resolved(options, made, device, *makers))

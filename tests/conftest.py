@@ -31,15 +31,16 @@ def run_command(*arguments, **options):
 def typed(*arguments):
     "Be the command in this process, which has paid for the imports already."
     from basegun_fastai.cli import main
-    handler, argv, out, err = signal.getsignal(signal.SIGTERM), sys.argv, StringIO(), StringIO()
+    handlers = {o: signal.getsignal(o) for o in (signal.SIGTERM, signal.SIGINT)}
+    argv, hook, out, err = sys.argv, sys.unraisablehook, StringIO(), StringIO()
     sys.argv = ['basegun-fastai', *map(str, arguments)]
     try:
         with redirect_stdout(out), redirect_stderr(err): main()
         code = 0
     except SystemExit as end: code = end.code or 0
     finally:
-        sys.argv = argv
-        signal.signal(signal.SIGTERM, handler)
+        sys.argv, sys.unraisablehook = argv, hook
+        for number, handler in handlers.items(): signal.signal(number, handler)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 

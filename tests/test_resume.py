@@ -50,7 +50,7 @@ def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
 def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how, code):
     options = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2, workers=2))
     found, said = stopped(data, tmp_path, 'asked', 'head        1/4', how, wait=.3, options=options)
-    assert found == code and '--name asked --resume' in said and 'Traceback' not in said
+    assert found == code and '--name asked --resume' in said and 'Traceback' not in said, said
     ended = run_command('train', data, '--out', tmp_path, '--name', 'asked', '--resume', *options)
     assert ended.returncode == 0, ended.stderr
     same(run, Run(tmp_path/'asked'))
