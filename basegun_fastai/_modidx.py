@@ -138,6 +138,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'basegun_fastai/evaluate.py')},
             'basegun_fastai.fit': { 'basegun_fastai.fit.Stage': ('fit.html#stage', 'basegun_fastai/fit.py'),
                                     'basegun_fastai.fit.Stage.rate': ('fit.html#stage.rate', 'basegun_fastai/fit.py'),
+                                    'basegun_fastai.fit._free_memory': ('fit.html#_free_memory', 'basegun_fastai/fit.py'),
                                     'basegun_fastai.fit.fit': ('fit.html#fit', 'basegun_fastai/fit.py'),
                                     'basegun_fastai.fit.largest_batch_size': ('fit.html#largest_batch_size', 'basegun_fastai/fit.py'),
                                     'basegun_fastai.fit.largest_power_of_two': ('fit.html#largest_power_of_two', 'basegun_fastai/fit.py'),

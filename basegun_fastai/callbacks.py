@@ -8,19 +8,16 @@ __all__ = ['Memory', 'seed_all', 'EpochSeed', 'Diverged', 'History', 'Curves', '
 
 # %% ../nbs/06a_callbacks.ipynb #ec1694ed
 import hashlib
-import random
 import re
 import sys
 import time
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.learner import Recorder
+from fastai.learner import Learner, Recorder
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
 from torch.utils.tensorboard import SummaryWriter
@@ -201,7 +198,7 @@ def newest_checkpoint(
 
 # %% ../nbs/06a_callbacks.ipynb #dde1d493
 def restore(
-    learn: 'fastai.learner.Learner', # Frozen or unfrozen as it was when the checkpoint was saved
+    learn: Learner, # Frozen or unfrozen as it was when the checkpoint was saved
     saved: dict, # What `newest_checkpoint` returned
     optimiser: bool, # False at the start of a stage, which begins with a fresh optimiser
 ) -> None: # Nothing

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
-from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage
 
@@ -112,7 +111,7 @@ def trial_step(
     "Take two full training steps on a made-up batch."
     device = learn.dls.device
     model = copy.deepcopy(learn.model).to(device).train()
-    model[0].requires_grad_(not frozen)
+    model[0].requires_grad_(not frozen).train(not frozen)
     optimiser = learn.opt_func([[o for o in model.parameters() if o.requires_grad]], lr=0.)
     for _ in range(2):
         photos = TensorImage(torch.zeros(batch_size, 3, side, side, dtype=torch.uint8, device=device))
@@ -124,6 +123,11 @@ def trial_step(
         optimiser.zero_grad()
 
 # %% ../nbs/06b_fit.ipynb #2890738f
+def _free_memory():
+    gc.collect()
+    torch.cuda.empty_cache()
+
+# %% ../nbs/06b_fit.ipynb #cd65334f
 def largest_batch_size(
     learn: Learner, # On the GPU's loaders
     frozen: bool, # Is the body frozen in the heaviest stage?
@@ -131,12 +135,12 @@ def largest_batch_size(
 ) -> int: # A power of two, at most the number of training photos; raises `BasegunError` where nothing fits
     "Find the largest batch that fits the GPU."
     def fits(batch_size):
+        _free_memory()
         try: trial_step(learn, frozen, side, batch_size)
         except torch.OutOfMemoryError: return False
-        finally:
-            gc.collect()
-            torch.cuda.empty_cache()
         return True
-    if size := largest_power_of_two(fits, min(1024, learn.dls.train.n)): return size
+    size = largest_power_of_two(fits, min(1024, learn.dls.train.n))
+    _free_memory()
+    if size: return size
     raise BasegunError(f"--batch-size auto: not even one photo fits the memory of this GPU at {side} pixels. Give a smaller --size, "
                        "a smaller --arch, or --device cpu")

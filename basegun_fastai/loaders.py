@@ -35,7 +35,7 @@ class PhotoSquare(RandTransform):
         self.size, self.before_crop = size, before_crop
 
     def before_call(self,
-        b: Path|str|bytes, # A file, or the bytes of one
+        b: Path|str|bytes, # noqa: ARG002 A file, or the bytes of one; fastai passes it by this name
         split_idx: int|None, # 0 in training
     ) -> None: # Nothing
         "Choose the size by the split."

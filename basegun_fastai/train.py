@@ -6,6 +6,7 @@
 __all__ = ['option_faults', 'resume_faults', 'readable_photos', 'train', 'lr_find']
 
 # %% ../nbs/07_train.ipynb #95d8c7f1
+import json
 import pickle
 import shutil
 import sys
@@ -28,9 +29,11 @@ def option_faults(
     "Say which options make no sense."
     def whole(value, low): return isinstance(value, int) and not isinstance(value, bool) and value >= low
     faults = []
-    for name, low in dict(head_epochs=0, fine_tune_epochs=0, seed=0, workers=0, size=32).items():
+    for name, low in dict(head_epochs=0, fine_tune_epochs=0, seed=0, workers=0).items():
         if o[name] is not None and not whole(o[name], low):
             faults.append(f"--{name.replace('_', '-')} {o[name]}: give a whole number, {low} or more")
+    if o['size'] is not None and not (whole(o['size'], 32) and o['size'] <= 2048):
+        faults.append(f"--size {o['size']}: give a whole number of pixels from 32 to 2048")
     if not (o['head_epochs'] or o['fine_tune_epochs']): faults.append(
         f"--head-epochs {o['head_epochs']} --fine-tune-epochs 0: nothing would be trained; give one of them 1 or more")
     if o['lr'] != 'auto' and not (isinstance(o['lr'], (int, float)) and 0 < o['lr'] <= 10):
@@ -253,10 +256,12 @@ def train(
     run = Run(Path(out)/(name or run_name(str(arch))))
     going_on = resume and run.exists
     if going_on and run.finished:
+        from basegun_fastai.evaluate import summary
         say(f"'{run.path}' is finished: nothing to do")
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-        return print(run.path)
-    made, device, table, skipped = _prepared(options, [] if going_on else out_faults(run.path, data, '--name'))
+        return print(summary(json.loads((run.path/'metrics.json').read_text()), run.path))
+    made, device, table, skipped = _prepared(options, [] if going_on else out_faults(
+        run.path, data, '--name, or --resume to continue it'))
     if weights == 'none' and head_epochs is None: say('--weights none: nothing to transfer, so the head stage is skipped')
     makers = _makers(options, made, device, table)
     if going_on:

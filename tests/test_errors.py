@@ -20,7 +20,7 @@ def refused(data, out, words, *more, **options):
     assert not out.exists() or not any(out.iterdir())
 
 
-def test_no_such_folder(data, tmp_path): refused(tmp_path/'dta', tmp_path/'out', ["no folder '"])
+def test_no_such_folder(tmp_path): refused(tmp_path/'dta', tmp_path/'out', ["no folder '"])
 
 
 def test_options_that_make_no_sense_are_all_told(data, tmp_path):
@@ -135,6 +135,6 @@ def test_a_full_disk_is_told_and_the_run_goes_on_after(data, small_disk):
     assert told.returncode == 0, told.stderr
 
 
-def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
+def test_a_reader_that_goes_away_is_no_traceback():
     told = subprocess.run(f"'{COMMAND}' archs | head -1", shell=True, capture_output=True, text=True)
     assert 'Traceback' not in told.stderr

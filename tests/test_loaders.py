@@ -60,7 +60,7 @@ def test_the_mirror_test_would_see_a_mirror(wide):
 def test_the_outermost_pixels_survive_500_draws(size, tmp_path):
     image = Image.new('RGB', size, 'white')
     for corner in [(0, 0), (size[0] - 1, 0), (0, size[1] - 1), (size[0] - 1, size[1] - 1)]:
-        box = [min(max(o - 12, 0), n - 1) for o, n in zip(corner, size)] + [min(o + 12, n - 1) for o, n in zip(corner, size)]
+        box = [min(max(o - 12, 0), n - 1) for o, n in zip(corner, size, strict=True)] + [min(o + 12, n - 1) for o, n in zip(corner, size, strict=True)]
         ImageDraw.Draw(image).rectangle(box, fill='black')
     image.save(tmp_path/'corners.png')
     batch = drawn(tmp_path/'corners.png', 500, 128, 146)

@@ -70,7 +70,7 @@ def test_a_frozen_body_is_bit_identical_and_has_no_backward_pass(dls, weights):
     before = {k: v.clone() for k, v in learn.model[0].state_dict().items()}
     head = learn.model[1][-1].weight.detach().clone()
     graphs, backward = [], []
-    learn.model[0].register_forward_hook(lambda m, i, o: graphs.append(o.requires_grad))
+    learn.model[0].register_forward_hook(lambda *o: graphs.append(o[-1].requires_grad))
     for m in learn.model[0].modules(): m.register_full_backward_hook(lambda *_: backward.append(1))
     fitted(learn)
     assert all(torch.equal(v, before[k]) for k, v in learn.model[0].state_dict().items())
@@ -133,7 +133,7 @@ def test_weights_from_a_file_really_arrive(dls, weights):
     assert all(torch.equal(v, learn.model[0].model.state_dict()[k]) for k, v in expected.state_dict().items())
 
 
-def test_a_pytorch_file_of_tensors_is_fine_and_of_code_is_not(dls, weights, tmp_path):
+def test_a_pytorch_file_of_tensors_is_fine_and_of_code_is_not(weights, tmp_path):
     state = timm.models.load_state_dict(str(weights))
     torch.save({'state_dict': state}, tmp_path/'state.pth')
     assert weight_faults(TINY, tmp_path/'state.pth') == []
