@@ -46,3 +46,10 @@ def test_no_path_of_a_machine_is_kept():
 
 def test_notebooks_are_small():
     for file in Path(ROOT/'nbs').rglob('*.ipynb'): assert file.stat().st_size < 200_000, file
+
+
+def test_notebooks_keep_no_log_of_a_run():
+    import json
+    for file in Path(ROOT/'nbs').rglob('*.ipynb'):
+        outputs = [o for c in json.loads(file.read_text())['cells'] for o in c.get('outputs', [])]
+        assert not [o for o in outputs if o.get('name') == 'stderr' or o['output_type'] == 'error'], file
