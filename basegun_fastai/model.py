@@ -156,10 +156,12 @@ def learner(
     overlay = dict(pool_size=None)  # fastai then takes the pooled features that timm's own classifier would get
     if weights not in ('imagenet', 'none'): overlay['file'] = str(weights)
     with torch.device('meta'): features = timm.create_model(architecture.timm_name, num_classes=0).head_hidden_size
-    return vision_learner(dls, architecture.timm_name, normalize=False, pretrained=weights != 'none', train_bn=False,
-                          path=Path(path), custom_head=_head(head, features, dls.c), loss_func=CrossEntropyLossFlat(),
-                          metrics=[accuracy, _macro(precision_score), _macro(recall_score)], cbs=FrozenBody(),
-                          pretrained_cfg_overlay=overlay)
+    learn = vision_learner(dls, architecture.timm_name, normalize=False, pretrained=weights != 'none', train_bn=False,
+                           path=Path(path), custom_head=_head(head, features, dls.c), loss_func=CrossEntropyLossFlat(),
+                           metrics=[accuracy, _macro(precision_score), _macro(recall_score)], cbs=FrozenBody(),
+                           pretrained_cfg_overlay=overlay)
+    if dls.device.type == 'cpu': learn.model.to(memory_format=torch.channels_last)  # steps take 2/3 of the time there
+    return learn
 
 # %% ../nbs/05_model.ipynb #9971bf51
 def plain_state(

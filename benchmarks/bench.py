@@ -75,7 +75,7 @@ def frozen_step():
     stock = vision_learner(dls, made.timm_name, n_out=6, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
     ours.freeze()
     stock.freeze()
-    batch, body = dls.train.one_batch()[0], ours.model[0]
+    batch, body = dls.train.one_batch()[0], ours.model[0]  # in the memory format that `learner` chose
     def forward():
         body.eval()
         started = time.perf_counter()
