@@ -122,7 +122,7 @@ def dataloaders(
                       splitter=GrandparentSplitter(train_name='train', valid_name='val'),
                       batch_tfms=[*augmentation(size), Normalize.from_stats(mean, std, cuda=False)])
     return block.dataloaders(data, path=Path('.'), bs=batch_size, num_workers=min(8, cores()) if workers is None else workers,
-                             drop_last=_drop_last(n, batch_size), device=device, wif=_quiet_without_reader)
+                             drop_last=_drop_last(n, batch_size), device=device and torch.device(device), wif=_quiet_without_reader)
 
 # %% ../nbs/04_loaders.ipynb #223699af
 def judging_loader(
@@ -144,4 +144,4 @@ def judging_loader(
                       splitter=lambda items: (range(len(items)), range(len(items))),
                       batch_tfms=[Normalize.from_stats(mean, std, cuda=False)])
     return block.dataloaders(data, path=Path('.'), bs=batch_size, num_workers=min(8, cores()) if workers is None else workers,
-                             device=device, wif=_quiet_without_reader)
+                             device=device and torch.device(device), wif=_quiet_without_reader)
