@@ -24,7 +24,7 @@ def test_what_the_commands_say_is_what_readme_shows(arguments):
 def commands():
     text = re.sub(r'\\\n\s*', '', (ROOT/'Makefile').read_text() + README)
     found = re.findall(r'(?<![\w/-])(?:\$\(BIN\)/|exec )?basegun-fastai ((?:' + '|'.join(COMMANDS) + r')\b[^\n"`|]*)', text)
-    return sorted({o.strip() for o in found if not o.rstrip().endswith('-h')})
+    return sorted({o.strip() for o in found if not o.rstrip().endswith(('-h', '-->'))})
 
 
 def test_there_are_commands_to_check(): assert len(commands()) >= 8
