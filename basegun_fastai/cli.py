@@ -59,13 +59,16 @@ def main() -> None: # Nothing; ends the process with its exit code
     except OSError as err:
         if not (fault := disk_fault(err)): raise
         sys.exit(_told(fault))
-    except KeyboardInterrupt as err: sys.exit(143 if isinstance(err, Terminated) else 130)
-    except Exception:
+    except KeyboardInterrupt as err: sys.exit(_interrupted(err))
+    except Exception as err:
         try: raise_if_asked()  # the same signal may have ended a worker process first, and PyTorch raised for that
-        except KeyboardInterrupt as err: sys.exit(143 if isinstance(err, Terminated) else 130)
+        except KeyboardInterrupt as wish: raise SystemExit(_interrupted(wish)) from err
         raise
 
 # %% ../nbs/13_cli.ipynb #fa2596ff
 def _told(fault):
     print(f'basegun-fastai: {fault}', file=sys.stderr)
     return 1
+
+# %% ../nbs/13_cli.ipynb #b755651b
+def _interrupted(wish): return 143 if isinstance(wish, Terminated) else 130

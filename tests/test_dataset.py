@@ -67,7 +67,7 @@ def test_unreadable_photos_are_named_with_their_reason(copy):
     assert unreadable(examined(copy, photo_table(copy)), most=1).endswith('and 2 more')
 
 
-def test_a_photo_without_permission_is_unreadable(copy):
+def test_a_link_to_nowhere_is_left_aside(copy):
     file = copy/'train'/'revolver'/'0005.jpg'
     file.unlink()
     file.symlink_to(copy/'nowhere')
