@@ -39,7 +39,9 @@ def files(
         return sorted(o.name for o in entries if o.is_file() and not o.name.startswith('.'))
 
 # %% ../nbs/02_dataset.ipynb #62662a5f
-def _quoted(names): return ', '.join(f"'{o}'" for o in names) or 'none'
+def _quoted(names, most=12):
+    shown = [f"'{o}'" for o in names[:most]] + ([f'and {len(names) - most} more'] if len(names) > most else [])
+    return ', '.join(shown) or 'none'
 
 # %% ../nbs/02_dataset.ipynb #a33f07ef
 def class_faults(
