@@ -171,7 +171,8 @@ class Checkpoint(Callback):
         data = content.getvalue()
         self.run_.checkpoints.mkdir(exist_ok=True)
         write_whole(self.run_.checkpoints/f'{len(self.memory.rows):05d}-{hashlib.sha256(data).hexdigest()[:16]}.pt', data)
-        for old in _checkpoints(self.run_)[2:]: old.unlink(missing_ok=True)
+        for file in _checkpoints(self.run_):
+            if int(file.name.split('-')[0]) < len(self.memory.rows) - 1: file.unlink(missing_ok=True)
         self.run_.write('history.csv', csv_text(self.memory.rows))
 
 # %% ../nbs/06a_callbacks.ipynb #e184d3e7
