@@ -139,8 +139,8 @@ class Curves(Callback):
     def grid(self) -> None: # Nothing
         "Write a grid of augmented training photos, as the network sees them."
         dl = self.dls.train.new(shuffle=False, bs=min(16, self.dls.train.n), num_workers=0, drop_last=False)
-        photos = dl.decode(dl.one_batch())[0]
-        self.writers['train'].add_image('augmented photos', make_grid(torch.as_tensor(photos).clamp(0, 1).cpu(), 4), 0)
+        photos = torch.as_tensor(dl.decode(dl.one_batch())[0]).cpu() / 255   # decoded to levels from 0 to 255
+        self.writers['train'].add_image('augmented photos', make_grid(photos, 4), 0)
 
     def close(self) -> None: # Nothing
         "Finish the event files."

@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY, tree
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -118,6 +120,8 @@ def test_tensorboard_reads_the_curves_back(run):
     assert [o.step for o in val_events.Images('confusion matrix')] == [1, 2, 3, 4]
     [grid] = train_events.Images('augmented photos')
     assert (grid.width, grid.height) == (4 * 34 + 2, 4 * 34 + 2)
+    seen = np.asarray(Image.open(BytesIO(grid.encoded_image_string)))[2:34, 2:34]
+    assert seen.std() > 10 and 60 < np.median(seen) < 200                               # a photo, neither white nor black
 
 
 def test_two_runs_with_one_seed_are_identical_and_workers_change_nothing(run, data, tmp_path):
