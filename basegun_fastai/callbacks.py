@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
-from fastai.torch_core import set_seed
+from fastai.torch_core import set_seed, to_device
 from fastcore.foundation import L
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
@@ -138,8 +138,10 @@ class Curves(Callback):
 
     def grid(self) -> None: # Nothing
         "Write a grid of augmented training photos, as the network sees them."
-        dl = self.dls.train.new(shuffle=False, bs=min(16, self.dls.train.n), num_workers=0, drop_last=False)
-        photos = torch.as_tensor(dl.decode(dl.one_batch())[0]).cpu() / 255   # decoded to levels from 0 to 255
+        dl = self.dls.train
+        some = torch.linspace(0, dl.n - 1, min(16, dl.n)).long().tolist()    # from all classes
+        batch = dl.after_batch(to_device(dl.create_batch([dl.do_item(o) for o in some]), dl.device))
+        photos = torch.as_tensor(dl.decode(batch)[0]).cpu() / 255            # decoded to levels from 0 to 255
         self.writers['train'].add_image('augmented photos', make_grid(photos, 4), 0)
 
     def close(self) -> None: # Nothing
