@@ -139,6 +139,7 @@ class Curves(Callback):
     def grid(self) -> None: # Nothing
         "Write a grid of augmented training photos, as the network sees them."
         dl = self.dls.train
+        dl.before_iter()                                                     # tells the transforms that this is training
         some = torch.linspace(0, dl.n - 1, min(16, dl.n)).long().tolist()    # from all classes
         batch = dl.after_batch(to_device(dl.create_batch([dl.do_item(o) for o in some]), dl.device))
         photos = torch.as_tensor(dl.decode(batch)[0]).cpu() / 255            # decoded to levels from 0 to 255

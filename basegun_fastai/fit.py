@@ -113,6 +113,7 @@ def trial_step(
     model = copy.deepcopy(learn.model).to(device).train()
     model[0].requires_grad_(not frozen).train(not frozen)
     optimiser = learn.opt_func([[o for o in model.parameters() if o.requires_grad]], lr=0.)
+    learn.dls.train.before_iter()  # tells the transforms that this is training
     for _ in range(2):
         photos = TensorImage(torch.zeros(batch_size, 3, side, side, dtype=torch.uint8, device=device))
         labels = TensorCategory(torch.arange(batch_size, device=device) % learn.dls.c)
