@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MOST_BYTES', 'MOST_PIXELS', 'MOST_DECODED', 'NEUTRAL', 'photo_bytes', 'UnreadablePhoto', 'read_photo',
-           'pixels']
+           'photo_header', 'pixels']
 
 # %% ../nbs/01_photo.ipynb #b9334c8e
 import os
 import stat
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -128,21 +129,33 @@ def _fitted(image, side):
         rgb = rgb.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC, box=box)
     return rgb if turn is None else rgb.transpose(turn)
 
+# %% ../nbs/01_photo.ipynb #bac5340c
+def _content(source): return source if isinstance(source, bytes) else photo_bytes(source)
+
+@contextmanager
+def _failures(source):
+    name = 'these bytes' if isinstance(source, bytes) else source
+    try: yield
+    except OSError as err: raise UnreadablePhoto(name, err.strerror or str(err)) from err
+    except MemoryError as err: raise UnreadablePhoto(name, 'it takes more memory than there is') from err
+    except Exception as err: raise UnreadablePhoto(name, str(err) or type(err).__name__) from err
+
 # %% ../nbs/01_photo.ipynb #fd216528
 def read_photo(
     source: Path|str|bytes, # A file, or the bytes of one
     side: int|None = None, # Pixels of the longest side; empty leaves the photo as large as it is
-) -> Image.Image: # RGB and upright; raises `UnreadablePhoto`, whatever the decoder raised
+) -> Image.Image: # RGB and upright; raises `UnreadablePhoto`
     "Read a photo upright and whole, in any of `FORMATS`."
-    try:
-        content = source if isinstance(source, bytes) else photo_bytes(source)
-        with _opened(content) as image: return _fitted(image, side)
-    except OSError as err: raise UnreadablePhoto(_name(source), err.strerror or str(err)) from err
-    except MemoryError as err: raise UnreadablePhoto(_name(source), 'it takes more memory than there is') from err
-    except Exception as err:  # Pillow's decoders raise nearly every class there is on damaged files
-        raise UnreadablePhoto(_name(source), str(err) or type(err).__name__) from err
+    with _failures(source), _opened(_content(source)) as image: return _fitted(image, side)
 
-def _name(source): return 'these bytes' if isinstance(source, bytes) else source
+# %% ../nbs/01_photo.ipynb #359f796e
+def photo_header(
+    source: Path|str|bytes, # A file, or the bytes of one
+) -> tuple[str, int, int]: # One of `FORMATS`, and width and height in pixels as stored; raises `UnreadablePhoto`
+    "Say what a photo claims to be, without decoding it."
+    with _failures(source):
+        content = _content(source)
+        with _opened(content) as image: return _format(content), *image.size
 
 # %% ../nbs/01_photo.ipynb #23c6c573
 def pixels(
