@@ -22,7 +22,7 @@ demo: install
 	echo "look at demo/runs/first/confusion-matrix.png, and at the curves: $(BIN)/tensorboard --logdir demo/runs"
 
 test: install
-	export OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES= MPLBACKEND=Agg PATH="$$PWD/$(BIN):$$PATH"
+	export OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES= MPLBACKEND=Agg PATH="$$PWD/$(BIN):$$PATH" XDG_CACHE_HOME="$$(mktemp -d)"
 	before=$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)
 	nbdev-export
 	nbdev-clean
@@ -38,3 +38,5 @@ test: install
 
 bench: install
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/near_duplicates.py
+	$(BIN)/python benchmarks/check.py

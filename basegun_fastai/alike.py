@@ -89,7 +89,7 @@ def _plausible(a, b, bits):
     return hue & (apart[:, 0] <= np.log(MOST_ASPECT))
 
 # %% ../nbs/01a_alike.ipynb #deed771a
-NEAR, NEAR_FIRST, KEPT = 64, 14, 16
+NEAR, NEAR_FIRST, KEPT = 80, 17, 16
 
 # %% ../nbs/01a_alike.ipynb #22ae7bb4
 def _nearest(queries, first, rest, looks, block):

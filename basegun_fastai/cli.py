@@ -21,6 +21,8 @@ from .core import BasegunError, Terminated, disk_fault, heed_signals, raise_if_a
 # %% ../nbs/13_cli.ipynb #c72b5c72
 COMMANDS = {  # command: (module, function, what it does)
     'demo-data': ('demo', 'demo_data', 'draw a data set of guns to try the other commands on'),
+    'check': ('check', 'check', 'say what is in a data set and what is wrong with it'),
+    'split': ('split', 'split', 'make a fixed train/ and val/ out of class folders'),
     'archs': ('model', 'archs', 'list the architectures, their sizes and weights'),
     'lr-find': ('train', 'lr_find', 'find a learning rate, and leave its curve'),
     'train': ('train', 'train', 'train a classifier on two folders of photos'),
@@ -54,6 +56,8 @@ def main() -> None: # Nothing; ends the process with its exit code
     warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated.*')  # timm 1.0 at import, torch 2.15
     os.environ.setdefault('COLUMNS', str(min(shutil.get_terminal_size((100, 30)).columns, 120)))
     heed_signals()
+    for o in (sys.stdout, sys.stderr):  # names of files may be no text
+        if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
     try: run_command(sys.argv[1:])
     except BasegunError as err: sys.exit(_told(err))
     except OSError as err:

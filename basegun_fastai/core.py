@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BasegunError', 'raise_faults', 'Terminated', 'heed_signals', 'raise_if_asked', 'say', 'cores', 'write_whole',
-           'disk_fault', 'out_faults', 'csv_text', 'Run', 'run_name']
+           'disk_fault', 'out_faults', 'file_faults', 'printable', 'csv_text', 'Run', 'run_name']
 
 # %% ../nbs/00_core.ipynb #61233daf
 import csv
@@ -79,7 +79,7 @@ def write_whole(
     "Write `content` to `path` so that a crash leaves the old file or the new one, never a part."
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode('utf-8', 'surrogateescape') if isinstance(content, str) else content  # names of files may be no text
     try:
         with open(temporary, 'wb') as f:
             f.write(data)
@@ -121,6 +121,31 @@ def out_faults(
     if not above.is_dir(): faults.append(f"'{above}' is a file, so '{out}' cannot be made: give another {option}")
     elif not os.access(above, os.W_OK | os.X_OK): faults.append(f"'{above}' cannot be written: give an --out elsewhere")
     return faults
+
+# %% ../nbs/00_core.ipynb #69a9d03a
+def file_faults(
+    file: Path|None, # File that a command is to write; one that is there already is replaced
+    data: Path, # Folder with the photos
+    option: str, # What the user would change
+    suffix: str, # How the file's name has to end, so that no other file is replaced by mistake
+) -> list[str]: # A message for each fault; none for no file
+    "Say why `file` cannot be written."
+    if file is None: return []
+    file, faults = Path(file), []
+    if file.suffix != suffix: faults.append(f"{option} '{file}': give a name that ends in {suffix}")
+    if file.resolve().is_relative_to(Path(data).resolve()): faults.append(f"{option} '{file}' lies inside the data '{data}', where "
+                                                                          "nothing is ever written: give another place")
+    if file.is_dir(): faults.append(f"{option} '{file}' is a folder: give a name in it, such as '{file/('check' + suffix)}'")
+    elif not file.absolute().parent.is_dir(): faults.append(f"{option} '{file}': there is no folder '{file.parent}'; make it first")
+    elif not os.access(file.absolute().parent, os.W_OK): faults.append(f"{option} '{file}': '{file.parent}' cannot be written; give another place")
+    return faults
+
+# %% ../nbs/00_core.ipynb #3dac9b55
+def printable(
+    text: str, # Perhaps with names of files in it
+) -> str: # On one line, with an escape such as \\n for each character that cannot be shown
+    "Make `text` safe to print."
+    return ''.join(o if o.isprintable() else o.encode('unicode_escape', 'surrogatepass').decode() for o in text)
 
 # %% ../nbs/00_core.ipynb #12adcc05
 def csv_text(

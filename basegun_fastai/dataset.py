@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'ODD', 'NOT_TAKEN', 'folders', 'files', 'empty_classes', 'class_faults', 'folder_fault', 'class_differences',
-           'missing_folders', 'layout_faults', 'photo_table', 'labelled_photos', 'odd_files', 'left_aside', 'Problem',
-           'odd_problems']
+           'missing_folders', 'layout_faults', 'photo_table', 'listed_photos', 'labelled_photos', 'odd_files',
+           'left_aside', 'Problem', 'odd_problems']
 
 # %% ../nbs/02_dataset.ipynb #6793755f
 import os
@@ -119,9 +119,15 @@ def photo_table(
     data: Path, # Folder with `train/<class>/*` and `val/<class>/*`
 ) -> pd.DataFrame: # Columns `file`, `split`, `label`; sorted by split, label, file; raises `BasegunError`
     "List every photo of a data set."
-    data = Path(data)
     raise_faults(layout_faults(data))
-    return pd.DataFrame([o for split in SPLITS for o in _rows(data, split, split)], columns=['file', 'split', 'label'])
+    return listed_photos(data)
+
+# %% ../nbs/02_dataset.ipynb #6b091099
+def listed_photos(
+    data: Path, # Folder with `train/` and `val/`
+) -> pd.DataFrame: # Columns `file`, `split`, `label`; sorted by split, label, file
+    "List every photo of a data set, whatever else is wrong with it."
+    return pd.DataFrame([o for split in SPLITS for o in _rows(Path(data), split, split)], columns=['file', 'split', 'label'])
 
 # %% ../nbs/02_dataset.ipynb #aff6b0cb
 def labelled_photos(

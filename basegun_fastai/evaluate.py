@@ -18,8 +18,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from .contents import contents, part_fingerprint, unreadable
 from .core import BasegunError, Run, out_faults, raise_faults, say, write_whole
-from .dataset import examined, labelled_photos, unreadable
+from .dataset import labelled_photos
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Predictions', 'predictions', 'metrics', 'confusion_matrix', 'normalized', 'plot_confusion_matrix', 'prediction_rows',
-           'write_tables', 'unknown_classes', 'judge', 'summary', 'evaluate']
+           'write_tables', 'unknown_classes', 'judge', 'summary', 'provenance', 'evaluate']
 
 # %% ../nbs/06_evaluate.ipynb #5d55728c
 @dataclass
@@ -176,6 +177,19 @@ def summary(
     "Sum an evaluation up for stdout."
     return '\n'.join([f"{k:9} {numbers[k]:.4f}" for k in ('accuracy', 'precision', 'recall')] + [str(folder)])
 
+# %% ../nbs/06_evaluate.ipynb #cd18ba81
+def provenance(
+    table: pd.DataFrame, # Photos to judge on, as `contents` describes them
+    config: dict, # The run's configuration
+) -> str: # One line
+    "Say how photos are related to those of a training."
+    parts, found = config['dataset'].get('parts', {}), part_fingerprint(table)
+    if found == parts.get('val'): return 'these are the val photos of the training'
+    if found == parts.get('train'): return 'warning: these are the photos that the run was trained on; how it does on them says nothing about others'
+    if not parts: return 'warning: the run is of a version that did not note its photos; whether these are they is not known'
+    then = sum(config['dataset']['counts']['val'].values())
+    return f'these {len(table)} photos are not the {then} val photos of the training'
+
 # %% ../nbs/06_evaluate.ipynb #855e5ff5
 def evaluate(
     run: Path, # Folder that `train` left
@@ -194,12 +208,13 @@ def evaluate(
     raise_faults(unknown_classes(table, config['classes'], run) + out_faults(out, data))
     for label in sorted(set(config['classes']) - set(table.label)):
         say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
-    table = examined(data, table)
+    table = contents(data, table)
     if bad := unreadable(table):
         if not skip_unreadable: raise BasegunError(f"'{data}' has photos that cannot be read; mend or remove them, or give "
                                                    f"--skip-unreadable:\n{bad}")
         say(f"left aside, since they cannot be read:\n{bad}")
         table = table[table.reason == '']
     if not len(table): raise BasegunError(f"'{data}' has no photo that can be read")
+    say(provenance(table, config))
     out.mkdir(parents=True)
     print(summary(judge(run, data, table, out, workers, device), out))

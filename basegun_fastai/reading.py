@@ -12,9 +12,11 @@ import os
 import signal
 import subprocess
 import sys
+from base64 import b64encode
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -40,7 +42,12 @@ def _thumbnailed(path): return dict(thumbnail=thumbnail(read_photo(path, 2 * SID
 
 def _whole(path): return dict(pixels=_digest(read_photo(path)))
 
-TASKS = dict(examine=_examined, thumbnail=_thumbnailed, whole=_whole)
+def _pictured(path):
+    out = BytesIO()
+    read_photo(path, 128).save(out, 'JPEG', quality=70)
+    return dict(picture=b64encode(out.getvalue()).decode())
+
+TASKS = dict(examine=_examined, thumbnail=_thumbnailed, whole=_whole, picture=_pictured)
 
 # %% ../nbs/01b_reading.ipynb #19e46ab1
 def answer(
@@ -87,6 +94,7 @@ class _Reader:
         answers = []
         while len(answers) < len(names) and not self.stopped:
             process = self.process = self.process or self._started()
+            if self.stopped: break
             answers += self._ask(process, names[len(answers):])
             if len(answers) < len(names):
                 self.process = None
@@ -128,9 +136,9 @@ class Readers:
         folder: Path, # The folder that names are relative to
         task: str = 'examine', # A key of `TASKS`
         workers: int|None = None, # Processes; empty means one a core
-        seconds: float = MOST_SECONDS, # That one photo may take
+        seconds: float|None = None, # That one photo may take; empty means `MOST_SECONDS`
     ):
-        self.readers = [_Reader(Path(folder).absolute(), task, seconds) for _ in range(workers or cores())]
+        self.readers = [_Reader(Path(folder).absolute(), task, seconds or MOST_SECONDS) for _ in range(workers or cores())]
         self.free, self.pool = SimpleQueue(), ThreadPoolExecutor(len(self.readers))
         for o in self.readers: self.free.put(o)
 
@@ -163,7 +171,7 @@ def answers(
     names: list[str], # Files
     task: str = 'examine', # A key of `TASKS`
     workers: int|None = None, # Processes; empty means one a core
-    seconds: float = MOST_SECONDS, # That one photo may take
+    seconds: float|None = None, # That one photo may take; empty means `MOST_SECONDS`
 ) -> Iterator[dict]: # As `answer` returns it, for each name in order
     "Answer one question about many photos, in processes that may die of one."
     with Readers(folder, task, min(workers or cores(), -(-len(names) // 16) or 1), seconds) as readers:

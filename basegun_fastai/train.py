@@ -19,8 +19,10 @@ from tempfile import TemporaryDirectory
 
 from fastcore.meta import delegates
 
-from .core import BasegunError, Run, csv_text, out_faults, raise_faults, run_name, say
-from .dataset import examined, fingerprint, layout_faults, left_aside, photo_table, unreadable
+from .contents import contents, fingerprint, part_fingerprint, unreadable
+from .core import BasegunError, Run, csv_text, out_faults, printable, raise_faults, run_name, say
+from .dataset import layout_faults, left_aside, photo_table
+from .problems import balance_problems, same_photos, same_problems
 
 # %% ../nbs/07_train.ipynb #9fd77950
 DEVICES = ('auto', 'cpu', 'cuda')
@@ -93,8 +95,8 @@ def readable_photos(
     "Read every photo of a data set, and decide about those that cannot be read."
     table = photo_table(data)
     say(f"{len(table)} photos in {table.label.nunique()} classes: {' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())}")
-    if aside := left_aside(data): say(f"not taken as photos: {', '.join(aside[:10])}{f' and {len(aside) - 10} more' if aside[10:] else ''}")
-    table = examined(data, table)
+    if aside := left_aside(data): say(f"not taken as photos: {printable(', '.join(aside[:10]))}{f' and {len(aside) - 10} more' if aside[10:] else ''}")
+    table = contents(data, table)
     bad = unreadable(table)
     if bad and not skip_unreadable: raise BasegunError(f"'{data}' has photos that cannot be read; mend or remove them, or give "
                                                        f"--skip-unreadable to train without them:\n{bad}")
@@ -102,14 +104,18 @@ def readable_photos(
     good = table[table.reason == '']
     gone = [f"'{data/split/label}' has no photo that can be read" for split, label in
             sorted(set(zip(table.split, table.label, strict=True)) - set(zip(good.split, good.label, strict=True)))]
-    raise_faults(gone)
+    wrong = [printable(o.message) for o in same_problems(same_photos(data, good))]
+    if wrong[20:]: wrong[20:] = [f'and {len(wrong) - 20} more: `basegun-fastai check {data}` names them all']
+    raise_faults(gone + (wrong and [f"'{data}' has photos where they make its numbers false:", *wrong]))
+    for o in balance_problems(good): say(f'warning: {o.message}')
     return good, table.file[table.reason != ''].tolist()
 
 # %% ../nbs/07_train.ipynb #41d0cc90
 def _new_config(options, made, table, skipped, resolved):
     return dict(state='running', started=datetime.now().isoformat(), options=options, resolved=resolved,
                 architecture=asdict(made), classes=sorted(table.label.unique()), skipped=skipped,
-                dataset=dict(fingerprint=fingerprint(table), counts=_counts(table)), seed=options['seed'],
+                dataset=dict(fingerprint=fingerprint(table), counts=_counts(table), parts={
+                    split: part_fingerprint(part) for split, part in table.groupby('split')}), seed=options['seed'],
                 versions=_versions(), command=[Path(sys.argv[0]).name, *sys.argv[1:]])
 
 # %% ../nbs/07_train.ipynb #c9aa99b7

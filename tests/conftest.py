@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 torch.set_num_threads(2)
+os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')  # what is remembered of photos, for this session alone
 
 COMMAND = str(Path(sys.executable).with_name('basegun-fastai'))
 TINY = dict(arch='test_efficientnet', size=32, weights='none', batch_size=16, workers=0)
@@ -19,7 +21,7 @@ TINY = dict(arch='test_efficientnet', size=32, weights='none', batch_size=16, wo
 
 def tree(folder):
     "Content and times of everything in a folder."
-    return {o.relative_to(folder).as_posix(): (o.stat().st_mtime_ns, o.is_file() and hashlib.sha256(o.read_bytes()).hexdigest())
+    return {o.relative_to(folder).as_posix(): (o.lstat().st_mtime_ns, o.is_file() and hashlib.sha256(o.read_bytes()).hexdigest())
             for o in sorted(Path(folder).rglob('*'))}
 
 

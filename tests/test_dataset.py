@@ -3,8 +3,9 @@ import os
 
 import pytest
 
+from basegun_fastai.contents import examined, fingerprint, unreadable
 from basegun_fastai.core import BasegunError
-from basegun_fastai.dataset import examined, fingerprint, labelled_photos, layout_faults, left_aside, photo_table, unreadable
+from basegun_fastai.dataset import labelled_photos, layout_faults, left_aside, photo_table
 
 
 def replaced(file, content):

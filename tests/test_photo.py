@@ -1,11 +1,18 @@
 "The decoder: every way a photo can come in gives the pixels that a person would see."
+import os
+import signal
+import socket
+import sys
+import time
+import zlib
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageDraw
+from test_odd_photos import chunk, photos, png, saved, strips, twelve_bits
 
-from basegun_fastai.photo import _TURNS, FORMATS, NEUTRAL, UnreadablePhoto, pixels
+from basegun_fastai.photo import _TURNS, FORMATS, MOST_BYTES, NEUTRAL, UnreadablePhoto, pixels, read_photo
 
 UNDO = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
 
@@ -18,20 +25,15 @@ def scene(width=640, height=400):
     return image
 
 
-def saved(image, kind, **options):
-    out = BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
 def difference(a, b): return np.abs(a.astype(float) - b.astype(float)).mean()
 
 
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF'])
+@pytest.mark.parametrize('kind', ['JPEG', 'MPO', 'PNG', 'WEBP', 'TIFF', 'AVIF'])
 @pytest.mark.parametrize('size', [(640, 400), (400, 640), (300, 300)])
 def test_the_eight_orientations_give_the_same_pixels(kind, size):
     image = scene(*size)
-    options = dict(JPEG=dict(quality=95), WEBP=dict(lossless=True), AVIF=dict(quality=95)).get(kind, {})
+    options = dict(JPEG=dict(quality=95), WEBP=dict(lossless=True), AVIF=dict(quality=95, speed=10),
+                   MPO=dict(quality=95, save_all=True, append_images=[Image.new('RGB', size)])).get(kind, {})
     upright = pixels(saved(image, kind, **options), 128)
     assert difference(upright, pixels(saved(image, 'PNG'), 128)) < 2
     for orientation in range(1, 9):
@@ -44,15 +46,19 @@ def test_the_eight_orientations_give_the_same_pixels(kind, size):
         assert difference(pixels(content, 128), upright) < 2, orientation
 
 
+@pytest.fixture(scope='module')
+def large():
+    "A noisy photo as a telephone takes it."
+    noise = np.random.default_rng(0).normal(0, 12, (3024, 4032, 1))
+    image = Image.fromarray((np.asarray(scene(4032, 3024)) + noise).clip(0, 255).astype(np.uint8))
+    return saved(image, 'JPEG', quality=90)
+
+
 @pytest.mark.parametrize('side', [96, 224, 300, 600])
-def test_a_scaled_jpeg_decode_is_the_full_one_within_one_level(side):
-    random = np.random.default_rng(0)
-    image = scene(4032, 3024)
-    image = Image.fromarray((np.asarray(image) + random.normal(0, 12, (3024, 4032, 1))).clip(0, 255).astype(np.uint8))
-    content = saved(image, 'JPEG', quality=90)
-    full = Image.open(BytesIO(content)).convert('RGB').resize((side, round(side * 3 / 4)), Image.Resampling.BICUBIC)
+def test_a_scaled_jpeg_decode_is_the_full_one_within_one_level(large, side):
+    full = Image.open(BytesIO(large)).convert('RGB').resize((side, round(side * 3 / 4)), Image.Resampling.BICUBIC)
     top = (side - full.height) // 2
-    assert difference(pixels(content, side)[top:top+full.height], np.asarray(full)) < 1
+    assert difference(pixels(large, side)[top:top+full.height], np.asarray(full)) < 1
 
 
 def test_a_scaled_jpeg_decode_allocates_less_than_the_full_one(monkeypatch):
@@ -81,17 +87,32 @@ def test_sixteen_bits_keep_their_contrast(kind):
     assert abs(square.std() / reference.std() - 1) < .01 and difference(square, reference) < 1
 
 
-def test_transparency_shows_the_neutral_colour():
+def test_twelve_bits_keep_their_contrast():
+    ramp = np.linspace(0, 4095, 64 * 64).reshape(64, 64).round().astype(np.uint16)
+    square = pixels(strips(64, 64, twelve_bits(ramp), bits=12), 64)
+    assert square.max() == 255 and difference(square, np.repeat((ramp / 4095 * 255)[..., None], 3, -1)) < 1
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'TIFF', 'AVIF'])
+def test_transparency_shows_the_neutral_colour(kind):
     image = Image.new('RGBA', (40, 40), (255, 0, 0, 0))
-    assert (pixels(saved(image, 'PNG'), 40) == NEUTRAL).all()
-    palette = Image.new('P', (40, 40), 3)
-    assert (pixels(saved(palette, 'GIF', transparency=3), 40) == NEUTRAL).all()
+    image.paste((255, 0, 0, 128), (20, 0, 40, 40))
+    square = pixels(saved(image, kind, **dict(WEBP=dict(lossless=True), AVIF=dict(quality=100)).get(kind, {})), 40)
+    assert difference(square[:, :18], np.array(NEUTRAL)) < 1
+    assert difference(square[:, 22:], (np.array(NEUTRAL) + (255, 0, 0)) / 2) < 2
 
 
-def test_the_first_frame_of_an_animation():
+@pytest.mark.parametrize('kind', ['GIF', 'PNG'])
+def test_a_transparent_entry_of_a_palette_shows_the_neutral_colour(kind):
+    image = Image.new('P', (40, 40), 3)
+    image.putpalette(range(12))
+    assert (pixels(saved(image, kind, transparency=3), 40) == NEUTRAL).all()
+
+
+@pytest.mark.parametrize('kind', ['GIF', 'WEBP', 'PNG', 'AVIF', 'TIFF', 'MPO'])
+def test_the_first_of_several_photos(kind):
     frames = [Image.new('RGB', (30, 30), o) for o in ('red', 'blue')]
-    assert pixels(saved(frames[0], 'GIF', save_all=True, append_images=frames[1:]), 30)[15, 15].tolist() == [254, 0, 0] or \
-        pixels(saved(frames[0], 'GIF', save_all=True, append_images=frames[1:]), 30)[15, 15].tolist() == [255, 0, 0]
+    assert difference(pixels(saved(frames[0], kind, save_all=True, append_images=frames[1:]), 30), np.array((255, 0, 0))) < 3
 
 
 @pytest.mark.parametrize('size', [(600, 200), (200, 600), (3, 900), (1, 1), (50, 51)])
@@ -124,8 +145,106 @@ def test_every_format_reads_and_its_half_does_not(kind, tmp_path):
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
-    import zlib
-    def chunk(name, body): return len(body).to_bytes(4, 'big') + name + body + zlib.crc32(name + body).to_bytes(4, 'big')
     header = (60000).to_bytes(4, 'big') * 2 + bytes([8, 2, 0, 0, 0])
     content = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'\0' * 1000)) + chunk(b'IEND', b'')
     with pytest.raises(UnreadablePhoto, match='60000 × 60000 pixels'): pixels(content, 32)
+
+
+@pytest.mark.parametrize('content', [
+    png(9400, 9550, 1, 0, bytes(1 + 1175)),
+    strips(9400, 9550, zlib.compress(bytes(1175 * 9550)), bits=1, compression=8)])
+def test_a_large_photo_prints_no_warning(content, recwarn):
+    try: pixels(content, 32)
+    except UnreadablePhoto as error: assert '9400 × 9550' in error.reason
+    assert not recwarn.list
+
+
+def test_a_jpeg_of_200_million_pixels_is_read_at_a_side_and_refused_without():
+    content = saved(Image.new('L', (16320, 12240), 200), 'JPEG')
+    square = pixels(content, 224)
+    assert difference(square[28:196], np.array(200)) < 1 and (square[:28] == NEUTRAL).all()
+    with pytest.raises(UnreadablePhoto, match='16320 × 12240 pixels'): read_photo(content)
+
+
+@pytest.mark.parametrize('name', ['photo.jpg', 'photo.PNG', 'photo.txt', 'photo', '.jpg', 'a\nb.gif', 'été 🔫.webp'])
+def test_a_photo_is_known_by_its_content_and_not_by_its_name(name, tmp_path):
+    file = tmp_path/name
+    for kind in [*FORMATS, 'MPO']:
+        file.write_bytes(photos()[kind])
+        assert (pixels(file, 32) == pixels(photos()[kind], 32)).all(), kind
+    for content in (b'not a photo', b'<svg xmlns="http://www.w3.org/2000/svg"/>', b'%PDF-1.7\n', b'\0\0\0\x18ftypheic\0\0\0\0'):
+        file.write_bytes(content)
+        with pytest.raises(UnreadablePhoto, match='its content is none of') as found: pixels(str(file), 32)
+        assert found.value.path == str(file)
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'JPEG'])
+def test_damaged_exif_takes_no_pixels_away(kind):
+    content = saved(scene(64, 64), kind, exif=b'Exif\0\0damaged', quality=95)
+    assert difference(pixels(content, 64), np.asarray(scene(64, 64))) < 3
+
+
+@pytest.fixture
+def in_time():
+    "Fail a test that waits for what never comes."
+    def late(*_): pytest.fail('it waits')
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 20)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def a_pipe(path): os.mkfifo(path)
+def a_folder(path): path.mkdir()
+def a_loop_of_links(path): path.symlink_to(path)
+def a_link_to_nothing(path): path.symlink_to('nothing')
+def a_link_to_a_pipe(path): os.mkfifo(f'{path}.pipe'), path.symlink_to(f'{path}.pipe')
+def an_endless_device(path): path.symlink_to('/dev/zero')
+def nothing(path): assert not path.exists()
+
+
+def a_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        here = os.getcwd()
+        os.chdir(path.parent)  # the address of a socket is short
+        try: server.bind(path.name)
+        finally: os.chdir(here)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has none of these')
+@pytest.mark.parametrize('make', [a_pipe, a_socket, a_folder, a_loop_of_links, a_link_to_nothing, a_link_to_a_pipe,
+                                  an_endless_device, nothing])
+@pytest.mark.usefixtures('in_time')
+def test_what_is_no_file_is_an_error_at_once(make, tmp_path):
+    path = tmp_path/'photo.jpg'
+    make(path)
+    with pytest.raises(UnreadablePhoto) as found: pixels(path, 32)
+    assert found.value.path == str(path) and found.value.reason
+
+
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='nothing is forbidden to this user')
+def test_a_forbidden_file_is_an_error(tmp_path):
+    path = tmp_path/'photo.jpg'
+    path.write_bytes(photos()['JPEG'])
+    path.chmod(0)
+    with pytest.raises(UnreadablePhoto, match='Permission denied'): pixels(path, 32)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names are text here')
+def test_a_name_that_is_no_text(tmp_path):
+    path = os.path.join(tmp_path, os.fsdecode(b'\xe9t\xe9 \xff.jpg'))
+    with open(path, 'wb') as file: file.write(photos()['JPEG'])
+    assert pixels(path, 32).shape == (32, 32, 3)
+    with open(path, 'wb') as file: file.write(b'not a photo')
+    with pytest.raises(UnreadablePhoto, match='none of') as found: pixels(path, 32)
+    assert os.fsencode(found.value.path) == os.fsencode(path)
+
+
+def test_a_file_of_too_many_bytes_is_refused_and_not_read(tmp_path):
+    path, start = tmp_path/'photo.jpg', time.process_time()
+    with open(path, 'wb') as file:
+        file.write(photos()['JPEG'])
+        file.truncate(2**40)
+    with pytest.raises(UnreadablePhoto, match=f'MiB, more than {MOST_BYTES >> 20}'): pixels(path, 32)
+    assert time.process_time() - start < 1

@@ -1,0 +1,216 @@
+"`check` finds every fault that is planted, finds none where there is none, and changes nothing."
+import json
+import os
+import shutil
+import socket
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import run_command, tree, typed
+from PIL import Image, ImageEnhance
+
+from basegun_fastai.dataset import SPLITS
+
+
+def photo(folder, number=4): return sorted(folder.glob('*.jpg'))[number - 4 if number < 0 else min(number, len(sorted(folder.glob('*.jpg'))) - 1)]
+
+
+def checked(data, tmp_path, *options):
+    "Run `check`, and return its exit code, its JSON and what it printed."
+    before = tree(data)
+    told = typed('check', data, '--json', tmp_path/'found.json', *options)
+    assert tree(data) == before and 'Traceback' not in told.stderr
+    return told.returncode, json.loads((tmp_path/'found.json').read_text()), told
+
+
+def kinds(found): return Counter((o['level'], o['kind']) for o in found['problems'])
+
+
+def files_of(found, kind): return {file for o in found['problems'] if o['kind'] == kind for file in o['files']}
+
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory):
+    "Drawn data with enough photos of each class, 24 and 20, that nothing is wrong with it."
+    from basegun_fastai.demo import demo_data
+    out = tmp_path_factory.mktemp('large')/'data'
+    demo_data(out, photos_per_class=60)
+    for o in (out/'train').glob('*/*'):
+        if int(o.stem) >= 24: o.unlink()
+    return out
+
+
+@pytest.fixture
+def clean(large, tmp_path):
+    "A copy of it that a test may spoil."
+    shutil.copytree(large, tmp_path/'data', copy_function=os.link)
+    return tmp_path/'data'
+
+
+def test_nothing_is_wrong_with_a_clean_data_set(clean, tmp_path):
+    code, found, told = checked(clean, tmp_path)
+    assert code == 0 and found['problems'] == []
+    assert found['photos'] == found['ok'] == 264 and found['warned'] == found['refused'] == 0
+    assert found['counts'] == {split: {o.name: n for o in sorted((clean/split).iterdir())} for split, n in dict(train=24, val=20).items()}
+    assert told.stdout == '264 photos in 6 classes: 144 train and 120 val\n264 files: 264 ok, 0 warned, 0 refused\n'
+
+
+def test_every_photo_that_cannot_be_read_is_named_with_its_reason(clean, tmp_path):
+    folder = clean/'train'/'revolver'
+    content = photo(folder).read_bytes()
+    (folder/'empty.jpg').touch()
+    (folder/'half.jpg').write_bytes(content[:len(content) // 2])
+    (folder/'text.png').write_text('no photo')
+    (folder/'new\nline.jpg').write_bytes(b'\xff\xd8\xff\xe0')
+    code, found, told = checked(clean, tmp_path)
+    assert code == 1 and kinds(found) == {('error', 'unreadable'): 4} and found['refused'] == 4
+    reasons = {o['files'][0].split('/')[-1]: o['message'] for o in found['problems']}
+    assert 'empty' in reasons['empty.jpg'] and 'truncated' in reasons['half.jpg'] and 'none of' in reasons['text.png'] and reasons['new\nline.jpg']
+    assert '4 error(s)' in told.stderr and len(told.stdout.splitlines()) == 6
+
+
+def test_a_photo_that_may_not_be_read(clean, tmp_path):
+    if os.geteuid() == 0: pytest.skip('root may read everything')
+    photo(clean/'val'/'revolver').unlink()
+    (clean/'val'/'revolver'/'closed.jpg').write_bytes(b'x')
+    (clean/'val'/'revolver'/'closed.jpg').chmod(0)
+    assert 'denied' in checked(clean, tmp_path)[1]['problems'][0]['message']
+
+
+@pytest.mark.parametrize('wrapping', ['bytes', 'metadata', 'png', 'bmp', 'webp', 'turned'])
+def test_the_same_photo_in_train_and_val_is_a_leak_in_any_wrapping(clean, tmp_path, wrapping):
+    source, target = photo(clean/'train'/'revolver'), clean/'val'/'revolver'/'other'
+    image = Image.open(source)
+    if wrapping == 'bytes': shutil.copy(source, target)
+    elif wrapping == 'metadata': target.write_bytes(source.read_bytes()[:2] + b'\xff\xfe\x00\x07hello' + source.read_bytes()[2:])
+    elif wrapping == 'turned':
+        exif = Image.Exif()
+        exif[274] = 6
+        image.convert('RGB').transpose(Image.Transpose.ROTATE_90).save(target, 'PNG', exif=exif)
+    else: image.convert('RGB').save(target, wrapping.upper(), **dict(lossless=True, exact=True) if wrapping == 'webp' else {})
+    code, found, _ = checked(clean, tmp_path)
+    assert code == 1 and kinds(found) == {('error', 'leak'): 1}
+    assert files_of(found, 'leak') == {f'train/revolver/{source.name}', 'val/revolver/other'}
+    assert found['refused'] == 2 and found['ok'] == 263
+
+
+def test_the_same_photo_under_two_labels_is_a_conflict(clean, tmp_path):
+    shutil.copy(photo(clean/'train'/'revolver'), clean/'train'/'epaule_a_pompe'/'other.jpg')
+    Image.open(photo(clean/'val'/'revolver', 6)).convert('RGB').save(clean/'val'/'epaule_a_pompe'/'other.png')
+    code, found, _ = checked(clean, tmp_path)
+    assert code == 1 and kinds(found) == {('error', 'conflict'): 2}
+
+
+def test_a_photo_on_both_sides_under_two_labels_is_both(clean, tmp_path):
+    shutil.copy(photo(clean/'train'/'revolver'), clean/'val'/'epaule_a_pompe'/'other.jpg')
+    assert kinds(checked(clean, tmp_path)[1]) == {('error', 'conflict'): 1, ('error', 'leak'): 1}
+
+
+def test_classes_that_differ_or_are_empty(clean, tmp_path):
+    shutil.rmtree(clean/'val'/'revolver')
+    (clean/'train'/'vide').mkdir()
+    (clean/'val'/'vide').mkdir()
+    code, found, _ = checked(clean, tmp_path)
+    assert code == 1 and kinds(found) == {('error', 'class-mismatch'): 1, ('error', 'empty-class'): 2}
+    assert files_of(found, 'class-mismatch') == {'train/revolver'} and files_of(found, 'empty-class') == {'train/vide', 'val/vide'}
+    assert found['counts']['train']['vide'] == 0 and 'revolver' not in found['counts']['val']
+
+
+EDITS = {'saved again': lambda o: o, 'shrunk': lambda o: o.resize((o.width // 2, o.height // 2)),
+         'mirrored': lambda o: o.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 'darker': lambda o: ImageEnhance.Brightness(o).enhance(.8),
+         'brighter': lambda o: ImageEnhance.Brightness(o).enhance(1.2), 'grey': lambda o: o.convert('L'),
+         'cropped': lambda o: o.crop((o.width // 20, o.height // 20, o.width, o.height))}
+
+
+def test_near_duplicates_across_the_folders_are_warnings(clean, tmp_path):
+    sources = sorted((clean/'train'/'pistolet_semi_auto_moderne').glob('*.jpg'))[4:]
+    for (name, edit), source in zip(EDITS.items(), sources, strict=False):
+        edit(Image.open(source)).save(clean/'val'/'pistolet_semi_auto_moderne'/f'{name}.jpg', quality=80)
+    code, found, _ = checked(clean, tmp_path)
+    assert code == 0 and {o['kind'] for o in found['problems']} <= {'near-duplicate', 'small'}
+    pairs = {(Path(a).name, Path(b).stem) for a, b in (o['files'] for o in found['problems'] if o['kind'] == 'near-duplicate')}
+    assert pairs == {(source.name, name) for name, source in zip(EDITS, sources, strict=False)}
+
+
+def test_near_duplicates_on_one_side_are_no_problem(clean, tmp_path):
+    Image.open(photo(clean/'train'/'revolver')).save(clean/'train'/'revolver'/'again.jpg', quality=60)
+    assert checked(clean, tmp_path)[1]['problems'] == []
+
+
+def test_small_photos_too_few_and_too_unequal(clean, tmp_path):
+    Image.new('RGB', (100, 80), 'red').save(clean/'train'/'revolver'/'small.png')
+    for o in sorted((clean/'val'/'revolver').iterdir())[:1]: o.unlink()
+    for o in sorted((clean/'train'/'epaule_a_pompe').iterdir())[2:]: o.unlink()
+    code, found, _ = checked(clean, tmp_path)
+    assert code == 0 and kinds(found) == {('warning', 'small'): 1, ('warning', 'few-val'): 1, ('warning', 'imbalance'): 1}
+    assert files_of(found, 'imbalance') == {'train/revolver', 'train/epaule_a_pompe'} and files_of(found, 'few-val') == {'val/revolver'}
+    assert not kinds(checked(clean, tmp_path, '--size', 100)[1])['warning', 'small']
+
+
+def test_odd_files_are_told_and_never_waited_for(clean, tmp_path):
+    folder = clean/'val'/'revolver'
+    os.mkfifo(folder/'pipe.jpg')
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(Path(os.path.relpath(folder))/'socket.jpg'))
+        (folder/'loop').symlink_to('loop')
+        (folder/'nowhere.jpg').symlink_to('gone.jpg')
+        (folder/'link.jpg').symlink_to(photo(clean/'val'/'epaule_a_verrou').resolve())
+        (folder/'.DS_Store').touch()
+        (clean/'train'/'Thumbs.db').touch()
+        (folder/os.fsdecode(b'caf\xe9.jpg')).write_bytes(photo(clean/'train'/'revolver').read_bytes() + b'trailer')
+        code, found, told = checked(clean, tmp_path)
+    assert code == 1 and kinds(found)['warning', 'odd-file'] == 5
+    assert files_of(found, 'odd-file') == {'val/revolver/' + o for o in ('pipe.jpg', 'socket.jpg', 'loop', 'nowhere.jpg', 'link.jpg', '.DS_Store',
+                                                                        'caf\udce9.jpg')} | {'train/Thumbs.db'}
+    assert found['photos'] == 272 and found['ok'] + found['warned'] + found['refused'] == 272
+    assert kinds(found)['error', 'conflict'] == kinds(found)['error', 'leak'] == 1  # the link, and the photo with a trailer
+
+
+def test_folders_inside_classes_are_errors_and_their_links_not_followed(clean, tmp_path):
+    (clean/'train'/'revolver'/'inner').mkdir()
+    shutil.copy(photo(clean/'train'/'revolver'), clean/'train'/'revolver'/'inner'/'a.jpg')
+    (clean/'train'/'revolver'/'up').symlink_to('../..')
+    code, found, _ = checked(clean, tmp_path)
+    assert code == 1 and kinds(found) == {('error', 'odd-file'): 1}
+    assert files_of(found, 'odd-file') == {'train/revolver/inner/a.jpg', 'train/revolver/up'}
+
+
+def test_the_summary_fits_a_screen_whatever_is_wrong(clean, tmp_path):
+    for i in range(300): (clean/'train'/'revolver'/f'bad {i}.jpg').write_bytes(b'x')
+    for i in range(300): Image.new('RGB', (40, 40), (i % 256, i // 2, 99)).save(clean/'train'/'epaule_a_pompe'/f'small {i}.png')
+    _, found, told = checked(clean, tmp_path)
+    assert len(told.stdout.splitlines()) <= 24 and 'unreadable 300' in told.stdout
+    assert [o['level'] for o in found['problems']] == sorted((o['level'] for o in found['problems']))
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    (['--json', 'found.txt'], ['ends in .json']), (['--report', 'page.json', '--size', '0'], ['ends in .html', '--size 0']),
+    (['--json', 'nowhere/found.json'], ["no folder 'nowhere'"])])
+def test_options_that_make_no_sense(clean, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    told = typed('check', clean, *options)
+    assert told.returncode == 1 and not told.stdout and all(o in told.stderr for o in words), told.stderr
+
+
+def test_nothing_is_written_inside_the_data(clean):
+    before = tree(clean)
+    told = typed('check', clean, '--json', clean/'found.json', '--report', clean/'train'/'page.html')
+    assert told.returncode == 1 and told.stderr.count('lies inside the data') == 2 and tree(clean) == before
+
+
+def test_what_is_no_data_set(tmp_path):
+    told = typed('check', tmp_path)
+    assert told.returncode == 1 and 'no train/ and no val/' in told.stderr
+
+
+def test_train_refuses_what_check_calls_a_leak_or_a_conflict(copy, tmp_path):
+    shutil.copy(photo(copy/'train'/'revolver'), copy/'val'/'revolver'/'other.jpg')
+    source = photo(copy/'train'/'revolver', 3)
+    (copy/'train'/'epaule_a_pompe'/'other.jpg').write_bytes(source.read_bytes() + b'trailer')
+    told = run_command('train', copy, '--arch', 'test_efficientnet', '--weights', 'none', '--out', tmp_path/'runs')
+    assert told.returncode == 1 and 'the same photo in train/ and val/' in told.stderr and 'under 2 labels' in told.stderr, told.stderr
+    assert not (tmp_path/'runs').exists()
+
+
+def test_every_command_sees_the_same_two_folders(): assert SPLITS == ('train', 'val')
