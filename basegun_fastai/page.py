@@ -62,7 +62,7 @@ h3 { font-size: 1rem; margin-bottom: .3rem }
 .pair div, .sheet { display: flex; flex-wrap: wrap; gap: .5rem } figure { margin: 0; width: 8rem; font-size: .7rem }
 .pair figure { width: 10rem } figure img { width: 100%; height: 8rem; object-fit: contain; background: #8882; display: block }
 .sheet figure { width: 6.5rem } .sheet img { height: 6.5rem } figcaption { max-height: 3.2em; overflow: hidden }
-td { vertical-align: top; padding: .15rem 1rem .15rem 0; border-bottom: 1px solid var(--soft) } table { border-collapse: collapse }
+td:first-child { white-space: nowrap } td { vertical-align: top; padding: .15rem 1rem .15rem 0; border-bottom: 1px solid var(--soft) } table { border-collapse: collapse }
 @media (max-width: 40rem) { .class { grid-template-columns: 1fr } .pair figure { width: 44% } .sheet figure { width: 5.2rem }
   .sheet img { height: 5.2rem } .told td { display: block; padding: .1rem 0; border: 0 } .told tr { display: block; border-bottom: 1px solid var(--soft) } }
 """
@@ -71,8 +71,8 @@ td { vertical-align: top; padding: .15rem 1rem .15rem 0; border-bottom: 1px soli
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ name }}: check</title><style>{{ style }}</style></head><body>
-{% macro photo(file) %}<figure>{% if file in shown %}<img alt="{{ file|printable }}" src="data:image/jpeg;base64,{{ shown[file] }}">{% endif %}
-<figcaption title="{{ file|printable }}">{{ file|printable }}</figcaption></figure>{% endmacro %}
+{% macro photo(file, name=file) %}<figure>{% if file in shown %}<img alt="{{ file|printable }}" src="data:image/jpeg;base64,{{ shown[file] }}">{% endif %}
+<figcaption title="{{ file|printable }}">{{ name|printable }}</figcaption></figure>{% endmacro %}
 <h1>{{ name }}</h1>
 <div class="totals">{% for key in ('photos', 'ok', 'warned', 'refused') %}<div><b id="{{ key }}">{{ found[key] }}</b>
 {{ 'files' if key == 'photos' else key }}</div>{% endfor %}</div>
@@ -96,7 +96,7 @@ _PAGE = """<!doctype html>
 {% if part[most_rows:] %}<p>and {{ part[most_rows:]|length }} more: --json names them all</p>{% endif %}{% endfor %}
 <h2>What is in val/</h2><p>Alike photos lie together.</p>
 {% for label, files, n in sheets %}<h3>{{ label }}</h3><p>{{ n }} photos{% if n > files|length %}, {{ files|length }} of them shown{% endif %}</p>
-<div class="sheet" data-sheet="{{ label }}">{% for file in files %}{{ photo(file) }}{% endfor %}</div>{% endfor %}
+<div class="sheet" data-sheet="{{ label }}">{% for file in files %}{{ photo(file, file.rsplit('/', 1)[1]) }}{% endfor %}</div>{% endfor %}
 </body></html>
 """
 _TITLES = {'leak': 'The same photo in train/ and val/', 'conflict': 'The same photo under two labels',

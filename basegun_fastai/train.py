@@ -107,7 +107,9 @@ def readable_photos(
     wrong = [printable(o.message) for o in same_problems(same_photos(data, good))]
     if wrong[20:]: wrong[20:] = [f'and {len(wrong) - 20} more: `basegun-fastai check {data}` names them all']
     raise_faults(gone + (wrong and [f"'{data}' has photos where they make its numbers false:", *wrong]))
-    for o in balance_problems(good): say(f'warning: {o.message}')
+    warnings = [o.message for o in balance_problems(good)]
+    if warnings[3:]: warnings[3:] = [f'{len(warnings) - 3} more of this kind: `basegun-fastai check {data}` names them all']
+    for o in warnings: say(f'warning: {o}')
     return good, table.file[table.reason != ''].tolist()
 
 # %% ../nbs/07_train.ipynb #41d0cc90

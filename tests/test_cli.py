@@ -55,7 +55,8 @@ def test_a_training_in_a_log_file(data, tmp_path):
     *numbers, where = told.stdout.splitlines()
     assert [o.split()[0] for o in numbers] == ['accuracy', 'precision', 'recall'] and where == 'runs/mon essai'
     assert '\r' not in told.stdout + told.stderr and '\x1b' not in told.stdout + told.stderr
-    lines = told.stderr.splitlines()
+    warned, lines = ([o for o in told.stderr.splitlines() if o.startswith('warning: ') == wanted] for wanted in (True, False))
+    assert len(warned) == 4 and 'val/epaule_a_pompe has 4 photo(s)' in warned[0] and '3 more of this kind' in warned[3]
     assert [o.split()[0] for o in lines] == ['72', 'test_efficientnet', 'head', 'fine-tune', 'best'], told.stderr
     assert max(map(len, lines)) <= 100 and tree(data) == before
     evaluated = run_command('evaluate', tmp_path/'runs'/'mon essai', data, cwd=tmp_path)

@@ -50,13 +50,15 @@ def test_answers_come_in_order_whatever_the_number_of_processes(photos, workers)
     assert [o['width'] for o in answers(photos, names(photos), workers=workers)] == list(range(60, 100))
 
 
-def test_a_decoder_that_crashes_or_hangs_costs_one_photo_each(photos, crashing):
+@pytest.mark.usefixtures('crashing')
+def test_a_decoder_that_crashes_or_hangs_costs_one_photo_each(photos):
     found = list(answers(photos, names(photos), workers=2, seconds=1))
     assert [o['reason'] for o in found[1:4]] == ['it crashes the decoder (SIGSEGV)', 'reading it takes more than 1 seconds', 'it crashes the decoder (exit code 7)']
     assert [o.get('width') for o in found] == [60, None, None, None, *range(64, 100)]
 
 
-def test_check_reports_a_photo_that_crashes_the_decoder_and_goes_on(photos, crashing, tmp_path):
+@pytest.mark.usefixtures('crashing')
+def test_check_reports_a_photo_that_crashes_the_decoder_and_goes_on(photos, tmp_path):
     import json
     for split in ('train', 'val'):
         for label in ('a', 'b'): (tmp_path/'data'/split/label).mkdir(parents=True)
@@ -118,7 +120,8 @@ def test_no_process_outlives_its_use(photos):
     assert children() <= before
 
 
-def test_an_interruption_ends_a_check_and_its_processes_at_once(photos, crashing, tmp_path):
+@pytest.mark.usefixtures('crashing')
+def test_an_interruption_ends_a_check_and_its_processes_at_once(photos, tmp_path):
     data = tmp_path/'data'
     for split in ('train', 'val'):
         for label in ('a', 'b'):
