@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .alike import SIDE, ZOOMS, candidates, is_alike, likeness
+from .alike import NEARLY, SIDE, ZOOMS, candidates, is_alike, likeness, near
 from .contents import LOOK, progress, signatures
 from .dataset import SPLITS, Problem, class_differences, empty_classes, odd_problems
 from .reading import Readers, answers
@@ -33,8 +33,8 @@ def _suspects(table):
 
 # %% ../nbs/02b_problems.ipynb #3a8c17c6
 def _close(some, others):
-    for kind, _, rows in candidates(signatures(some), signatures(others)):
-        if kind == 'whole': yield from ((some.index[i], others.index[j]) for i, j, d in rows if d <= 16)
+    for _, rows in near(signatures(some)[:, 0], signatures(others)[:, 0]):
+        yield from ((some.index[i], others.index[j]) for i, j, bits in rows if bits <= NEARLY)
 
 # %% ../nbs/02b_problems.ipynb #a6cad01d
 def same_photos(

@@ -64,9 +64,9 @@ MOST_SECONDS, MOST_MEMORY = 60, 3 * 2**30
 
 # %% ../nbs/01b_reading.ipynb #97e4fa50
 def _limit_memory():
-    try: import resource
-    except ImportError: return  # Windows
-    now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize() if Path('/proc/self/statm').exists() else 0
+    if not Path('/proc/self/statm').exists(): return  # elsewhere than on Linux, what is taken already is not known
+    import resource
+    now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = now + MOST_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

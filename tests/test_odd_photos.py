@@ -280,8 +280,10 @@ def test_the_costliest_photos_are_bounded(tmp_path):
     (tmp_path/'bombs').mkdir()
     for name, content in bombs().items(): (tmp_path/'bombs'/name).write_bytes(content)
     told = outcome(tmp_path, tmp_path/'bombs')
-    for answer in ('3 read', '2 it is a run-length', '2 its tags', '1 its tiles', '1 it has 20000 scans', '1 in several scans',
-                   '1 one of its sides has 15000000', '1 one of its sides has 60000000'): assert f'  {answer}' in told
+    for answer in ('3 read', '2 it is a run-length', '2 its tags', '1 its tiles', '1 in several scans',
+                   '1 it has 20000 scans', '1 one of its sides has 15000000',
+                   '1 one of its sides has 60000000'):
+        assert f'  {answer}' in told
 
 
 @on_linux
