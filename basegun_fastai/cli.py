@@ -60,6 +60,9 @@ def main() -> None: # Nothing; ends the process with its exit code
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
     try: run_command(sys.argv[1:])
     except BasegunError as err: sys.exit(_told(err))
+    except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # what the shell says of a program that SIGPIPE ended
     except OSError as err:
         if not (fault := disk_fault(err)): raise
         sys.exit(_told(fault))

@@ -149,6 +149,8 @@ def photos():
 
 def bombs():
     "What costs the most for its bytes: photos of all the pixels that are decoded at once, and claims to refuse."
+    def entry(tag, kind, count, value): return struct.pack('<HHQQ', tag, kind, count, value)
+    tags = entry(256, 4, 1, 20) * 70_000 + entry(257, 4, 1, 20) + entry(282, 5, 3_000_000, 16 + 8 + 70_002 * 20 + 8)
     side, claimed, floats = isqrt(MOST_DECODED), isqrt(MOST_PIXELS), dict(bits=32, more={339: (3, 3)})
     return {
         'float TIFF': strips(side, side, zlib.compress(bytes(4 * side**2), 1), compression=8, **floats),
@@ -162,7 +164,8 @@ def bombs():
         'high PNG': png(1, 60_000_000, 8, 6, bytes(5)),
         'TIFF in a tile of 1.6 gigapixels': tiles(64, 64, 40_000, zlib.compress(b'')),
         'TIFF of 2 million tiles': tiles(2000, 2000, 16, bytes(256), compression=1, starts=np.zeros(2_000_000)),
-        'TIFF of 3 million fractions': strips(20, 20, bytes(400), more={282: (5, np.ones(6_000_000))})}
+        'TIFF of 3 million fractions': strips(20, 20, bytes(400), more={282: (5, np.ones(6_000_000))}),
+        'BigTIFF of 70 thousand tags': struct.pack('<4sHHQQ', b'II+', 8, 0, 16, 70_002) + tags + bytes(8 + 24_000_000)}
 
 
 def mended(content):
@@ -280,8 +283,8 @@ def test_the_costliest_photos_are_bounded(tmp_path):
     (tmp_path/'bombs').mkdir()
     for name, content in bombs().items(): (tmp_path/'bombs'/name).write_bytes(content)
     told = outcome(tmp_path, tmp_path/'bombs')
-    for answer in ('3 read', '2 it is a run-length', '2 its tags', '1 its tiles', '1 in several scans',
-                   '1 it has 20000 scans', '1 one of its sides has 15000000',
+    for answer in ('3 read', '2 it is a run-length', '2 its tags', '1 it has 70002 tags', '1 its tiles',
+                   '1 in several scans', '1 it has 20000 scans', '1 one of its sides has 15000000',
                    '1 one of its sides has 60000000'):
         assert f'  {answer}' in told
 
