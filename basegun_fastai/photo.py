@@ -113,10 +113,11 @@ def _raise_for_numbers(content):
     size, count, step = (8, 8, 20) if wide else (4, 2, 12)
     directories, numbers = [number(size, size)], 0
     for at in directories:  # that of EXIF, of GPS and of what is in them too
-        entries = min(number(at, count), 65535)
+        entries = number(at, count)
+        if entries > 65535: raise ValueError(f'it has {entries} tags')
         for entry in range(at + count, min(at + count + step * entries, len(content)), step):
             tag, kind = number(entry, 2), number(entry + 2, 2)
-            if kind not in (1, 2, 7): numbers += number(entry + 4, size)  # a byte, text, or no known kind
+            if kind not in (1, 2, 7): numbers += number(entry + 4, size)  # not bytes or text
             if tag in (34665, 34853, 40965): directories.append(number(entry + 4 + size, size))
             if numbers > MOST_NUMBERS or len(directories) > 9: raise ValueError('its tags have too many numbers')
 
