@@ -55,7 +55,7 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-top:
 h3 { font-size: 1rem; margin-bottom: .3rem }
 .totals { display: flex; flex-wrap: wrap; gap: .5rem } .totals div { border: 1px solid var(--soft); border-radius: .4rem; padding: .4rem .9rem }
 .totals b { font-size: 1.4rem; display: block } .error { color: var(--error) } .warning { color: var(--warning) }
-.class { display: grid; grid-template-columns: minmax(8rem, 22rem) 1fr; gap: .1rem .8rem; align-items: center; margin: .5rem 0 }
+.class { display: grid; grid-template-columns: minmax(8rem, 26rem) 1fr; gap: .1rem .8rem; align-items: center; margin: .5rem 0 }
 .bar { display: flex; align-items: center; gap: .4rem; font-size: .85rem } .bar i { height: .8rem; border-radius: 2px; min-width: 1px }
 .train { background: var(--train) } .val { background: var(--val) } .key i { display: inline-block; width: .8rem; height: .8rem }
 .pair { border: 1px solid var(--soft); border-radius: .4rem; padding: .6rem; margin: .6rem 0; font-size: .85rem }

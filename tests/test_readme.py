@@ -1,4 +1,5 @@
 "What README shows is what the commands say."
+import json
 import re
 import shlex
 from importlib import import_module
@@ -59,3 +60,16 @@ def test_files_that_readme_links_to_exist():
 
 
 def test_the_installed_command_is_the_one_under_test(): assert run_command('--version').stdout.strip() in (ROOT/'settings.ini').read_text() and COMMAND
+
+
+def test_the_near_duplicates_that_readme_tells_of_are_those_of_the_benchmark():
+    found = json.loads((ROOT/'benchmarks'/'near-duplicates.json').read_text())
+    recall = {o['edit']: o['recall'] for o in found['rows'] if o['bar']}
+    assert all(o['recall'] >= o['bar'] for o in found['rows'] if o['bar']) and found['precision'] == 1
+    brighter = recall.pop('brightness +20 %')
+    assert set(recall.values()) == {1} and f'{brighter:.0%}'.replace('%', ' % of those lit brighter by 20 %') in README
+
+
+def test_check_grows_as_it_should():
+    found = json.loads((ROOT/'benchmarks'/'check.json').read_text())
+    assert .8 <= found['ratio'] <= 1.2 and found['bytes_a_photo'] < 1024 and found['rows'][-1]['photos'] >= 20_000
