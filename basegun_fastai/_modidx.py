@@ -102,6 +102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'basegun_fastai.contents.part_fingerprint': ( 'contents.html#part_fingerprint',
                                                                                        'basegun_fastai/contents.py'),
                                          'basegun_fastai.contents.progress': ('contents.html#progress', 'basegun_fastai/contents.py'),
+                                         'basegun_fastai.contents.readable': ('contents.html#readable', 'basegun_fastai/contents.py'),
                                          'basegun_fastai.contents.remember': ('contents.html#remember', 'basegun_fastai/contents.py'),
                                          'basegun_fastai.contents.signatures': ('contents.html#signatures', 'basegun_fastai/contents.py'),
                                          'basegun_fastai.contents.unreadable': ('contents.html#unreadable', 'basegun_fastai/contents.py')},

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from .contents import contents, part_fingerprint, unreadable
+from .contents import contents, part_fingerprint, readable
 from .core import BasegunError, Run, out_faults, raise_faults, say, write_whole
 from .dataset import labelled_photos
 
@@ -208,12 +208,7 @@ def evaluate(
     raise_faults(unknown_classes(table, config['classes'], run) + out_faults(out, data))
     for label in sorted(set(config['classes']) - set(table.label)):
         say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
-    table = contents(data, table)
-    if bad := unreadable(table):
-        if not skip_unreadable: raise BasegunError(f"'{data}' has photos that cannot be read; mend or remove them, or give "
-                                                   f"--skip-unreadable:\n{bad}")
-        say(f"left aside, since they cannot be read:\n{bad}")
-        table = table[table.reason == '']
+    table = readable(data, contents(data, table), skip_unreadable)
     if not len(table): raise BasegunError(f"'{data}' has no photo that can be read")
     say(provenance(table, config))
     out.mkdir(parents=True)

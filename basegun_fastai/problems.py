@@ -7,7 +7,6 @@ __all__ = ['MOST_UNEQUAL', 'FEWEST_VAL', 'same_photos', 'same_problems', 'alike_
            'unreadable_problems', 'balance_problems', 'small_problems']
 
 # %% ../nbs/02b_problems.ipynb #9d471986
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ def same_problems(
     found = []
     for part in groups:
         files = part.file.tolist()
-        shown = ' = '.join(files)
+        shown = ' = '.join(files[:6]) + (f' and {len(files) - 6} more' if files[6:] else '')
         if part.split.nunique() > 1: found.append(Problem('leak', 'error', files,
             f'{shown}: the same photo in train/ and val/; remove it from one of them'))
         if part.label.nunique() > 1: found.append(Problem('conflict', 'error', files,
@@ -119,11 +118,11 @@ def alike_problems(
 ) -> list[Problem]: # A `near-duplicate` for each pair across train/ and val/
     "Say which photos in `val/` are nearly in `train/` too."
     good = table[table.reason == '']
-    known = {frozenset(o) for part in same for o in combinations(part.index, 2)}
+    group = {row: number for number, part in enumerate(same) for row in part.index}
     pairs = alike_pairs(data, good[good.split == 'val'], good[good.split == 'train'], workers)
     return [Problem('near-duplicate', 'warning', [files[b], files[a]], f'{files[b]} ~ {files[a]}: they look like one '
                     f'photo (likeness {fit:.3f}); remove one of them if they are')
-            for files in [good.file] for a, b, fit in pairs if frozenset((a, b)) not in known]
+            for files in [good.file] for a, b, fit in pairs if a not in group or group[a] != group.get(b)]
 
 # %% ../nbs/02b_problems.ipynb #7c3f3b6c
 def folder_problems(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .contents import examined, progress, unreadable
+from .contents import examined, progress, readable
 from .core import BasegunError, csv_text, out_faults, raise_faults, raise_if_asked, say, write_whole
 from .dataset import SPLITS, labelled_photos
 from .problems import alike_pairs, same_photos, same_problems
@@ -100,11 +100,8 @@ def split(
     table = labelled_photos(photos)
     say(f'reading {len(table)} photos')
     table = examined(photos, table, workers)
-    if bad := unreadable(table):
-        if not skip_unreadable: raise BasegunError(f"'{photos}' has photos that cannot be read; mend or remove them, or give "
-                                                   f"--skip-unreadable:\n{bad}")
-        say(f'left aside, since they cannot be read:\n{bad}')
-    table = _decided(photos, table[table.reason == ''].reset_index(drop=True), val, seed, workers)
+    table = readable(photos, table, skip_unreadable).reset_index(drop=True)
+    table = _decided(photos, table, val, seed, workers)
     unfinished = out.with_name(f'.{out.name}.unfinished')
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

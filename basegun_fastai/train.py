@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from fastcore.meta import delegates
 
-from .contents import contents, fingerprint, part_fingerprint, unreadable
+from .contents import contents, fingerprint, part_fingerprint, readable
 from .core import BasegunError, Run, csv_text, out_faults, printable, raise_faults, run_name, say
 from .dataset import layout_faults, left_aside, photo_table
 from .problems import balance_problems, same_photos, same_problems
@@ -97,11 +97,7 @@ def readable_photos(
     say(f"{len(table)} photos in {table.label.nunique()} classes: {' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())}")
     if aside := left_aside(data): say(f"not taken as photos: {printable(', '.join(aside[:10]))}{f' and {len(aside) - 10} more' if aside[10:] else ''}")
     table = contents(data, table)
-    bad = unreadable(table)
-    if bad and not skip_unreadable: raise BasegunError(f"'{data}' has photos that cannot be read; mend or remove them, or give "
-                                                       f"--skip-unreadable to train without them:\n{bad}")
-    if bad: say(f'left aside, since they cannot be read:\n{bad}')
-    good = table[table.reason == '']
+    good = readable(data, table, skip_unreadable)
     gone = [f"'{data/split/label}' has no photo that can be read" for split, label in
             sorted(set(zip(table.split, table.label, strict=True)) - set(zip(good.split, good.label, strict=True)))]
     wrong = [printable(o.message) for o in same_problems(same_photos(data, good))]

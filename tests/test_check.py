@@ -217,3 +217,12 @@ def test_train_refuses_what_check_calls_a_leak_or_a_conflict(copy, tmp_path):
 
 
 def test_every_command_sees_the_same_two_folders(): assert SPLITS == ('train', 'val')
+
+
+def test_a_picture_that_is_there_hundreds_of_times_is_one_problem(clean, tmp_path):
+    content = photo(clean/'train'/'revolver').read_bytes()
+    for i in range(300): (clean/'train'/'revolver'/f'copy {i}.jpg').write_bytes(content)
+    for i in range(3): (clean/'val'/'revolver'/f'copy {i}.jpg').write_bytes(content + bytes(i))
+    code, found, told = checked(clean, tmp_path)
+    assert code == 1 and kinds(found) == {('error', 'leak'): 1, ('warning', 'imbalance'): 1} and len(files_of(found, 'leak')) == 304
+    assert 'and 298 more' in told.stdout
