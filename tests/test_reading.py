@@ -76,7 +76,7 @@ def test_a_photo_that_takes_too_much_memory_is_an_error(photos, monkeypatch):
     def greedy(_): return bytearray(2**50)
     monkeypatch.setitem(TASKS, 'examine', greedy)
     with pytest.raises(MemoryError): answer(photos/'00.png')
-    Image.new('L', (9000, 9000)).save(photos/'99.png')
+    Image.new('L', (7900, 7900)).save(photos/'99.png')
     code = 'import basegun_fastai.reading as r; r.MOST_MEMORY = 2**26; r.serve()'
     told = subprocess.run([sys.executable, '-c', code, photos, 'examine', '60'], input='"99.png"\n"00.png"\n', capture_output=True, text=True, timeout=60)
     large, small = told.stdout.splitlines()[1:]
