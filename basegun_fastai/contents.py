@@ -122,7 +122,7 @@ def remember(
     since: int, # When reading began, in nanoseconds
 ) -> None: # Nothing
     "Note the contents of a data set, for the next time."
-    keep = (before[:, 2] > 0) & (before[:, 1:3].max(1) < since - 2 * 10**9)
+    keep = (before[:, 2] > 0) & (before[:, 1:3].max(1) < since - 2 * 10**9) & (table.digest != '').to_numpy()
     kept, out = table[keep], io.BytesIO()
     reasons = {i: o for i, o in enumerate(kept.reason) if o}
     np.savez(out, decoder=_decoder(), marks=before[keep], shrunk=kept.shrunk.to_numpy(np.uint64),

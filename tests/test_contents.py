@@ -129,3 +129,14 @@ def test_a_resume_on_other_photos_is_refused(copy, tmp_path):
     file.write_bytes(content + b'more')
     told = typed('train', copy, '--out', tmp_path/'runs', '--name', 'a', '--resume', *options)
     assert told.returncode == 1 and 'the photos are not the same' in told.stderr
+
+
+def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
+    data, read = settled
+    file, plain = 'train/revolver/0005.jpg', module.answers
+    (data/file).rename(data/'aside')
+    (data/'aside').rename(data/file)  # it changed, and is read again
+    with monkeypatch.context() as failing:
+        failing.setattr(module, 'answers', lambda _data, names, *_: iter([dict(reason='Input/output error') for _ in names]))
+        assert contents(data, photo_table(data)).set_index('file').reason[file] == 'Input/output error'
+    assert module.answers is plain and contents(data, photo_table(data)).set_index('file').reason[file] == '' and read == [file]
