@@ -27,6 +27,7 @@ COMMANDS = {  # command: (module, function, what it does)
     'lr-find': ('train', 'lr_find', 'find a learning rate, and leave its curve'),
     'train': ('train', 'train', 'train a classifier on two folders of photos'),
     'evaluate': ('evaluate', 'evaluate', 'judge a trained run on any folder of class folders'),
+    'cache': ('cache', 'cache', 'list or clear what is kept of photos'),
 }
 
 # %% ../nbs/13_cli.ipynb #39538ada

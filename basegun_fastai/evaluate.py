@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from fastai.data.core import DataLoaders
 
+    from basegun_fastai.cache import Prepared
+
 # %% auto #0
 __all__ = ['Predictions', 'predictions', 'metrics', 'confusion_matrix', 'normalized', 'plot_confusion_matrix', 'prediction_rows',
            'write_tables', 'unknown_classes', 'judge', 'summary', 'provenance', 'evaluate']
@@ -159,6 +161,7 @@ def judge(
     folder: Path, # Where the tables go; it exists
     workers: int|None = None, # Processes that read photos
     device: str = 'auto', # 'auto', 'cpu' or 'cuda'
+    prepared: Prepared|None = None, # Where squares are kept
 ) -> dict: # What `metrics` returned
     "Judge a run's weights on `table` and write the tables."
     from basegun_fastai.loaders import judging_loader
@@ -166,7 +169,7 @@ def judge(
     config = run.config
     made = run_architecture(config)
     dls = judging_loader(data, table, config['classes'], made.size, made.mean, made.std,
-                         config['resolved']['batch_size'], workers, usable_device(device))
+                         config['resolved']['batch_size'], workers, usable_device(device), prepared)
     return write_tables(predictions(trained_model(run), dls, table.file.tolist()), folder)
 
 # %% ../nbs/06_evaluate.ipynb #413cc95c

@@ -18,6 +18,7 @@ from fastai.torch_core import TensorImage
 from fastai.vision.augment import (AffineCoordTfm, Brightness, Contrast, PadMode, RandTransform, Rotate, Saturation, Warp,
                                    setup_aug_tfms)
 
+from .cache import Prepared
 from .core import cores
 from .dataset import photo_table
 from .photo import NEUTRAL, pixels
@@ -30,9 +31,10 @@ class PhotoSquare(RandTransform):
     def __init__(self,
         size: int, # Width and height of the network's input
         before_crop: int, # Width and height of the square that the augmentation resamples
+        prepared: Prepared|None = None, # Where squares are kept; empty reads every photo as it is
     ):
         super().__init__(p=1.)
-        self.size, self.before_crop = size, before_crop
+        self.size, self.before_crop, self.prepared = size, before_crop, prepared
 
     def before_call(self,
         b: Path|str|bytes, # noqa: ARG002 A file, or the bytes of one; fastai passes it by this name
@@ -41,7 +43,9 @@ class PhotoSquare(RandTransform):
         "Choose the size by the split."
         self.side = self.before_crop if split_idx == 0 else self.size
 
-    def encodes(self, o: Path|str|bytes): return TensorImage(torch.from_numpy(pixels(o, self.side)).permute(2, 0, 1).contiguous())
+    def encodes(self, o: Path|str|bytes):
+        square = (self.prepared or pixels)(o, self.side)
+        return TensorImage(torch.from_numpy(square).permute(2, 0, 1).contiguous())
 
 # %% ../nbs/04_loaders.ipynb #ac142c87
 class Room:
@@ -110,13 +114,14 @@ def dataloaders(
     batch_size: int = 32, # Photos in a batch; fewer when there are fewer training photos
     workers: int|None = None, # Processes that read photos; empty means one a core, at most 8
     device: str|None = None, # 'cpu' or 'cuda'; empty is fastai's choice
+    prepared: Prepared|None = None, # Where squares are kept, as `cache.prepared` finds them
 ) -> DataLoaders: # fastai's, with shuffled and augmented `train`, and `valid` without randomness
     "Make the loaders of a data set, after its fixed split."
     data = Path(data)
     table = photo_table(data) if table is None else table
     n = int((table.split == 'train').sum())
     batch_size = min(batch_size, n)
-    block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, before_crop), batch_tfms=IntToFloatTensor),
+    block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, before_crop, prepared), batch_tfms=IntToFloatTensor),
                               CategoryBlock(vocab=sorted(table.label.unique()))),
                       get_items=lambda folder: [folder/o for o in table.file], get_y=parent_label,
                       splitter=GrandparentSplitter(train_name='train', valid_name='val'),
@@ -135,10 +140,11 @@ def judging_loader(
     batch_size: int = 32, # Photos in a batch
     workers: int|None = None, # Processes that read photos; empty means one a core, at most 8
     device: str|None = None, # 'cpu' or 'cuda'; empty is fastai's choice
+    prepared: Prepared|None = None, # Where squares are kept, as `cache.prepared` finds them
 ) -> DataLoaders: # fastai's; `valid` has the photos of `table` in its order
     "Make loaders whose validation side is all of `table`."
     data = Path(data)
-    block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, size), batch_tfms=IntToFloatTensor),
+    block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, size, prepared), batch_tfms=IntToFloatTensor),
                               CategoryBlock(vocab=classes)),
                       get_items=lambda folder: [folder/o for o in table.file], get_y=parent_label,
                       splitter=lambda items: (range(len(items)), range(len(items))),
