@@ -23,7 +23,7 @@ COMMANDS = {  # command: (module, function, what it does)
     'demo-data': ('demo', 'demo_data', 'draw a data set of guns to try the other commands on'),
     'check': ('check', 'check', 'say what is in a data set and what is wrong with it'),
     'split': ('split', 'split', 'make a fixed train/ and val/ out of class folders'),
-    'archs': ('model', 'archs', 'list the architectures, their sizes and weights'),
+    'archs': ('archs', 'archs', 'list the architectures, their sizes and weights'),
     'lr-find': ('train', 'lr_find', 'find a learning rate, and leave its curve'),
     'train': ('train', 'train', 'train a classifier on two folders of photos'),
     'evaluate': ('evaluate', 'evaluate', 'judge a trained run on any folder of class folders'),

@@ -199,7 +199,7 @@ def evaluate(
     data: Path, # Folder with <class>/*, or a data set with val/<class>/*
     out: Path = None, # Folder to make for the tables; default: RUN/evaluation_<date>_<time>
     skip_unreadable: bool = False, # Leave photos aside that cannot be read
-    workers: int = None, # Processes that read photos; default: one a core, at most 8
+    workers: int = None, # Processes that read photos; default: one a core, at most 16
     device: str = 'auto', # auto, cpu or cuda
 ) -> None: # Nothing; prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."

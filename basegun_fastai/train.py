@@ -17,8 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pandas as pd
 from fastcore.meta import delegates
 
+from .archs import EFFICIENTNETS
 from .cache import cache_faults, prepared
 from .contents import contents, fingerprint, part_fingerprint, readable
 from .core import BasegunError, Run, csv_text, out_faults, printable, raise_faults, run_name, say
@@ -35,15 +37,20 @@ def _versions():
     names = ('basegun-fastai', 'fastai', 'timm', 'torch', 'torchvision', 'numpy', 'pillow', 'scikit-learn')
     return {o: version(o) for o in names} | dict(python=sys.version.split()[0])
 
-# %% ../nbs/07_train.ipynb #dc431183
-def readable_photos(
-    data: Path, # Folder with `train/<class>/*` and `val/<class>/*`
-    skip_unreadable: bool, # Leave photos aside that cannot be read?
-) -> tuple: # The table of photos to use, with their digests, and the files left aside; raises `BasegunError`
-    "Read every photo of a data set, and decide about those that cannot be read."
+# %% ../nbs/07_train.ipynb #e607a46c
+def _listed(data):
     table = photo_table(data)
     say(f"{len(table)} photos in {table.label.nunique()} classes: {' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())}")
     if aside := left_aside(data): say(f"not taken as photos: {printable(', '.join(aside[:10]))}{f' and {len(aside) - 10} more' if aside[10:] else ''}")
+    return table
+
+# %% ../nbs/07_train.ipynb #dc431183
+def readable_photos(
+    data: Path, # Folder with `train/<class>/*` and `val/<class>/*`
+    table: pd.DataFrame, # Its photos, as `photo_table` lists them
+    skip_unreadable: bool, # Leave photos aside that cannot be read?
+) -> tuple: # The table of photos to use, with their digests, and the files left aside; raises `BasegunError`
+    "Read every photo of a data set, and decide about those that cannot be read."
     table = contents(data, table)
     good = readable(data, table, skip_unreadable)
     gone = [f"'{data/split/label}' has no photo that can be read" for split, label in
@@ -77,15 +84,18 @@ def _tried(make, *args):
 
 # %% ../nbs/07_train.ipynb #acca8279
 def _prepared(options, faults):
+    data = Path(options['data'])
+    faults = option_faults(options) + layout_faults(data) + cache_faults(options['cache'], data) + faults
+    if options['arch'] in EFFICIENTNETS and options['weights'] in ('imagenet', 'none') and options['device'] != 'cuda': raise_faults(faults)
+    table = None if faults else _listed(data)  # the first sign of life, before seconds of imports
     from basegun_fastai.model import architecture, check_weights, usable_device, weight_faults
-    faults = option_faults(options) + layout_faults(options['data']) + cache_faults(options['cache'], options['data']) + faults
     size = None if any(o.startswith('--size') for o in faults) else options['size']
     made, unknown = _tried(architecture, options['arch'], size)
     if made and options['weights'] not in ('imagenet', 'none'): faults += weight_faults(made, options['weights'])
     device, unusable = _tried(usable_device, options['device']) if options['device'] in DEVICES else (None, [])
     raise_faults(faults + unknown + unusable)
     check_weights(made, options['weights'])
-    return made, device, *readable_photos(Path(options['data']), options['skip_unreadable'])
+    return made, device, *readable_photos(data, table, options['skip_unreadable'])
 
 # %% ../nbs/07_train.ipynb #16153673
 def _makers(options, made, device, table):
@@ -98,12 +108,17 @@ def _makers(options, made, device, table):
     return make_loaders, partial(learner, architecture=made, weights=options['weights'], head=options['head'])
 
 # %% ../nbs/07_train.ipynb #51a6189f
+def _stages(options, rate, device):
+    from basegun_fastai.fit import plan
+    return plan(options['head_epochs'], options['fine_tune_epochs'], rate, options['weights'] != 'none', device,
+                options['precision'], options['head_views'])
+
 def _batch_size(options, made, device, make_loaders, make_learner):
     from basegun_fastai.fit import largest_batch_size
     n = make_loaders().train.n
     if options['batch_size'] != 'auto': wanted = options['batch_size']
     elif device == 'cpu': wanted = 32
-    else: wanted = largest_batch_size(make_learner(make_loaders()), not options['fine_tune_epochs'], made.before_crop)
+    else: wanted = largest_batch_size(make_learner(make_loaders()), _stages(options, .1, device)[-1], made.before_crop)
     if wanted > n: say(f'only {n} train photos: the batch shrinks from {wanted} to {n}')
     return min(wanted, n)
 
@@ -120,15 +135,13 @@ def _rate_trial(options, make_loaders, make_learner, batch_size):
 
 # %% ../nbs/07_train.ipynb #ded17fc2
 def _resolved(options, made, device, make_loaders, make_learner):
-    from basegun_fastai.fit import plan
     batch_size = _batch_size(options, made, device, make_loaders, make_learner)
     rate = options['lr']
     if rate == 'auto':
         rate = _rate_trial(options, make_loaders, make_learner, batch_size)[1]
         say(f'--lr auto: {rate:.2g}')
-    stages = plan(options['head_epochs'], options['fine_tune_epochs'], rate, options['weights'] != 'none')
     return dict(device=device, batch_size=batch_size, lr=rate, size=made.size, before_crop=made.before_crop,
-                stages=[asdict(o) for o in stages])
+                stages=[asdict(o) for o in _stages(options, rate, device)])
 
 # %% ../nbs/07_train.ipynb #ec447f5b
 def _begin(run, config):
@@ -166,21 +179,43 @@ def _finish(run, config, learn, memory, table, squares):
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return summary(numbers, run.path)
 
+# %% ../nbs/07_train.ipynb #e6871d56
+def _fitted(run, config, learn):
+    from basegun_fastai.fit import Stage, fit, out_of_memory
+    resolved = config['resolved']
+    try: return fit(learn, [Stage(**o) for o in resolved['stages']], run, config['seed'], config['started'], config['options']['compile'])
+    except (RuntimeError, MemoryError) as err:
+        if resolved['batch_size'] < 4 or not out_of_memory(err): raise
+
+# %% ../nbs/07_train.ipynb #e7191796
+def _halved(run, config):
+    resolved = config['resolved']
+    half = resolved['batch_size'] // 2
+    say(f"out of memory with batches of {resolved['batch_size']}: going on with batches of {half} from the last finished epoch")
+    config = config | dict(resolved=resolved | dict(batch_size=half, halved_from=[*resolved.get('halved_from', []), resolved['batch_size']]))
+    run.save_config(config)
+    return config
+
 # %% ../nbs/07_train.ipynb #34c26216
 def _trained(run, config, table, make_loaders, make_learner):
     from basegun_fastai.callbacks import Diverged, newest_checkpoint, seed_all
-    from basegun_fastai.fit import Stage, fit
-    resolved = config['resolved']
-    seed_all(config['seed'], 0)
-    learn = make_learner(make_loaders(batch_size=resolved['batch_size']))
-    try: memory = fit(learn, [Stage(**o) for o in resolved['stages']], run, config['seed'], config['started'])
+    from basegun_fastai.fit import free_memory
+    memory, learn = None, None
+    try:
+        while not memory:
+            if learn:
+                config, learn = _halved(run, config), None
+                free_memory()
+            seed_all(config['seed'], 0)
+            learn = make_learner(make_loaders(batch_size=config['resolved']['batch_size']))
+            memory = _fitted(run, config, learn)
     except Diverged as err:
         saved = newest_checkpoint(run, config['started'])
         if saved: _save_best(run, config, learn, saved['best'])
         kept = f"epoch {saved['best']['epoch']} was the best before that, and its weights are in '{run.weights}'" if saved \
             else 'no epoch had ended before that'
         raise BasegunError(f"'{run.path}' stops: {err}; {kept}. Begin another run with a smaller rate, such as "
-                           f"--lr {resolved['lr'] / 10:g}") from err
+                           f"--lr {config['resolved']['lr'] / 10:g}") from err
     except KeyboardInterrupt:
         say(f"interrupted: the same command with --name {run.path.name} --resume goes on from the last finished epoch")
         raise
@@ -200,8 +235,11 @@ def train(
     out: Path = 'runs', # Folder in which the run's folder is made
     name: str = None, # Name of the run's folder (default: <arch>_<date>_<time>)
     seed: int = 42, # Runs with the same options, photos and seed are identical on a CPU
-    workers: int = None, # Processes that read photos; changes the time alone (default: one a core, at most 8)
+    workers: int = None, # Processes that read photos; changes the time alone (default: one a core, at most 16)
     device: str = 'auto', # auto, cpu or cuda
+    head_views: int = 2, # Views of each photo whose features train the head; 0 augments anew in each epoch; changes the numbers
+    precision: str = 'auto', # auto, float32, bfloat16 or float16; changes the numbers a little
+    compile: bool = False, # Compile the network for fine-tuning: a minute or more first, faster then; changes the numbers a little
     cache: str = 'auto', # Where decoded photos are kept: auto, off, or a folder; changes the time alone
     skip_unreadable: bool = False, # Train without the photos that cannot be read, and note them in the run
     resume: bool = False, # Continue the run NAME if it was interrupted, begin it if it does not exist

@@ -28,7 +28,8 @@ def test_wrong_usage_is_2(arguments):
 
 
 @pytest.mark.parametrize('arguments', [['--help'], ['train', '-h'], ['lr-find', '-h'], ['evaluate', '-h'], ['demo-data', '-h'],
-                                       ['train', 'a', '--head-epochs', 'ten']])
+                                       ['train', 'a', '--head-epochs', 'ten'], ['archs'], ['archs', '--hflip'], ['cache'],
+                                       ['train', 'nowhere', '--lr', '99'], ['lr-find', 'nowhere', '--cache', 'nowhere/x']])
 def test_help_and_wrong_usage_come_without_the_heavy_imports(arguments):
     code = ('import sys; from basegun_fastai import cli; sys.argv[1:] = ' + repr(arguments) + '\ntry: cli.main()\nexcept SystemExit: pass\n'
             'print([o for o in ("torch", "fastai", "timm", "torchvision") if o in sys.modules], file=sys.stderr)')
@@ -57,7 +58,7 @@ def test_a_training_in_a_log_file(data, tmp_path):
     assert '\r' not in told.stdout + told.stderr and '\x1b' not in told.stdout + told.stderr
     warned, lines = ([o for o in told.stderr.splitlines() if o.startswith('warning: ') == wanted] for wanted in (True, False))
     assert len(warned) == 4 and 'val/epaule_a_pompe has 4 photo(s)' in warned[0] and '3 more of this kind' in warned[3]
-    assert [o.split()[0] for o in lines] == ['72', 'test_efficientnet', 'head', 'fine-tune', 'best'], told.stderr
+    assert [o.split()[0] for o in lines] == ['72', 'test_efficientnet', 'features', 'head', 'fine-tune', 'best'], told.stderr
     assert max(map(len, lines)) <= 100 and tree(data) == before
     evaluated = run_command('evaluate', tmp_path/'runs'/'mon essai', data, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from basegun_fastai.core import BasegunError
-from basegun_fastai.fit import largest_power_of_two, plan, rate_trial, trial_step
+from basegun_fastai.fit import Stage, largest_power_of_two, plan, rate_trial, trial_step
 from basegun_fastai.loaders import dataloaders
 from basegun_fastai.model import architecture, learner
 
@@ -23,12 +23,13 @@ def test_the_largest_power_of_two_is_found_from_below(limit):
     assert tried == sorted(tried) and sum(o > limit for o in tried) <= 1
 
 
-@pytest.mark.parametrize('frozen', [True, False])
-def test_a_trial_step_has_the_final_size_and_leaves_the_learner_alone(learn, frozen):
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('stage', ['head', 'fine-tune'])
+def test_a_trial_step_has_the_final_size_and_leaves_the_learner_alone(learn, stage, precision):
     sizes, before = [], {k: v.clone() for k, v in learn.model.state_dict().items()}
     learn.model[0].register_forward_pre_hook(lambda m, x: sizes.append((tuple(x[0].shape), m.training)))
-    trial_step(learn, frozen, MADE.before_crop, 4)
-    assert sizes == [((4, 3, MADE.size, MADE.size), not frozen)] * 2
+    trial_step(learn, Stage(stage, 1, 0., .1, precision), MADE.before_crop, 4)
+    assert {o for o in sizes if o[0][0] == 4} == {((4, 3, MADE.size, MADE.size), stage != 'head')} and len(sizes) >= 2
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 

@@ -151,7 +151,7 @@ def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, capsys):
 def test_random_weights_skip_the_head_and_train_at_one_rate(data, tmp_path, capsys):
     train(data, fine_tune_epochs=1, out=tmp_path, name='none', **TINY)
     config = Run(tmp_path/'none').config
-    assert config['resolved']['stages'] == [dict(name='fine-tune', epochs=1, body_rate=.005, head_rate=.005)]
+    assert [o.items() >= dict(name='fine-tune', epochs=1, body_rate=.005, head_rate=.005).items() for o in config['resolved']['stages']] == [True]
     assert 'the head stage is skipped' in capsys.readouterr().err
 
 
@@ -169,7 +169,7 @@ def test_the_body_of_a_head_training_is_that_of_the_file(data, weights, tmp_path
     given, trained = load_file(weights), load_file(tmp_path/'head'/'model.safetensors')
     assert all(torch.equal(trained[k], v) for k, v in given.items() if not k.startswith('classifier.'))
     stages = Run(tmp_path/'head').config['resolved']['stages']
-    assert stages == [dict(name='head', epochs=2, body_rate=0., head_rate=.005)]
+    assert [o.items() >= dict(name='head', epochs=2, body_rate=0., head_rate=.005).items() for o in stages] == [True]
 
 
 def test_fine_tuning_rates_are_smaller_and_smaller_still_in_the_body(data, weights, tmp_path):
