@@ -271,6 +271,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'basegun_fastai/loaders.py'),
                                         'basegun_fastai.loaders.Loader._batches': ( 'loaders.html#loader._batches',
                                                                                     'basegun_fastai/loaders.py'),
+                                        'basegun_fastai.loaders.Loader.close': ('loaders.html#loader.close', 'basegun_fastai/loaders.py'),
                                         'basegun_fastai.loaders.PhotoSquare': ('loaders.html#photosquare', 'basegun_fastai/loaders.py'),
                                         'basegun_fastai.loaders.PhotoSquare.__init__': ( 'loaders.html#photosquare.__init__',
                                                                                          'basegun_fastai/loaders.py'),

@@ -170,7 +170,9 @@ def judge(
     made = run_architecture(config)
     dls = judging_loader(data, table, config['classes'], made.size, made.mean, made.std,
                          config['resolved']['batch_size'], workers, usable_device(device), prepared)
-    return write_tables(predictions(trained_model(run), dls, table.file.tolist()), folder)
+    found = predictions(trained_model(run), dls, table.file.tolist())
+    dls.valid.close()
+    return write_tables(found, folder)
 
 # %% ../nbs/06_evaluate.ipynb #413cc95c
 def summary(

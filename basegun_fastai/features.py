@@ -41,7 +41,7 @@ class Views:
             features = features.cpu().contiguous().numpy()
             data, self.width = memoryview(features).cast('B'), features.shape[1]
             while data: data = data[self.file.write(data):]
-            labels.append(found.cpu())
+            labels.append(found.cpu().clone())  # a worker's own tensor keeps a file open
         self.labels, self.views = torch.cat(labels), self.views + 1
 
     def __len__(self): return len(self.labels)
@@ -72,6 +72,7 @@ def feature_loaders(
         for view in range(many):
             seed_all(seed, -1 - view)  # no epoch's
             found.add(_passed(learn, whole, f'features of {what} {view + 1}/{many}'))
+        whole.close()
         made.append(DataLoader(found, bs=dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last, device=dls.device))
     made = DataLoaders(*made, device=dls.device)
     made.c, made.vocab = dls.c, dls.vocab

@@ -106,7 +106,9 @@ def fit(
                             EpochSeed(seed, before), PlainTensors(), History(memory, stage.name, before), curves, Progress(total),
                             Checkpoint(run, memory, started), *precision])
                 before += stage.epochs
-    finally: curves.close()
+    finally:
+        curves.close()
+        for dl in learn.dls.loaders: dl.close()
     return memory
 
 # %% ../nbs/06b_fit.ipynb #89e36df2

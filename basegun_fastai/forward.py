@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastcore.foundation import L
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -40,8 +41,9 @@ class Precision(MixedPrecision):
         self.number = getattr(torch, precision)
 
     def before_fit(self):
-        super().before_fit()
-        self.autocast = torch.autocast(self.dls.device.type, dtype=self.number)
+        kind = self.dls.device.type
+        self.learn.scaler, self.scales = torch.amp.GradScaler(kind, enabled=self.number == torch.float16), L()
+        self.autocast = torch.autocast(kind, dtype=self.number)
 
 # %% ../nbs/05a_forward.ipynb #af786b95
 def folded(

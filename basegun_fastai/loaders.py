@@ -126,6 +126,10 @@ class Loader(TfmdDL):
     "fastai's loader, with workers that stay alive and copies that do not wait."
     _workers = None
 
+    def close(self) -> None: # Nothing
+        "Let the worker processes go; the next epoch would begin new ones."
+        self._workers = None
+
     def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != '_workers'}
 
     def _batches(self):
@@ -173,7 +177,7 @@ def dataloaders(
     batch_size = min(batch_size, n)
     block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, before_crop, prepared), batch_tfms=IntToFloatTensor),
                               CategoryBlock(vocab=sorted(table.label.unique()))),
-                      get_items=lambda folder: [folder/o for o in table.file], get_y=parent_label,
+                      get_items=lambda folder: [str(folder/o) for o in table.file], get_y=parent_label,
                       splitter=GrandparentSplitter(train_name='train', valid_name='val'), dl_type=Loader,
                       batch_tfms=[*augmentation(size), Normalize.from_stats(mean, std, cuda=False)])
     return block.dataloaders(data, path=Path('.'), bs=batch_size, num_workers=min(16, cores()) if workers is None else workers,
@@ -196,7 +200,7 @@ def judging_loader(
     data = Path(data)
     block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, size, prepared), batch_tfms=IntToFloatTensor),
                               CategoryBlock(vocab=classes)),
-                      get_items=lambda folder: [folder/o for o in table.file], get_y=parent_label,
+                      get_items=lambda folder: [str(folder/o) for o in table.file], get_y=parent_label,
                       splitter=lambda items: (range(len(items)), range(len(items))), dl_type=Loader,
                       batch_tfms=[Normalize.from_stats(mean, std, cuda=False)])
     return block.dataloaders(data, path=Path('.'), bs=batch_size, num_workers=min(16, cores()) if workers is None else workers,
