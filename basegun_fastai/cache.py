@@ -23,12 +23,14 @@ import pandas as pd
 
 from .contents import decoder_version
 from .core import BasegunError, cache_home, printable, say
-from .photo import photo_bytes, pixels
+from .photo import UnreadablePhoto, photo_bytes, pixels
 
 # %% ../nbs/03a_cache.ipynb #8275a77e
 _HEAD = 256  # bytes
 
 def _about(side, n): return json.dumps(dict(format='basegun-fastai squares 1', decoder=decoder_version(), side=side, photos=n))
+
+def _name(side, digests): return f"{side}-{hashlib.sha256(decoder_version().encode() + digests.tobytes()).hexdigest()[:16]}.squares"
 
 def _record(side): return side * side * 3 + 8  # bytes
 
@@ -41,25 +43,24 @@ class Squares:
     ):
         self.file = Path(file)
         try: self.opened = open(self.file, 'r+b', buffering=0)
-        except PermissionError: self.opened = open(self.file, 'rb', buffering=0)
+        except OSError as err:
+            if err.errno not in (errno.EACCES, errno.EPERM, errno.EROFS): raise
+            self.opened = open(self.file, 'rb', buffering=0)
         about = json.loads(self._at(0, _HEAD))
         self.side, self.photos = about['side'], about['photos']
         if about != json.loads(_about(self.side, self.photos)): raise ValueError('it is of another version')
         self.start = _HEAD + 32 * self.photos
         if os.fstat(self.opened.fileno()).st_size != self.start + self.photos * _record(self.side): raise ValueError('its length is wrong')
+        self.digests = np.frombuffer(self._at(_HEAD, 32 * self.photos), 'S32')  # SHA-256 of each photo that has a place, sorted
+        if self.file.name != _name(self.side, self.digests): raise ValueError('its name is not that of its photos')
 
     def _at(self, offset, size): return os.pread(self.opened.fileno(), size, offset)
-
-    @property
-    def digests(self) -> np.ndarray: # 'S32' of shape `(photos,)`, sorted
-        "SHA-256 of each photo that has a place."
-        return np.frombuffer(self._at(_HEAD, 32 * self.photos), 'S32')
 
     def digest(self,
         place: int, # Index into `digests`
     ) -> bytes: # SHA-256
         "Say which photo's a place is."
-        return self._at(_HEAD + 32 * place, 32)
+        return self.digests[place:place+1].tobytes()
 
     def _sum(self, place, square): return zlib.crc32(square, zlib.crc32(self.digest(place))) | 1 << 32
 
@@ -90,8 +91,7 @@ def make_squares(
 ) -> Squares: # With all places empty; raises `OSError`
     "Make a file of squares for some photos, or open it where it is there."
     content = digests.tobytes()
-    name = hashlib.sha256(decoder_version().encode() + content).hexdigest()[:16]
-    file, unborn = Path(folder)/f'{side}-{name}.squares', Path(folder)/f'.{secrets.token_hex(8)}.new'
+    file, unborn = Path(folder)/_name(side, digests), Path(folder)/f'.{secrets.token_hex(8)}.new'
     try:
         with open(unborn, 'wb') as f:
             f.write(_about(side, len(digests)).encode().ljust(_HEAD) + content)
@@ -99,7 +99,9 @@ def make_squares(
             f.flush()
             os.fsync(f.fileno())
         try: os.link(unborn, file)
-        except FileExistsError: return Squares(file)
+        except FileExistsError:
+            try: return Squares(file)
+            except (ValueError, KeyError, TypeError): os.replace(unborn, file)  # a damaged one
         except OSError: os.replace(unborn, file)  # a disk without hard links
     finally: unborn.unlink(missing_ok=True)
     return Squares(file)
@@ -123,13 +125,18 @@ def _empty(squares):
 class ChangedPhoto(BasegunError):
     "Say which photo is no longer the one that was examined."
 
+    def __init__(self,
+        message: str, # What to say; that of a worker process has its traceback before it
+    ):
+        super().__init__(message.strip().rsplit('ChangedPhoto: ', 1)[-1])
+
 class Prepared:
     "The squares of a training's photos, by the name of the file and the side."
 
     def __init__(self,
         data: Path, # The folder that the names are relative to
     ):
-        self.data, self.files, self.places = f'{Path(data)}{os.sep}', [], {}
+        self.data, self.files, self.places = '' if Path(data) == Path('.') else f'{Path(data)}{os.sep}', [], {}
         self.full = mmap.mmap(-1, 1)  # one byte that the worker processes share: was it said that the disk is full?
 
     def __reduce__(self):
@@ -154,14 +161,17 @@ class Prepared:
         side: int, # Width and height of the square
     ) -> np.ndarray: # `uint8` of shape `(side, side, 3)`; raises `UnreadablePhoto`, `ChangedPhoto`
         "Be `photo.pixels`, and remember."
-        at = None if isinstance(photo, bytes) else self.places.get(side, {}).get(str(photo).removeprefix(self.data))
+        here = not isinstance(photo, bytes) and str(photo).startswith(self.data)
+        at = self.places.get(side, {}).get(str(photo)[len(self.data):]) if here else None
         if at is None: return pixels(photo, side)
         squares, place = self.files[at >> 32], at & 0xffffffff
         if (square := squares.read(place)) is not None: return square
         return self._fill(squares, place, photo, side)
 
     def _fill(self, squares, place, photo, side):
-        content = photo_bytes(photo)
+        try: content = photo_bytes(photo)
+        except OSError as err: raise UnreadablePhoto(photo, err.strerror or str(err)) from err
+        except ValueError as err: raise UnreadablePhoto(photo, str(err)) from err
         if hashlib.sha256(content).digest() != squares.digest(place):
             raise ChangedPhoto(printable(f"'{photo}' has changed since the command began: start it again"))
         square = pixels(content, side)
@@ -197,13 +207,18 @@ def cache_faults(
 
 # %% ../nbs/03a_cache.ipynb #ed199db6
 def _places(folder, parts):
-    found, wanted = {}, {}
+    found, wanted, need = {}, {}, 0
     for side in dict.fromkeys(o for o, _ in parts):
         found[side] = _found(folder, side)
         digests = np.unique(np.concatenate([_digests(table) for o, table in parts if o == side]))
-        for squares in found[side]: digests = np.setdiff1d(digests, squares.digests, assume_unique=True)
+        for squares in found[side]:
+            left = np.setdiff1d(digests, squares.digests, assume_unique=True)
+            need, digests = need + min(_empty(squares), (len(digests) - len(left)) * _record(side)), left
         if len(digests): wanted[side] = digests
-    return found, wanted
+        need += len(digests) * _record(side)
+    return found, wanted, need
+
+def _size(n): return f'{n / 2**30:.1f} GiB' if n >= 2**30 else f'{n / 2**20:.1f} MiB'
 
 # %% ../nbs/03a_cache.ipynb #94bf54ce
 def prepared(
@@ -217,11 +232,9 @@ def prepared(
     folder = cache_home()/'squares' if auto else Path(cache)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found, wanted = _places(folder, parts)
-        need = sum(len(o) * _record(side) for side, o in wanted.items()) + sum(_empty(o) for all_ in found.values() for o in all_)
+        found, wanted, need = _places(folder, parts)
         free = shutil.disk_usage(folder).free // (2 if auto else 1)
-        if need > free: return _without(folder, auto, f'{need / 2**30:.1f} GiB are needed, {free / 2**30:.1f} '
-                                        f"{'(half of what is free) ' if auto else ''}can be had")
+        if need > free: return _without(folder, auto, f"{_size(need)} are needed, {_size(free)} {'(half of what is free) ' if auto else ''}can be had")
         for side, digests in wanted.items(): found[side].append(make_squares(folder, side, digests))
     except OSError as err: return _without(folder, auto, err.strerror)
     made = Prepared(data)
@@ -234,7 +247,7 @@ def _without(folder, auto, reason):
     say(f"photos are decoded anew in each epoch, since '{folder}' cannot hold them ({reason}); --cache DIR names another place")
 
 # %% ../nbs/03a_cache.ipynb #5005e893
-def _stored(folder): return sorted(Path(folder).glob('*.squares')) + sorted(Path(folder).glob('.*.new'))
+def _stored(folder): return sorted(Path(folder).glob('*.squares')) + sorted(Path(folder).glob(f'.{"[0-9a-f]" * 16}.new'))
 
 def _line(file):
     status, (side, _, name) = file.stat(), file.name.partition('-')

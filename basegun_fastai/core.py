@@ -187,7 +187,7 @@ class Run:
     def config(self) -> dict: # What `config.json` holds
         "Read `config.json`; raises `BasegunError` where this folder is no run."
         if not self.config_file.is_file(): raise BasegunError(self._no_run())
-        try: return json.loads(self.config_file.read_text())
+        try: return json.loads(self.config_file.read_bytes().decode('utf-8', 'surrogateescape'))
         except ValueError as err: raise BasegunError(f"'{self.config_file}' cannot be read as JSON: {err}. "
             "Give the folder of another run") from err
 

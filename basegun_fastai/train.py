@@ -75,7 +75,7 @@ def _new_config(options, made, table, skipped, resolved):
 def _defaults(options):
     head = options['head_epochs']
     if head is None: head = 0 if options['weights'] == 'none' else 10
-    return options | dict(head_epochs=head, data=str(options['data']), out=str(options['out']))
+    return options | dict(head_epochs=head, data=str(options['data']), out=str(options['out']), cache=str(options['cache']))
 
 # %% ../nbs/07_train.ipynb #c5ebc282
 def _tried(make, *args):
