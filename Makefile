@@ -40,3 +40,5 @@ bench: install
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/near_duplicates.py
 	$(BIN)/python benchmarks/check.py
+	$(BIN)/python benchmarks/head_views.py
+	$(BIN)/python benchmarks/memory.py

@@ -103,7 +103,7 @@ def _makers(options, made, device, table):
     from basegun_fastai.model import learner
     train, val = table[table.split == 'train'], table[table.split == 'val']
     squares = prepared(options['data'], [(made.before_crop, train), (made.size, val)], options['cache'])
-    make_loaders = partial(dataloaders, options['data'], made.size, made.before_crop, made.mean, made.std, table,
+    make_loaders = partial(dataloaders, options['data'], made.size, made.before_crop, made.mean, made.std, table[['file', 'label', 'split']],
                            workers=options['workers'], device=device, prepared=squares)
     return make_loaders, partial(learner, architecture=made, weights=options['weights'], head=options['head'])
 
@@ -131,7 +131,8 @@ def _rate_trial(options, make_loaders, make_learner, batch_size):
     (learn.freeze if options['head_epochs'] else learn.unfreeze)()
     say('looking for a learning rate')
     seed_all(options['seed'], 0, learn.dls)
-    return rate_trial(learn)
+    try: return rate_trial(learn)
+    finally: learn.dls.train.close()
 
 # %% ../nbs/07_train.ipynb #ded17fc2
 def _resolved(options, made, device, make_loaders, make_learner):
@@ -267,6 +268,7 @@ def train(
     else:
         config = _new_config(options, made, table, skipped, _resolved(options, made, device, *makers))
         _begin(run, config)
+    table = table[['file', 'label', 'split']]  # what was known of the contents is in the configuration
     resolved = config['resolved']
     say(f"{made.timm_name} at {made.size} pixels on the {device}, batches of {resolved['batch_size']}, --lr {resolved['lr']:.2g}")
     print(_trained(run, config, table, *makers))

@@ -1,8 +1,10 @@
-"""Measure the bars that this machine can measure, all arms in turn in one run: `make bench`.
+"""Measure the bars that this machine can measure, all arms of a row in turn in one run: `make bench`.
 
-Prints a table of medians with the lowest and highest run, and writes it to benchmarks/results.json. Quote the ratios
-only: absolute times belong to the machine.
+Prints a table of medians with the lowest and highest run, and writes it to benchmarks/results.json. Quote the ratios only: absolute
+times belong to the machine. Photos are drawn at 12 megapixels and saved at 1, 2 and 3 bits a pixel, as phones do; they are read from
+the system's memory, not from the disk. BASEGUN_ROWS="frozen loading" measures some of the rows; the others stay as they were noted.
 """
+import copy
 import json
 import os
 import platform
@@ -11,23 +13,59 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, redirect_stderr
+from functools import partial
+from io import BytesIO, StringIO
+from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 warnings.filterwarnings('ignore')
 
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import timm  # noqa: E402
 import torch  # noqa: E402
 from fastai.callback.core import Callback  # noqa: E402
+from fastai.data.block import CategoryBlock, DataBlock  # noqa: E402
 from fastai.data.core import DataLoaders  # noqa: E402
 from fastai.data.load import DataLoader  # noqa: E402
+from fastai.data.transforms import GrandparentSplitter, get_image_files, parent_label  # noqa: E402
 from fastai.losses import CrossEntropyLossFlat  # noqa: E402
 from fastai.torch_core import TensorCategory, TensorImage, set_seed  # noqa: E402
+from fastai.vision.augment import PadMode, Resize, ResizeMethod  # noqa: E402
+from fastai.vision.data import ImageBlock  # noqa: E402
 from fastai.vision.learner import vision_learner  # noqa: E402
+from PIL import Image  # noqa: E402
 
+from basegun_fastai.cache import prepared  # noqa: E402
+from basegun_fastai.callbacks import EpochSeed, History, Memory, PlainTensors, Progress  # noqa: E402
+from basegun_fastai.contents import contents  # noqa: E402
 from basegun_fastai.core import cores, write_whole  # noqa: E402
+from basegun_fastai.dataset import photo_table  # noqa: E402
+from basegun_fastai.demo import GUNS, drawn_photo  # noqa: E402
+from basegun_fastai.fit import Stage, as_fast  # noqa: E402
+from basegun_fastai.forward import Forward, stage_precision  # noqa: E402
+from basegun_fastai.loaders import dataloaders, seed_all  # noqa: E402
 from basegun_fastai.model import architecture, learner  # noqa: E402
+from basegun_fastai.photo import pixels  # noqa: E402
 
-HERE = Path(__file__).parent
-REPEATS, BATCH, STEPS = 7, 16, 3
+HERE, DEVICE = Path(__file__).parent, 'cuda' if torch.cuda.is_available() else 'cpu'
+REPEATS, BATCH, STEPS, TRAIN, VAL, MANY = 7, 16, 3, 24, 6, 64
+MADE = architecture('efficientnet_b0')
+
+
+def waited():
+    "Wait for the device."
+    if DEVICE == 'cuda': torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(work, *arguments):
+    started = waited()
+    work(*arguments)
+    return waited() - started
 
 
 def in_turn(arms, repeats=REPEATS):
@@ -39,27 +77,93 @@ def in_turn(arms, repeats=REPEATS):
     return figures
 
 
+# Photos
+
+def saved(task):
+    "Draw a photo of 12 megapixels, and save it with as many bits a pixel as asked."
+    file, label, number, bits = task
+    photo, low, high = drawn_photo(label, np.random.default_rng([7, number]), (4032, 3024)), 5, 98
+    while low < high:
+        quality, content = (low + high + 1) // 2, BytesIO()
+        photo.save(content, 'JPEG', quality=quality)
+        low, high = (quality, high) if content.tell() * 8 <= bits * 4032 * 3024 else (low, quality - 1)
+    photo.save(file, quality=low)
+
+
+def phone_photos(folder):
+    "Make a data set of 12-megapixel photos, a third at each of 1, 2 and 3 bits a pixel."
+    tasks = []
+    for split, n in dict(train=TRAIN, val=VAL).items():
+        for i, label in zip(range(n), cycle(GUNS)):
+            (folder/split/label).mkdir(parents=True, exist_ok=True)
+            tasks.append((folder/split/label/f'{i}.jpg', label, len(tasks), 1 + i % 3))
+    with ProcessPoolExecutor(cores()) as pool: list(pool.map(saved, tasks))
+    return folder
+
+
+# Loading
+
+def huffman(file):
+    "Decode at an eighth of the size: what is left is reading all bytes of the file."
+    with Image.open(file) as image:
+        image.draft('RGB', (image.width // 8, image.height // 8))
+        image.load()
+
+
+def drained(dl):
+    "Go through an epoch of ready batches; what happens to them on the device is not loading."
+    dl.after_batch = lambda batch: batch
+    for _ in dl: pass
+
+
+def loading(folder):
+    "First and later epochs of our loader, and of fastai's with `ImageBlock` and `Resize`, with as many processes."
+    table, caches = contents(folder, photo_table(folder)), TemporaryDirectory()
+    stock = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
+                      splitter=GrandparentSplitter(valid_name='val'),
+                      item_tfms=Resize(MADE.before_crop, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8, num_workers=cores())
+    files = [folder/o for o in table[table.split == 'train'].file]
+    def ours(cache, listed):
+        squares = prepared(folder, [(MADE.before_crop, table[table.split == 'train'])], cache)
+        return dataloaders(folder, MADE.size, MADE.before_crop, table=listed, batch_size=8, prepared=squares, workers=cores()).train
+    def first():
+        with TemporaryDirectory() as empty: return timed(drained, ours(empty, table))
+    listed = pd.concat([table] * MANY, ignore_index=True)  # an epoch long enough to be timed
+    warm = ours(caches.name, listed)
+    drained(warm)
+    squares = np.stack([pixels(o, MADE.before_crop) for o in files])
+    def copied():
+        for _ in range(MANY):
+            for o in squares: o.copy()
+    with ProcessPoolExecutor(cores()) as pool:
+        return in_turn({'stock fastai': lambda: timed(drained, stock.train), 'ours, first epoch': first,
+                       'ours, later epochs': lambda: timed(drained, warm) / MANY, 'memcpy of the squares': lambda: timed(copied) / MANY,
+                       'entropy decoding alone': lambda: timed(lambda: list(pool.map(huffman, files)))}, 5)
+
+
+# Steps
+
 class StepTime(Callback):
     "Time training steps from the batch that is ready to the weights that have moved."
     order = 1000
 
     def before_fit(self): self.seconds = []
-    def before_batch(self): self.started = time.perf_counter()
+    def before_batch(self): self.started = waited()
     def after_batch(self):
-        if self.training: self.seconds.append(time.perf_counter() - self.started)
+        if self.training: self.seconds.append(waited() - self.started)
 
 
-def ready_batches(size):
+def ready_loaders(size=MADE.size):
     "Loaders of photos that are ready on the device, so that nothing but the step is timed."
     set_seed(0)
     items = [(TensorImage(torch.randn(3, size, size)), TensorCategory(torch.tensor(i % 6))) for i in range(BATCH * STEPS)]
-    dls = DataLoaders(DataLoader(items, bs=BATCH), DataLoader(items[:BATCH], bs=BATCH), device=torch.device('cpu'))
-    dls.c = 6
+    dls = DataLoaders(DataLoader(items, bs=BATCH), DataLoader(items[:BATCH], bs=BATCH), device=torch.device(DEVICE))
+    dls.c, dls.vocab = 6, list('abcdef')
     return dls
 
 
-def fit_time(learn):
-    "Make an arm that trains for an epoch and returns the median step in seconds."
+def stock_arm(learn):
+    "fastai's own training, an epoch at a time; the median step in seconds."
     learn.add_cb(timer := StepTime())
     def arm():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
@@ -67,34 +171,154 @@ def fit_time(learn):
     return arm
 
 
-def frozen_step():
-    "Our step with a frozen body, fastai's own, and the body going forward alone, which no step can beat."
-    made = architecture('efficientnet_b0')
-    dls = ready_batches(made.size)
-    ours = learner(dls, made, 'none')
-    stock = vision_learner(dls, made.timm_name, n_out=6, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
-    ours.freeze()
+def our_arm(learn, stage, stack, *timers):
+    "Our training, with all of `fit`'s callbacks but those that write."
+    (learn.freeze if stage.name == 'head' else learn.unfreeze)()
+    learn.model.to(DEVICE)
+    learn.recorder.train_metrics = True
+    callbacks = stack.enter_context(as_fast(learn, stage, 0, Path('.')))
+    def arm():
+        begun = time.perf_counter()
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(1, 1e-3, cbs=[EpochSeed(0, 0), PlainTensors(), History(Memory(), stage.name, 0), Progress(1), *callbacks, *timers])
+        return statistics.median(timers[0].seconds) if timers else time.perf_counter() - begun
+    return arm
+
+
+def stages(views=0):
+    "Both stages, in the number format that `train` would take here."
+    return [Stage(o, 1, 0., 1e-3, stage_precision('auto', DEVICE, frozen=o == 'head'), views) for o in ('head', 'fine-tune')]
+
+
+def frozen():
+    "The step of a frozen body: stock fastai's, ours, and the body going forward alone, which no step can beat."
+    dls, (head, _) = ready_loaders(), stages()
+    stock = vision_learner(dls, MADE.timm_name, n_out=6, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
     stock.freeze()
-    batch, body = dls.train.one_batch()[0], ours.model[0]  # in the memory format that `learner` chose
-    def forward():
-        body.eval()
-        started = time.perf_counter()
-        with torch.no_grad(): body(batch)
-        return time.perf_counter() - started
-    return in_turn({'stock fastai': fit_time(stock), 'ours': fit_time(ours), 'forward only': forward})
+    ours = learner(dls, MADE, 'none')
+    body = Forward(copy.deepcopy(ours.model[0]).to(DEVICE), head.precision)
+    batch = dls.train.one_batch()[0].as_subclass(torch.Tensor)
+    with ExitStack() as stack:
+        return in_turn({'stock fastai': stock_arm(stock), 'ours': our_arm(ours, head, stack, StepTime()),
+                       'forward only': lambda: statistics.median(timed(body, batch) for _ in range(STEPS))})
+
+
+def step():
+    "The step of fine-tuning: stock fastai's, ours, and a loop of PyTorch alone with the same network, format and optimiser."
+    dls, (_, fine) = ready_loaders(), stages()
+    stock = vision_learner(dls, MADE.timm_name, n_out=6, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
+    stock.unfreeze()
+    model = timm.create_model(MADE.timm_name, num_classes=6).to(DEVICE, memory_format=torch.channels_last).train()
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+    batches, number = list(dls.train), getattr(torch, fine.precision)
+    def bare():
+        seconds = []
+        for xb, yb in batches:
+            x, y = xb.as_subclass(torch.Tensor), yb.as_subclass(torch.Tensor)
+            started = waited()
+            with torch.autocast(DEVICE, number, enabled=number != torch.float32): loss = torch.nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            seconds.append(waited() - started)
+        return statistics.median(seconds)
+    with ExitStack() as stack:
+        return in_turn({'stock fastai': stock_arm(stock), 'ours': our_arm(learner(dls, MADE, 'none'), fine, stack, StepTime()), 'bare loop': bare})
+
+
+class Ready:
+    "A loader of batches that are on the device already, uint8 before the augmentation or floats after it."
+
+    def __init__(self, dl, augmented):
+        dl.before_iter()
+        self.dl, self.dataset, self.device, self.rng, self.n, self.bs = dl, dl.dataset, dl.device, dl.rng, dl.n, dl.bs
+        kept, whole = dl.after_batch, dl.after_batch
+        dl.after_batch = lambda batch: batch
+        self.batches, dl.after_batch = list(dl), whole
+        if augmented: self.batches = [kept(o) for o in self.batches]
+        self.augmented = augmented
+
+    def __len__(self): return len(self.batches)
+    def __iter__(self):
+        self.dl.before_iter()
+        for o in self.batches: yield o if self.augmented else self.dl.after_batch(tuple(t.clone() for t in o))
+
+
+def feed(folder):
+    "An epoch of fine-tuning from the cache, with ready uint8 squares, and with ready floats that need no augmentation."
+    table, caches = contents(folder, photo_table(folder)), TemporaryDirectory()
+    squares = prepared(folder, [(MADE.before_crop, table[table.split == 'train']), (MADE.size, table[table.split == 'val'])], caches.name)
+    def arm(stack, ready=None):
+        dls = dataloaders(folder, MADE.size, MADE.before_crop, table=table, batch_size=8, workers=cores(), device=DEVICE, prepared=squares)
+        seed_all(0, 0, dls)
+        learn = learner(dls, MADE, 'none')
+        if ready is not None:
+            learn.dls = DataLoaders(Ready(dls.train, ready), Ready(dls.valid, ready), device=dls.device)
+            learn.dls.c, learn.dls.vocab = dls.c, dls.vocab
+        return our_arm(learn, stages()[1], stack)
+    with ExitStack() as stack:
+        return in_turn({'real files': arm(stack), 'ready squares': arm(stack, False), 'ready floats': arm(stack, True)}, 5)
+
+
+def head(folder):
+    "Five epochs of the head on the photos, with stock fastai and with the features of two views, from photos of 12 megapixels each."
+    table = contents(folder, photo_table(folder))
+    stock_dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
+                          splitter=GrandparentSplitter(valid_name='val'),
+                          item_tfms=Resize(MADE.size, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8, num_workers=cores())
+    stock = vision_learner(stock_dls, MADE.timm_name, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
+    def stock_arm():
+        stock.freeze()
+        with stock.no_bar(), stock.no_logging(): return timed(stock.fit, 5, 1e-3)
+    def our_stage(views, cached):
+        def arm():
+            with TemporaryDirectory() as caches, ExitStack() as stack:
+                squares = prepared(folder, [(MADE.before_crop, table[table.split == 'train']), (MADE.size, table[table.split == 'val'])], caches) \
+                    if cached else None
+                started = waited()
+                dls = dataloaders(folder, MADE.size, MADE.before_crop, table=table, batch_size=8, device=DEVICE, workers=cores(), prepared=squares)
+                learn, stage = learner(dls, MADE, 'none'), stages(views)[0]
+                learn.freeze()
+                learn.model.to(DEVICE)
+                stack.enter_context(as_fast(learn, stage, 0, Path(caches)))
+                with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 1e-3, cbs=[EpochSeed(0, 0), PlainTensors()])
+                return waited() - started
+        return arm
+    return in_turn({'stock fastai': stock_arm, '1 view': our_stage(1, True), '2 views': our_stage(2, True), 'live': our_stage(0, True)}, 3)
 
 
 def start_up():
     "Help of the command, and the import that it must not wait for, as whole processes."
-    def process(*command):
-        def arm():
-            started = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
-            return time.perf_counter() - started
-        return arm
+    def process(*command): return partial(timed, partial(subprocess.run, command, check=True, capture_output=True))
     return in_turn({'import fastai.vision.all': process(sys.executable, '-W', 'ignore', '-c', 'import fastai.vision.all'),
-                    'basegun-fastai --help': process(str(Path(sys.executable).with_name('basegun-fastai')), '--help'),
-                    'python -c pass': process(sys.executable, '-c', 'pass')})
+                   'basegun-fastai --help': process(str(Path(sys.executable).with_name('basegun-fastai')), '--help'),
+                   'python -c pass': process(sys.executable, '-c', 'pass')})
+
+
+# The table
+
+ROWS = {  # what is measured: (function, [(what, above, below, bar, limit)])
+    'loading': (loading, [
+        ('12-MP JPEGs, first epoch', 'stock fastai', 'ours, first epoch', 2, 'entropy decoding of all bytes'),
+        ('the same, share of its limit', 'entropy decoding alone', 'ours, first epoch', None, '1: nothing but entropy decoding'),
+        ('12-MP JPEGs, later epochs', 'stock fastai', 'ours, later epochs', 10, 'memcpy of the prepared squares'),
+        ('the same, share of its limit', 'memcpy of the squares', 'ours, later epochs', None, '1: nothing but the copy, in one process')]),
+    'frozen': (frozen, [
+        ('frozen-head step, B0, 224 px', 'stock fastai', 'ours', 5, 'the body going forward alone'),
+        ('the same, share of its limit', 'forward only', 'ours', .9, '1: nothing but the body going forward')]),
+    'head': (head, [
+        ('5 epochs of the head, B0, 12 MP', 'stock fastai', '1 view', 5, 'one pass of the photos'),
+        ('the same with 2 views', 'stock fastai', '2 views', 2.5, 'two passes of the photos, one decoding'),
+        ('the same, augmented live', 'stock fastai', 'live', None, 'five passes of the photos, one decoding')]),
+    'feed': (feed, [
+        ('fine-tuning epoch, B0, 224 px', 'ready squares', 'real files', .95, '1: the loader costs nothing'),
+        ('the same, augmentation counted', 'ready floats', 'real files', None, '1: loader and augmentation cost nothing')]),
+    'step': (step, [
+        ('fine-tuning step, B0, 224 px', 'bare loop', 'ours', .95, '1: PyTorch alone'),
+        ('fine-tuning step, stock fastai', 'stock fastai', 'ours', None, 'the bare loop')]),
+    'start-up': (start_up, [
+        ('start-up', 'import fastai.vision.all', 'basegun-fastai --help', 15, 'python -c pass')]),
+}
 
 
 def row(what, figures, above, below, bar, limit):
@@ -104,18 +328,32 @@ def row(what, figures, above, below, bar, limit):
                 bar=bar, limit=limit, seconds={k: statistics.median(v) for k, v in figures.items()})
 
 
+def line(o):
+    bar = '' if o['bar'] is None else f"{o['bar']:g}"
+    return f"{o['what']:34} {o['ratio']:50} {o['median']:8.2f} {o['lowest']:8.2f} {o['highest']:8.2f} {bar:>5}  {o['limit']}"
+
+
 def main():
     torch.set_num_threads(cores())
-    frozen, started = frozen_step(), start_up()
-    rows = [row('frozen-head step, B0, 224 px', frozen, 'stock fastai', 'ours', 5, 'the body going forward alone'),
-            row('the same, share of its limit', frozen, 'forward only', 'ours', .9, '1: nothing but the body going forward'),
-            row('start-up', started, 'import fastai.vision.all', 'basegun-fastai --help', 15, 'python -c pass')]
-    print(f"{'what':30} {'ratio':50} {'median':>7} {'lowest':>7} {'highest':>7} {'bar':>5}")
-    for o in rows: print(f"{o['what']:30} {o['ratio']:50} {o['median']:7.2f} {o['lowest']:7.2f} {o['highest']:7.2f} {o['bar']:5g}")
+    chosen = os.environ.get('BASEGUN_ROWS', ' '.join(ROWS)).split()
+    file = HERE/'results.json'
+    kept = {o['group']: o for o in json.loads(file.read_text())['groups']} if file.exists() else {}
+    with TemporaryDirectory() as folder:
+        photos = phone_photos(Path(folder)) if {'loading', 'feed', 'head'} & {*chosen} else None
+        sizes = [o.stat().st_size * 8 / (4032 * 3024) for o in photos.rglob('*.jpg')] if photos else []
+        if sizes: print(f'{len(sizes)} photos of 4032 × 3024, {min(sizes):.2f} to {max(sizes):.2f} bits a pixel', flush=True)
+        print(f"{'what':34} {'ratio':50} {'median':>8} {'lowest':>8} {'highest':>8} {'bar':>5}  limit")
+        for name in chosen:
+            work, wanted = ROWS[name]
+            with redirect_stderr(StringIO()): figures = work(photos) if name in ('loading', 'feed', 'head') else work()
+            kept[name] = dict(group=name, rows=[row(o[0], figures, *o[1:]) for o in wanted])
+            for o in kept[name]['rows']: print(line(o), flush=True)
     machine = dict(processor=platform.machine(), cores=cores(), threads=torch.get_num_threads(), torch=torch.__version__,
-                   python=platform.python_version(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
-    write_whole(HERE/'results.json', json.dumps(dict(machine=machine, repeats=REPEATS, batch=BATCH, rows=rows), indent=2) + '\n')
-    print(f"medians of {REPEATS} runs in turn, batches of {BATCH}, {machine['threads']} threads; written to {os.path.relpath(HERE/'results.json')}")
+                   python=platform.python_version(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                   precision={o.name: o.precision for o in stages()})
+    write_whole(file, json.dumps(dict(machine=machine, repeats=REPEATS, batch=BATCH,
+                                      groups=[kept[o] for o in ROWS if o in kept]), indent=2) + '\n')
+    print(f"medians of runs in turn, {machine['threads']} threads; written to {os.path.relpath(file)}")
 
 
 if __name__ == '__main__': main()

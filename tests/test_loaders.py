@@ -1,4 +1,6 @@
 "What the network sees: the whole gun, never mirrored, always augmented in training and never elsewhere."
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -125,7 +127,7 @@ def test_the_split_and_the_classes_are_the_folders(data):
     dls, table = dataloaders(data, 32, 36, batch_size=8, workers=0), photo_table(data)
     for split, dl in (('train', dls.train), ('val', dls.valid)):
         mine = table[table.split == split]
-        assert [o.relative_to(data).as_posix() for o in dl.items] == mine.file.tolist()
+        assert [Path(o).relative_to(data).as_posix() for o in dl.items] == mine.file.tolist()
         assert [dls.vocab[y] for _, y in dl.dataset] == mine.label.tolist()
 
 
@@ -150,3 +152,17 @@ def test_judging_keeps_the_order_of_the_table(data):
     dls = judging_loader(data, table, sorted(table.label.unique()), 32, (0, 0, 0), (1, 1, 1), 7, 0)
     labels = torch.cat([y for _, y in dls.valid])
     assert [dls.vocab[o] for o in labels] == table.label.tolist()
+
+
+def test_a_tilt_is_the_perspective_of_fastai():
+    from fastai.vision.augment import Warp
+    from basegun_fastai.loaders import Tilt
+    ours, theirs, photos = Tilt(.1), Warp(.1, p=1.).coord_fs[0], torch.zeros(5, 3, 8, 8)
+    torch.manual_seed(0)
+    ours.before_call(photos)
+    torch.manual_seed(0)
+    up, side = torch.empty(2, 5).uniform_(-.1, .1)
+    theirs.draw_x, theirs.draw_y = (lambda _: side), (lambda _: up)
+    theirs.before_call(photos)
+    grid = torch.nn.functional.affine_grid(torch.eye(2, 3).expand(5, 2, 3), (5, 3, 8, 8), align_corners=False)
+    assert torch.allclose(ours(grid), theirs(grid.clone()), atol=1e-6) and (ours(grid) - grid).abs().max() > .01

@@ -73,3 +73,32 @@ def test_the_near_duplicates_that_readme_tells_of_are_those_of_the_benchmark():
 def test_check_grows_as_it_should():
     found = json.loads((ROOT/'benchmarks'/'check.json').read_text())
     assert .8 <= found['ratio'] <= 1.2 and found['bytes_a_photo'] < 1024 and found['rows'][-1]['photos'] >= 20_000
+
+
+def measured(): return [o for group in json.loads((ROOT/'benchmarks'/'results.json').read_text())['groups'] for o in group['rows']]
+
+
+def test_the_bars_that_could_be_measured_are_met():
+    assert len([o for o in measured() if o['bar'] is not None]) >= 9
+    for o in measured(): assert o['bar'] is None or o['median'] >= o['bar'], o
+
+
+def test_the_ratios_that_readme_shows_are_those_of_the_benchmark():
+    shown = dict(re.findall(r'^\| ([^|]+) \| ([\d.]+) \|', README.split('## How fast')[1], re.M))
+    found = {o['what']: f"{o['median']:.3g}" for o in measured() if o['ratio'].startswith(('stock', 'import'))}
+    assert shown and shown.items() <= found.items()
+
+
+def test_training_takes_little_memory_for_each_photo():
+    found = json.loads((ROOT/'benchmarks'/'memory.json').read_text())
+    assert found['bytes_a_photo'] < 1024 and found['rows'][-1]['photos'] >= 100_000
+
+
+def test_the_default_number_of_views_is_one_that_the_measurement_supports():
+    import inspect
+    import statistics
+    from basegun_fastai.train import train
+    rows = json.loads((ROOT/'benchmarks'/'head-views.json').read_text())['rows']
+    accuracy = {views: statistics.mean(o['accuracy'] for o in rows if o['views'] == views) for views in {o['views'] for o in rows}}
+    default = inspect.signature(train).parameters['head_views'].default
+    assert accuracy[default] >= accuracy[0] - .005 and len({o['seed'] for o in rows}) >= 3
