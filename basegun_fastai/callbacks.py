@@ -170,7 +170,8 @@ class Checkpoint(Callback):
         if not self.history.fresh: return
         content = BytesIO()
         torch.save(dict(started=self.started, rows=self.memory.rows, best=self.memory.best,
-                        model=self.model.state_dict(), optimiser=_plain(self.opt.state_dict())), content)
+                        model=self.model.state_dict(), optimiser=_plain(self.opt.state_dict()),
+                        scaler=self.learn.scaler.state_dict() if getattr(self.learn, 'scaler', None) else {}), content)
         data = content.getvalue()
         self.run_.checkpoints.mkdir(exist_ok=True)
         write_whole(self.run_.checkpoints/f'{len(self.memory.rows):05d}-{hashlib.sha256(data).hexdigest()[:16]}.pt', data)

@@ -65,10 +65,11 @@ def as_fast(
     stage: Stage, # What is to be done
     seed: int, # The run's seed
     folder: Path, # Takes features for a while
+    scaler: dict|None = None, # State of the gradients' scaler, where the stage was interrupted
 ) -> Iterator[list]: # Of a context: the callbacks that this takes
     "Set a learner up for a stage, until the context ends."
     with ExitStack() as stack:
-        if stage.name != 'head': yield [] if stage.precision == 'float32' else [Precision(stage.precision)]
+        if stage.name != 'head': yield [] if stage.precision == 'float32' else [Precision(stage.precision, scaler)]
         else:
             stack.enter_context(forward_only(learn.model[0], stage.precision))
             if stage.views: stack.enter_context(on_features(learn, stage.views, seed, folder))
@@ -99,9 +100,9 @@ def fit(
                 if done < before + stage.epochs:
                     (learn.freeze if stage.name == 'head' else learn.unfreeze)()
                     if saved: restore(learn, saved, optimiser=done > before)
-                    saved = None
+                    scaler, saved = saved and done > before and saved.get('scaler'), None
                     if compiled and stage.name != 'head': learn.model.compile()
-                    with as_fast(learn, stage, seed, run.path) as precision:
+                    with as_fast(learn, stage, seed, run.path, scaler or None) as precision:
                         learn.fit_one_cycle(stage.epochs, stage.rate, start_epoch=max(0, done - before), cbs=[
                             EpochSeed(seed, before), PlainTensors(), History(memory, stage.name, before), curves, Progress(total),
                             Checkpoint(run, memory, started), *precision])

@@ -36,13 +36,15 @@ class Precision(MixedPrecision):
 
     def __init__(self,
         precision: str, # 'bfloat16' or 'float16'
+        state: dict|None = None, # Of the scaler of an interrupted stage
     ):
         super().__init__(AMPMode.FP16 if precision == 'float16' else AMPMode.BF16)
-        self.number = getattr(torch, precision)
+        self.number, self.state = getattr(torch, precision), state
 
     def before_fit(self):
         kind = self.dls.device.type
         self.learn.scaler, self.scales = torch.amp.GradScaler(kind, enabled=self.number == torch.float16), L()
+        if self.state: self.learn.scaler.load_state_dict(self.state)
         self.autocast = torch.autocast(kind, dtype=self.number)
 
 # %% ../nbs/05a_forward.ipynb #af786b95

@@ -38,7 +38,6 @@ def option_faults(
         faults.append('--batch-size 1: BatchNorm cannot learn from a single photo; give 2 or more')
     for name, allowed in dict(head=('linear', 'bn-dropout'), device=DEVICES, precision=PRECISIONS).items():
         if o[name] not in allowed: faults.append(f"--{name} '{o[name]}': give {' or '.join(allowed)}")
-    if o['precision'] == 'float16' and o['device'] == 'cpu': faults.append('--precision float16: a CPU has no use for it; give bfloat16 or auto')
     compiler = os.environ.get('CXX') or 'g++'
     if o['compile'] and not shutil.which(compiler): faults.append(
         f"--compile: there is no C++ compiler '{compiler}' here; install one, or leave --compile out")

@@ -10,7 +10,7 @@ import json
 import pickle
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from datetime import datetime
 from importlib.metadata import version
@@ -93,6 +93,7 @@ def _prepared(options, faults):
     made, unknown = _tried(architecture, options['arch'], size)
     if made and options['weights'] not in ('imagenet', 'none'): faults += weight_faults(made, options['weights'])
     device, unusable = _tried(usable_device, options['device']) if options['device'] in DEVICES else (None, [])
+    if (device, options['precision']) == ('cpu', 'float16'): faults.append('--precision float16: a CPU has no use for it; give bfloat16 or auto')
     raise_faults(faults + unknown + unusable)
     check_weights(made, options['weights'])
     return made, device, *readable_photos(data, table, options['skip_unreadable'])
@@ -125,13 +126,16 @@ def _batch_size(options, made, device, make_loaders, make_learner):
 # %% ../nbs/07_train.ipynb #f7ab0531
 def _rate_trial(options, make_loaders, make_learner, batch_size):
     from basegun_fastai.callbacks import seed_all
-    from basegun_fastai.fit import rate_trial
+    from basegun_fastai.fit import as_fast, rate_trial
     seed_all(options['seed'], 0)
     learn = make_learner(make_loaders(batch_size=batch_size))
-    (learn.freeze if options['head_epochs'] else learn.unfreeze)()
+    stage = replace(_stages(options, .1, learn.dls.device.type)[0], views=0)
+    (learn.freeze if stage.name == 'head' else learn.unfreeze)()
+    learn.model.to(learn.dls.device)
     say('looking for a learning rate')
     seed_all(options['seed'], 0, learn.dls)
-    try: return rate_trial(learn)
+    try:
+        with as_fast(learn, stage, options['seed'], Path('.')) as callbacks, learn.added_cbs(callbacks): return rate_trial(learn)
     finally: learn.dls.train.close()
 
 # %% ../nbs/07_train.ipynb #ded17fc2

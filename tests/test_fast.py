@@ -10,18 +10,19 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import TINY
+from conftest import TINY, as_arguments, typed
 from fastai.optimizer import Adam
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from basegun_fastai.cache import prepared
-from basegun_fastai.callbacks import EpochSeed
+from basegun_fastai.callbacks import Checkpoint, EpochSeed, newest_checkpoint
 from basegun_fastai.contents import contents
 from basegun_fastai.core import Run
 from basegun_fastai.dataset import photo_table
 from basegun_fastai.features import Views, feature_loaders
+from basegun_fastai.fit import Stage, fit
 from basegun_fastai.forward import Forward, folded, forward_only, stage_precision
 from basegun_fastai.loaders import dataloaders, seed_all
 from basegun_fastai.model import architecture, learner
@@ -144,6 +145,31 @@ def test_fine_tuning_in_bfloat16_trains_and_is_noted(data, tmp_path):
     train(data, fine_tune_epochs=1, out=tmp_path, name='f', precision='float32', **TINY)
     a, b = (rows(Run(tmp_path/o)).train_loss[0] for o in 'bf')
     assert a != b and a == pytest.approx(b, abs=.1)
+
+
+def test_half_precision_goes_on_with_the_scale_that_it_had(data, tmp_path, monkeypatch):
+    def fitted(name):
+        run = Run(tmp_path/name)
+        run.path.mkdir(exist_ok=True)
+        seed_all(1, 0)
+        learn = learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, 'none')
+        memory = fit(learn, [Stage('fine-tune', 3, .01, .01, 'float16')], run, 1, 'now')
+        return [o['train_loss'] for o in memory.rows], newest_checkpoint(run, 'now')['scaler']
+    whole = fitted('whole')
+    saved = Checkpoint.after_epoch
+    def interrupted(self):
+        saved(self)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoint, 'after_epoch', interrupted)
+        fitted('half')
+    assert newest_checkpoint(Run(tmp_path/'half'), 'now')['scaler']['scale'] < 65536  # it has learnt something
+    assert fitted('half') == whole
+
+
+def test_half_precision_on_a_cpu_is_refused(data, tmp_path):
+    told = typed('train', data, '--out', tmp_path, '--name', 'run', *as_arguments(**TINY), '--precision', 'float16')
+    assert told.returncode == 1 and 'give bfloat16 or auto' in told.stderr and not any(tmp_path.iterdir())
 
 
 # The optimiser and the scores
