@@ -262,10 +262,11 @@ def cache(
     folder = cache_home()/'squares' if folder is None else Path(folder)
     if not folder.is_dir() and folder != cache_home()/'squares': raise BasegunError(f"--folder '{folder}': no such folder")
     squares, memories = _stored(folder), sorted((cache_home()/'contents').glob('*.npz')) if folder == cache_home()/'squares' else []
+    if not squares + memories: return print(f"nothing is kept in '{folder}'")
     print(f'{folder}\n{"pixels":>6} {"MiB":>10}  last write')
     for file in squares: print(_line(file))
+    if memories: print(f"and what was read of {len(memories)} data set{'s'[:len(memories) > 1]}, in '{cache_home()/'contents'}'")
     size = sum(o.stat().st_blocks * 512 for o in squares + memories)
-    if memories: print(f"and what {len(memories)} data sets hold, in '{cache_home()/'contents'}'")
     if clear:
         for file in squares + memories: file.unlink(missing_ok=True)
     print(f"{size / 2**20:.1f} MiB {'removed' if clear else 'in all; --clear removes them'}")
