@@ -230,6 +230,7 @@ def prepared(
     if str(cache) == 'off': return None
     auto, parts = str(cache) == 'auto', [(side, table) for side, table in parts if len(table)]
     folder = cache_home()/'squares' if auto else Path(cache)
+    if folder.resolve().is_relative_to(Path(data).resolve()): return _without(folder, auto, 'it lies inside the data, where nothing is written')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found, wanted, need = _places(folder, parts)

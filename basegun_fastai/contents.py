@@ -131,6 +131,8 @@ def remember(
              digest=np.frombuffer(bytes.fromhex(''.join(o.ljust(64, '0') for o in kept.digest)), np.uint8),
              names=np.frombuffer(os.fsencode('\0'.join(kept.file)), np.uint8), reasons=json.dumps(reasons))
     file = memory_file(data)
+    if file.resolve().is_relative_to(Path(data).resolve()):
+        return say(f"'{file}' lies inside the data, where nothing is written: every photo will be read again next time; set XDG_CACHE_HOME")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, out.getvalue())

@@ -169,7 +169,7 @@ def judge(
     config = run.config
     made = run_architecture(config)
     dls = judging_loader(data, table, config['classes'], made.size, made.mean, made.std,
-                         config['resolved']['batch_size'], workers, usable_device(device), prepared)
+                         min(32, config['resolved']['batch_size']), workers, usable_device(device), prepared)
     found = predictions(trained_model(run), dls, table.file.tolist())
     dls.valid.close()
     return write_tables(found, folder)

@@ -8,6 +8,8 @@ __all__ = ['Views', 'feature_loaders', 'on_features']
 # %% ../nbs/05b_features.ipynb #8b1b903f
 import os
 import random
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +56,10 @@ class Views:
 
 # %% ../nbs/05b_features.ipynb #61af3f4f
 def _passed(learn, dl, what):
-    for xb, yb in progress(dl, len(dl), what, 'batch'):
+    last = time.monotonic()
+    for i, (xb, yb) in enumerate(progress(dl, len(dl), what, 'batch')):
         raise_if_asked()
+        if not sys.stderr.isatty() and time.monotonic() - last > 60: last = say(f'{what}: batch {i + 1} of {len(dl)}') or time.monotonic()
         yield learn.model[0](xb.as_subclass(Tensor)), yb.as_subclass(Tensor)
 
 # %% ../nbs/05b_features.ipynb #0c378496

@@ -69,7 +69,10 @@ def as_fast(
 ) -> Iterator[list]: # Of a context: the callbacks that this takes
     "Set a learner up for a stage, until the context ends."
     with ExitStack() as stack:
-        if stage.name != 'head': yield [] if stage.precision == 'float32' else [Precision(stage.precision, scaler)]
+        if stage.name != 'head':
+            made = [] if stage.precision == 'float32' else [Precision(stage.precision, scaler)]
+            for o in made: stack.callback(o.leave)
+            yield made
         else:
             stack.enter_context(forward_only(learn.model[0], stage.precision))
             if stage.views: stack.enter_context(on_features(learn, stage.views, seed, folder))
@@ -129,10 +132,10 @@ def rate_trial(
 def largest_power_of_two(
     fits: Callable[[int], bool], # Does this size fit?
     most: int, # Never more than this
-) -> int: # 0 where not even 1 fits
+) -> int: # 0 where not even 2 fits; a BatchNorm cannot learn from 1
     "Find the largest power of two that fits, from below."
     size = 0
-    while max(1, size * 2) <= most and fits(max(1, size * 2)): size = max(1, size * 2)
+    while max(2, size * 2) <= most and fits(max(2, size * 2)): size = max(2, size * 2)
     return size
 
 # %% ../nbs/06b_fit.ipynb #ed973e50
@@ -160,11 +163,14 @@ def trial_step(
             optimiser.zero_grad()
 
 # %% ../nbs/06b_fit.ipynb #2890738f
+_SHORT = ('DefaultCPUAllocator', 'CUBLAS_STATUS_ALLOC_FAILED', 'CUDA error: out of memory',
+          'unable to find an engine')  # cuDNN's answer where no plan finds room (PyTorch, Conv_v8.cpp)
+
 def out_of_memory(
     error: Exception, # What a step raised
 ) -> bool: # True where a smaller batch may help
     "Was there too little memory?"
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or 'DefaultCPUAllocator' in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(o in str(error) for o in _SHORT)
 
 def free_memory() -> None: # Nothing
     "Give back what nobody uses any more, so that what follows finds it in one piece."
@@ -176,17 +182,19 @@ def largest_batch_size(
     learn: Learner, # On the GPU's loaders
     stage: Stage, # The heaviest one
     side: int, # Width and height of training photos before the augmentation
-) -> int: # A power of two, at most the number of training photos; raises `BasegunError` where nothing fits
+) -> int: # A power of two from 2 up, at most the number of training photos; raises `BasegunError` where nothing fits
     "Find the largest batch that fits the GPU."
+    said = []
     def fits(batch_size):
         free_memory()
         try: trial_step(learn, stage, side, batch_size)
         except (RuntimeError, MemoryError) as err:
             if not out_of_memory(err): raise
+            said.append(str(err).partition('\n')[0])
             return False
         return True
     size = largest_power_of_two(fits, min(1024, learn.dls.train.n))
     free_memory()
     if size: return size
-    raise BasegunError(f"--batch-size auto: not even one photo fits the memory of this GPU at {side} pixels. Give a smaller --size, "
-                       "a smaller --arch, or --device cpu")
+    raise BasegunError(f"--batch-size auto: not even two photos fit the memory of this GPU at {side} pixels. Give a smaller --size, "
+                       f"a smaller --arch, or --device cpu. PyTorch said: {' '.join(said)}")

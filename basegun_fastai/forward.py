@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from fastai.callback.core import CancelStepException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastcore.foundation import L
 from torch import Tensor, nn
@@ -39,13 +40,29 @@ class Precision(MixedPrecision):
         state: dict|None = None, # Of the scaler of an interrupted stage
     ):
         super().__init__(AMPMode.FP16 if precision == 'float16' else AMPMode.BF16)
-        self.number, self.state = getattr(torch, precision), state
+        self.number, self.state, self.entered = getattr(torch, precision), state, False
 
     def before_fit(self):
         kind = self.dls.device.type
         self.learn.scaler, self.scales = torch.amp.GradScaler(kind, enabled=self.number == torch.float16), L()
         if self.state: self.learn.scaler.load_state_dict(self.state)
         self.autocast = torch.autocast(kind, dtype=self.number)
+
+    def before_batch(self):
+        super().before_batch()
+        self.entered = True
+
+    def after_loss(self): self.leave()
+
+    def leave(self) -> None: # Nothing
+        "Go back to the usual format, also after a step that was broken off."
+        if self.entered: self.autocast.__exit__(None, None, None)
+        self.entered = False
+
+    def before_step(self):
+        self.skipped = True
+        self.scaler.step(self)
+        if self.skipped: raise CancelStepException()  # fastai would also ask for the scale, and wait for the device
 
 # %% ../nbs/05a_forward.ipynb #af786b95
 def folded(

@@ -23,6 +23,8 @@ from fastai.vision.augment import (AffineCoordTfm, Brightness, Contrast, PadMode
                                    setup_aug_tfms)
 from fastcore.basics import chunked
 from fastcore.foundation import L
+from fasttransform import compose_tfms
+from torch.nn.functional import affine_grid, grid_sample
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .cache import Prepared
@@ -114,7 +116,9 @@ class Reframe(AffineCoordTfm):
         if split_idx == 0: super().before_call(b, split_idx)
         else: self.do = False
 
-    def encodes(self, x: TensorImage): return self._encode(x - self.ground, self.mode) + self.ground
+    def encodes(self, x: TensorImage):
+        coords = compose_tfms(affine_grid(self.mat, (*x.shape[:2], *self.cp_size), align_corners=False), self.coord_fs)
+        return grid_sample(x - self.ground, coords, self.mode, 'zeros', align_corners=False) + self.ground
 
 # %% ../nbs/04_loaders.ipynb #d84d9776
 def augmentation(

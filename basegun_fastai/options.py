@@ -57,7 +57,7 @@ def resume_faults(
     run: Run, # The run, for the message
 ) -> list[str]: # A message for each difference
     "Say in what this command differs from the run that it should continue."
-    faults = [f"--{k.replace('_', '-')} was {config['options'][k]}, now {v}" for k, v in options.items()
+    faults = [f"--{k.replace('_', '-')} was {config['options'].get(k, 'not there')}, now {v}" for k, v in options.items()
               if k not in _FREE and config['options'].get(k) != v]
     if config['dataset']['fingerprint'] != found['fingerprint']:
         then, now = config['dataset']['counts'], found['counts']

@@ -140,10 +140,12 @@ def _rate_trial(options, make_loaders, make_learner, batch_size):
 
 # %% ../nbs/07_train.ipynb #ded17fc2
 def _resolved(options, made, device, make_loaders, make_learner):
+    from basegun_fastai.fit import free_memory
     batch_size = _batch_size(options, made, device, make_loaders, make_learner)
     rate = options['lr']
     if rate == 'auto':
         rate = _rate_trial(options, make_loaders, make_learner, batch_size)[1]
+        free_memory()
         say(f'--lr auto: {rate:.2g}')
     return dict(device=device, batch_size=batch_size, lr=rate, size=made.size, before_crop=made.before_crop,
                 stages=[asdict(o) for o in _stages(options, rate, device)])

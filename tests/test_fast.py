@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import TINY, as_arguments, typed
+from conftest import COMMAND, TINY, as_arguments, tree, typed
 from fastai.optimizer import Adam
 from PIL import Image
 from safetensors.torch import save_file
@@ -22,7 +22,7 @@ from basegun_fastai.contents import contents
 from basegun_fastai.core import Run
 from basegun_fastai.dataset import photo_table
 from basegun_fastai.features import Views, feature_loaders
-from basegun_fastai.fit import Stage, fit
+from basegun_fastai.fit import Stage, fit, largest_batch_size, out_of_memory
 from basegun_fastai.forward import Forward, folded, forward_only, stage_precision
 from basegun_fastai.loaders import dataloaders, seed_all
 from basegun_fastai.model import architecture, learner
@@ -287,3 +287,89 @@ def test_what_is_known_of_a_photo_takes_less_than_a_kilobyte(tmp_path):
         tracemalloc.stop()
         dls.train.close()
     assert (sizes[2500] - sizes[500]) / 2000 < 1024
+
+
+# What a step that was broken off leaves
+
+def test_running_out_of_memory_in_16_bits_leaves_no_trace(data, tmp_path, monkeypatch):
+    options = TINY | dict(fine_tune_epochs=2, precision='bfloat16')
+    train(data, out=tmp_path, name='plain', **options | dict(batch_size=8))
+    forward, many = nn.Linear.forward, []
+    def hungry(self, x):
+        many.append(len(x))
+        if len(x) > 8: torch.empty(2 ** 46, dtype=torch.uint8)  # refused by the allocator itself, in the middle of the forward pass
+        return forward(self, x)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Linear, 'forward', hungry)
+        train(data, out=tmp_path, name='run', **options)
+    assert max(many) == 16 and not torch.is_autocast_enabled('cpu')
+    assert Run(tmp_path/'run').config['resolved']['halved_from'] == [16]
+    assert (tmp_path/'run'/'model.safetensors').read_bytes() == (tmp_path/'plain'/'model.safetensors').read_bytes()
+
+
+def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
+    import gc
+    import weakref
+
+    from basegun_fastai import fit as module
+    seen, plain = [], module.rate_trial
+    def watched(learn):
+        seen.append(weakref.ref(learn.model))
+        return plain(learn)
+    monkeypatch.setattr(module, 'rate_trial', watched)
+    before = EpochSeed.before_train
+    def looked(self):
+        if self.epochs_before == 0 and len(seen) == 1: seen.append(seen[0]() is None)
+        before(self)
+    gc.disable()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(EpochSeed, 'before_train', looked)
+            train(data, fine_tune_epochs=1, out=tmp_path, name='run', lr='auto', **TINY)
+    finally: gc.enable()
+    assert seen[1] is True
+
+
+@pytest.mark.parametrize('head', ['linear', 'bn-dropout'])
+def test_the_probe_of_the_batch_size_works_for_every_head(data, head):
+    learn = learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, 'none', head)
+    assert largest_batch_size(learn, Stage('fine-tune', 1, .01, .01), MADE.before_crop) == 32
+
+
+@pytest.mark.parametrize('said', ['CUDA error: out of memory', 'CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate',
+                                  'GET was unable to find an engine to execute this computation after trying 9 plans.'])
+def test_other_words_for_too_little_memory_are_understood(said):
+    assert out_of_memory(RuntimeError(said)) and not out_of_memory(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))
+
+
+def test_an_augmentation_does_not_wait_for_the_device(data):
+    from torch.utils._python_dispatch import TorchDispatchMode
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default: found.append(func)
+            return func(*args, **kwargs or {})
+    found, dl = [], dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0).train
+    dl.before_iter()
+    batch = dl.create_batch([dl.do_item(o) for o in range(4)])
+    with Reads(): dl.after_batch(batch)
+    assert not found
+
+
+def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
+    before = tree(copy)
+    told = subprocess.run([COMMAND, 'train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1', *as_arguments(**TINY)],
+                          capture_output=True, text=True, timeout=300,
+                          env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'), MPLCONFIGDIR=str(tmp_path/'matplotlib')))
+    assert told.returncode == 0 and told.stderr.count('inside the data, where nothing is written') == 2 and tree(copy) == before
+
+
+def test_a_run_without_an_option_of_today_cannot_be_continued_and_that_is_told(data, tmp_path, monkeypatch):
+    def broken(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EpochSeed, 'before_train', broken)
+        train(data, out=tmp_path, name='run', fine_tune_epochs=1, **TINY)
+    config = Run(tmp_path/'run').config
+    del config['options']['head_views']
+    Run(tmp_path/'run').save_config(config)
+    told = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', '--fine-tune-epochs', 1, *as_arguments(**TINY))
+    assert told.returncode == 1 and '--head-views was not there, now 2' in told.stderr

@@ -19,7 +19,7 @@ def test_the_largest_power_of_two_is_found_from_below(limit):
     tried = []
     def fits(size): return tried.append(size) or size <= limit
     found = largest_power_of_two(fits, 1024)
-    assert found == max([0] + [2 ** o for o in range(11) if 2 ** o <= limit])
+    assert found == max([0] + [2 ** o for o in range(1, 11) if 2 ** o <= limit])
     assert tried == sorted(tried) and sum(o > limit for o in tried) <= 1
 
 
