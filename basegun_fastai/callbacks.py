@@ -25,7 +25,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from .core import BasegunError, Run, csv_text, raise_if_asked, say, write_whole
-from .evaluate import plot_confusion_matrix
+from .predictions import plot_confusion_matrix
 from .loaders import seed_all
 
 # %% ../nbs/06a_callbacks.ipynb #517486c3

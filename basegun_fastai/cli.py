@@ -27,6 +27,8 @@ COMMANDS = {  # command: (module, function, what it does)
     'lr-find': ('train', 'lr_find', 'find a learning rate, and leave its curve'),
     'train': ('train', 'train', 'train a classifier on two folders of photos'),
     'evaluate': ('evaluate', 'evaluate', 'judge a trained run on any folder of class folders'),
+    'export': ('export', 'export', 'make files that can be served, checked against the trained run'),
+    'predict': ('predict', 'predict', 'say what photos show, as rows of a table; needs no torch'),
     'cache': ('cache', 'cache', 'list or clear what is kept of photos'),
 }
 

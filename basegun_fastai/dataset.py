@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'ODD', 'NOT_TAKEN', 'folders', 'files', 'empty_classes', 'class_faults', 'folder_fault', 'class_differences',
-           'missing_folders', 'layout_faults', 'photo_table', 'listed_photos', 'labelled_photos', 'odd_files',
-           'left_aside', 'Problem', 'odd_problems']
+           'missing_folders', 'layout_faults', 'photo_table', 'listed_photos', 'labelled_photos', 'other_photos',
+           'odd_files', 'left_aside', 'Problem', 'odd_problems']
 
 # %% ../nbs/02_dataset.ipynb #6793755f
 import os
@@ -142,6 +142,18 @@ def labelled_photos(
                                                 "or a data set with val/<class>/*")
     raise_faults(faults)
     return pd.DataFrame(_rows(folder, inner, 'val'), columns=['file', 'split', 'label'])
+
+# %% ../nbs/02_dataset.ipynb #caa0d59a
+def other_photos(
+    folder: Path, # A folder with photos, also in folders inside; hidden ones and links to folders are left out
+) -> pd.DataFrame: # Columns `file` (relative to `folder`), `split` and `label` (both empty), sorted; raises `BasegunError`
+    "List photos that show none of the classes."
+    folder = Path(folder)
+    if fault := folder_fault(folder): raise_faults([f'--not-a-gun: {fault}'])
+    names = [os.path.relpath(os.path.join(place, o), folder) for place, inner, found in os.walk(folder)
+             if not inner.sort() and not any(p.startswith('.') for p in Path(os.path.relpath(place, folder)).parts)
+             for o in sorted(found) if not o.startswith('.') and os.path.isfile(os.path.join(place, o))]
+    return pd.DataFrame(dict(file=names, split='', label=''), dtype=object)
 
 # %% ../nbs/02_dataset.ipynb #b85f47b7
 ODD = {  # why a file is odd: what to tell of such files

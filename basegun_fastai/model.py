@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'Architecture', 'architecture', 'weight_faults', 'check_weights', 'FrozenBody', 'learner', 'plain_state',
-           'plain_model', 'weights_bytes', 'trained_model', 'run_architecture', 'unbuilt_gpu', 'usable_device']
+           'soften', 'plain_model', 'weights_bytes', 'trained_model', 'run_architecture', 'unbuilt_gpu',
+           'usable_device']
 
 # %% ../nbs/05_model.ipynb #55483685
 import json
@@ -157,6 +158,15 @@ def plain_state(
         weight = weight * scale
     state = {k: v.detach().cpu().contiguous() for k, v in body.model.state_dict().items()}
     return state | {f'{classifier}.weight': weight.cpu().contiguous(), f'{classifier}.bias': bias.cpu().contiguous()}
+
+# %% ../nbs/05_model.ipynb #d908b020
+def soften(
+    model: nn.Sequential, # The learner's model: body and head; changed in place
+    temperature: float, # What its logits are divided by
+) -> None: # Nothing
+    "Put a temperature into the last dense layer."
+    dense = model[1][-1]
+    with torch.no_grad(): dense.weight.div_(temperature), dense.bias.div_(temperature)
 
 # %% ../nbs/05_model.ipynb #cf45c2b4
 def plain_model(

@@ -36,6 +36,9 @@ def option_faults(
         faults.append(f"--batch-size {o['batch_size']}: give a whole number, 1 or more, or auto")
     if o['batch_size'] == 1 and (o['head'] == 'bn-dropout' or o['fine_tune_epochs']):
         faults.append('--batch-size 1: BatchNorm cannot learn from a single photo; give 2 or more')
+    for name in ('high_rate', 'shown_rate'):
+        if not (isinstance(o[name], (int, float)) and .5 <= o[name] < 1):
+            faults.append(f"--{name.replace('_', '-')} {o[name]}: give a share from 0.5 to below 1, such as 0.99")
     for name, allowed in dict(head=('linear', 'bn-dropout'), device=DEVICES, precision=PRECISIONS).items():
         if o[name] not in allowed: faults.append(f"--{name} '{o[name]}': give {' or '.join(allowed)}")
     compiler = os.environ.get('CXX') or 'g++'

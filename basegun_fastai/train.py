@@ -7,7 +7,6 @@ __all__ = ['readable_photos', 'train', 'lr_find']
 
 # %% ../nbs/07_train.ipynb #95d8c7f1
 import json
-import pickle
 import shutil
 import sys
 from dataclasses import asdict, replace
@@ -15,7 +14,6 @@ from functools import partial
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 from fastcore.meta import delegates
@@ -23,8 +21,8 @@ from fastcore.meta import delegates
 from .archs import EFFICIENTNETS
 from .cache import cache_faults, prepared
 from .contents import contents, fingerprint, part_fingerprint, readable
-from .core import BasegunError, Run, csv_text, out_faults, printable, raise_faults, run_name, say
-from .dataset import layout_faults, left_aside, photo_table
+from .core import BasegunError, Run, out_faults, printable, raise_faults, run_name, say
+from .dataset import folder_fault, layout_faults, left_aside, photo_table
 from .options import DEVICES, option_faults, resume_faults
 from .problems import balance_problems, same_photos, same_problems
 
@@ -75,7 +73,8 @@ def _new_config(options, made, table, skipped, resolved):
 def _defaults(options):
     head = options['head_epochs']
     if head is None: head = 0 if options['weights'] == 'none' else 10
-    return options | dict(head_epochs=head, data=str(options['data']), out=str(options['out']), cache=str(options['cache']))
+    return options | dict(head_epochs=head, data=str(options['data']), out=str(options['out']), cache=str(options['cache']),
+                          not_a_gun=options['not_a_gun'] and str(options['not_a_gun']))
 
 # %% ../nbs/07_train.ipynb #c5ebc282
 def _tried(make, *args):
@@ -85,7 +84,8 @@ def _tried(make, *args):
 # %% ../nbs/07_train.ipynb #acca8279
 def _prepared(options, faults):
     data = Path(options['data'])
-    faults = option_faults(options) + layout_faults(data) + cache_faults(options['cache'], data) + faults
+    elsewhere = options['not_a_gun'] and folder_fault(Path(options['not_a_gun']))
+    faults = option_faults(options) + layout_faults(data) + cache_faults(options['cache'], data) + ([f'--not-a-gun: {elsewhere}'] if elsewhere else []) + faults
     if options['arch'] in EFFICIENTNETS and options['weights'] in ('imagenet', 'none') and options['device'] != 'cuda': raise_faults(faults)
     table = None if faults else _listed(data)  # the first sign of life, before seconds of imports
     from basegun_fastai.model import architecture, check_weights, usable_device, weight_faults
@@ -158,34 +158,6 @@ def _begin(run, config):
     unborn.save_config(config)
     unborn.path.rename(run.path)
 
-# %% ../nbs/07_train.ipynb #d01a0e75
-def _save_best(run, config, learn, best):
-    from basegun_fastai.model import plain_state, weights_bytes
-    learn.model.load_state_dict(best['weights'])
-    about = dict(architecture=config['architecture'], classes=config['classes'], epoch=best['epoch'])
-    run.write('model.safetensors', weights_bytes(plain_state(learn.model, config['architecture']['classifier']), about))
-
-# %% ../nbs/07_train.ipynb #840e137e
-def _export(run, learn):
-    with TemporaryDirectory() as folder:
-        learn.export(Path(folder).resolve()/'learner.pkl', pickle_module=pickle)
-        run.write('learner.pkl', (Path(folder)/'learner.pkl').read_bytes())
-
-# %% ../nbs/07_train.ipynb #9428401f
-def _finish(run, config, learn, memory, table, squares):
-    from basegun_fastai.evaluate import judge, summary
-    options, best = config['options'], {k: v for k, v in memory.best.items() if k != 'weights'}
-    run.write('history.csv', csv_text(memory.rows))
-    _save_best(run, config, learn, memory.best)
-    _export(run, learn)
-    say(f"best epoch: {best['epoch']} of {len(memory.rows)} ({best['stage']}), validation loss {best['val_loss']:.4f}; "
-        "its weights are kept")
-    val = table[table.split == 'val']
-    numbers = judge(run, Path(options['data']), val, run.path, options['workers'], config['resolved']['device'], squares)
-    run.save_config(config | dict(state='finished', best=best))
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
-    return summary(numbers, run.path)
-
 # %% ../nbs/07_train.ipynb #e6871d56
 def _fitted(run, config, learn):
     from basegun_fastai.fit import Stage, fit, out_of_memory
@@ -204,8 +176,10 @@ def _halved(run, config):
     return config
 
 # %% ../nbs/07_train.ipynb #34c26216
-def _trained(run, config, table, make_loaders, make_learner):
+def _trained(run, config, table, others, make_loaders, make_learner):
     from basegun_fastai.callbacks import Diverged, newest_checkpoint, seed_all
+    from basegun_fastai.evaluate import summary
+    from basegun_fastai.finish import finish, save_weights
     from basegun_fastai.fit import free_memory
     memory, learn = None, None
     try:
@@ -218,7 +192,9 @@ def _trained(run, config, table, make_loaders, make_learner):
             memory = _fitted(run, config, learn)
     except Diverged as err:
         saved = newest_checkpoint(run, config['started'])
-        if saved: _save_best(run, config, learn, saved['best'])
+        if saved:
+            learn.model.load_state_dict(saved['best']['weights'])
+            save_weights(run, config, learn, saved['best']['epoch'])
         kept = f"epoch {saved['best']['epoch']} was the best before that, and its weights are in '{run.weights}'" if saved \
             else 'no epoch had ended before that'
         raise BasegunError(f"'{run.path}' stops: {err}; {kept}. Begin another run with a smaller rate, such as "
@@ -226,7 +202,7 @@ def _trained(run, config, table, make_loaders, make_learner):
     except KeyboardInterrupt:
         say(f"interrupted: the same command with --name {run.path.name} --resume goes on from the last finished epoch")
         raise
-    return _finish(run, config, learn, memory, table, make_loaders.keywords['prepared'])
+    return summary(finish(run, config, learn, memory, table, make_loaders.keywords['prepared'], others), run.path)
 
 # %% ../nbs/07_train.ipynb #040665e0
 def train(
@@ -248,6 +224,9 @@ def train(
     precision: str = 'auto', # auto, float32, bfloat16 or float16; changes the numbers a little
     compile: bool = False, # Compile the network for fine-tuning: a minute or more first, faster then; changes the numbers a little
     cache: str = 'auto', # Where decoded photos are kept: auto, off, or a folder; changes the time alone
+    high_rate: float = .99, # Share of right answers among those called high, as far as val can promise it
+    shown_rate: float = .9, # The same among all that are not called low
+    not_a_gun: Path = None, # Folder with photos of other things, which are to come out low
     skip_unreadable: bool = False, # Train without the photos that cannot be read, and note them in the run
     resume: bool = False, # Continue the run NAME if it was interrupted, begin it if it does not exist
 ) -> None: # Nothing; prints accuracy, precision, recall and the run's folder, raises `BasegunError`
@@ -263,6 +242,10 @@ def train(
         return print(summary(json.loads((run.path/'metrics.json').read_text()), run.path))
     made, device, table, skipped = _prepared(options, [] if going_on else out_faults(
         run.path, data, '--name, or --resume to continue it'))
+    others = None
+    if not_a_gun is not None:
+        from basegun_fastai.evaluate import others_read
+        others = others_read(not_a_gun, skip_unreadable, {*table.digest})
     if weights == 'none' and head_epochs is None: say('--weights none: nothing to transfer, so the head stage is skipped')
     makers = _makers(options, made, device, table)
     if going_on:
@@ -277,10 +260,10 @@ def train(
     table = table[['file', 'label', 'split']]  # what was known of the contents is in the configuration
     resolved = config['resolved']
     say(f"{made.timm_name} at {made.size} pixels on the {device}, batches of {resolved['batch_size']}, --lr {resolved['lr']:.2g}")
-    print(_trained(run, config, table, *makers))
+    print(_trained(run, config, table, others, *makers))
 
 # %% ../nbs/07_train.ipynb #03e56654
-@delegates(train, but=['resume'])
+@delegates(train, but=['resume', 'high_rate', 'shown_rate', 'not_a_gun'])
 def lr_find(
     data: Path, # Folder with train/<class>/* and val/<class>/*
     **kwargs

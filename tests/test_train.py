@@ -18,7 +18,7 @@ from basegun_fastai.core import BasegunError, Run
 from basegun_fastai.train import lr_find, train
 
 FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json', 'confusion-matrix.csv',
-         'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'predictions-val.csv'}
+         'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'confidence.png', 'predictions-val.csv'}
 
 
 def history(run): return pd.read_csv(run.history_file)
@@ -55,7 +55,7 @@ def test_history_has_a_row_an_epoch_over_both_stages(run):
 def test_the_kept_weights_are_those_of_the_best_epoch(run):
     best = history(run).set_index('epoch').loc[run.config['best']['epoch']]
     numbers = json.loads((run.path/'metrics.json').read_text())
-    assert numbers['loss'] == pytest.approx(best.val_loss, abs=1e-5) and numbers['accuracy'] == pytest.approx(best.accuracy)
+    assert numbers['calibration']['before']['nll'] == pytest.approx(best.val_loss, abs=1e-5) and numbers['accuracy'] == pytest.approx(best.accuracy)
     assert numbers['precision'] == pytest.approx(best.precision) and numbers['recall'] == pytest.approx(best.recall)
 
 

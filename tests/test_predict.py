@@ -1,0 +1,510 @@
+"What was exported answers without torch, is refused after any change, and the rows come as they are ready."
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import COMMAND, run_command, typed
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from basegun_fastai.core import BasegunError
+from basegun_fastai.demo import GUNS, drawn_photo
+from basegun_fastai.photo import NEUTRAL, UnreadablePhoto
+from basegun_fastai.predict import FORMAT, Answer, answers, columns, essentials, listed, load, sealed
+
+ROOT = Path(__file__).parents[1]
+CLASSES, SIZE = sorted(GUNS), 16
+MUTATIONS = int(os.environ.get('BASEGUN_MUTATIONS', 1000))
+
+
+def network(about, props=None, name='photos', scale=1., end='Softmax'):
+    "An ONNX file that looks at every pixel; `props` are its metadata."
+    weights = scale * np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, len(CLASSES))).astype(np.float32) / 4000
+    nodes = [helper.make_node('Cast', [name], ['x'], to=TensorProto.FLOAT), helper.make_node('Flatten', ['x'], ['flat']),
+             helper.make_node('MatMul', ['flat', 'weights'], ['logits']), helper.make_node(end, ['logits'], ['probabilities'])]
+    graph = helper.make_graph(nodes, 'tiny', [helper.make_tensor_value_info(name, TensorProto.UINT8, ['n', SIZE, SIZE, 3])],
+                              [helper.make_tensor_value_info('probabilities', TensorProto.FLOAT, ['n', len(CLASSES)])],
+                              [numpy_helper.from_array(weights, 'weights')])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    helper.set_model_props(model, {'basegun-fastai': json.dumps(essentials(about))} if props is None else props)
+    return model.SerializeToString()
+
+
+def described(**changes):
+    about = {'format': FORMAT, 'id': 'tiny-1', 'architecture': 'tiny', 'classes': CLASSES, 'size': SIZE, 'padding': list(NEUTRAL),
+             'mean': [.5, .5, .5], 'std': [.2, .2, .2], 'temperature': 1.5, 'levels': {'low': .3, 'high': .5},
+             'metrics': {'accuracy': .9}, 'dataset': {'photos': 24}, 'versions': {'timm': '1'}}
+    return about | changes
+
+
+def written(folder, about, content):
+    folder.mkdir(exist_ok=True)
+    (folder/'model.onnx').write_bytes(content)
+    (folder/'model.json').write_text(sealed({'onnx': {'sha256': sha256(content).hexdigest(), 'bytes': len(content)}} | about))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    "What `export` would leave of a tiny network; no test may change it."
+    return written(tmp_path_factory.mktemp('été')/'exported', described(), network(described()))
+
+
+@pytest.fixture
+def spoilt(exported, tmp_path): return shutil.copytree(exported, tmp_path/'exported')
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    folder, random = tmp_path_factory.mktemp('photos')/'taken', np.random.default_rng(0)
+    for label in ('revolver', 'epaule_a_pompe'):
+        (folder/label).mkdir(parents=True)
+        for i in range(2): drawn_photo(label, random, (160, 120)).save(folder/label/f'{i}.jpg')
+    (folder/'.hidden').mkdir()
+    (folder/'.hidden'/'a.jpg').write_bytes(b'no')
+    (folder/'.DS_Store').write_bytes(b'no')
+    return folder
+
+
+def rows(text): return list(csv.DictReader(io.StringIO(text, newline='')))
+
+
+def refused(folder, *words):
+    with pytest.raises(BasegunError) as told: load(folder)
+    for word in words: assert word in str(told.value), told.value
+    return str(told.value)
+
+
+# The files
+
+
+def mutated(content, random):
+    at, n = sorted(random.integers(0, len(content), 2)), int(random.integers(1, 9))
+    new = {0: lambda: content[:at[0]] + bytes([content[at[0]] ^ 1 << int(random.integers(8))]) + content[at[0] + 1:],
+           1: lambda: content[:at[0]] + content[at[1]:],
+           2: lambda: content[:at[0]],
+           3: lambda: content[:at[0]] + random.bytes(n) + content[at[0]:],
+           4: lambda: content[:at[0]] + content[at[1]:at[1] + n] + content[at[0]:at[1]] + content[at[1] + n:]}[int(random.integers(5))]()
+    return new if new != content else mutated(content, random)
+
+
+@pytest.mark.parametrize('name', ['model.json', 'model.onnx'])
+def test_every_mutation_is_refused(spoilt, name):
+    random, content, slowest = np.random.default_rng(1), (spoilt/name).read_bytes(), 0
+    for _ in range(MUTATIONS // 2):
+        (spoilt/name).write_bytes(mutated(content, random))
+        began = time.monotonic()
+        refused(spoilt, 'model.')
+        slowest = max(slowest, time.monotonic() - began)
+    assert slowest < 5
+    (spoilt/name).write_bytes(content)
+    load(spoilt)
+
+
+def test_a_network_that_was_mutated_and_sealed_again_loads_or_is_refused(spoilt):
+    "In a process of its own, which a crash of onnxruntime would end."
+    told = subprocess.run([sys.executable, '-c', f'''
+import sys; sys.path.insert(0, {str(ROOT/'tests')!r})
+from test_predict import *
+folder = Path({str(spoilt)!r})
+random, content, loaded = np.random.default_rng(2), (folder/'model.onnx').read_bytes(), 0
+head, tail = content.index(b'weights', content.index(b'tiny')) + 40, content.rindex(b'photos') - 40
+for _ in range({MUTATIONS // 10}):
+    at = int(random.integers(0, head)) if random.random() < .5 else int(random.integers(tail, len(content)))
+    part = mutated(content[at:at+60], random)
+    written(folder, described(), content[:at] + part + content[at+60:])
+    try: load(folder)
+    except BasegunError: continue
+    loaded += 1
+print(loaded)'''], capture_output=True, text=True, timeout=300, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert int(told.stdout) < MUTATIONS // 10
+
+
+@pytest.mark.parametrize('change', [dict(classes=CLASSES[::-1]), dict(levels={'low': .1, 'high': .2}), dict(id='other'), dict(temperature=1.),
+                                    dict(size=32), dict(classes=CLASSES[1:]), dict(levels={'low': None, 'high': None})])
+def test_json_that_was_sealed_again_differs_from_the_network(spoilt, change):
+    written(spoilt, described(**change), (spoilt/'model.onnx').read_bytes())
+    refused(spoilt, 'model.onnx', 'basegun-fastai export RUN')
+
+
+WRONG = dict(id='', architecture=3, classes=['a', 'a'], size=True, padding=[0, 0, 0], mean=[1., 2.], std=[.1, .1, '.1'], temperature=0,
+             levels={'low': .9, 'high': .5}, metrics=[], dataset=None, versions='1', onnx={'sha256': 'ab', 'bytes': '12'})
+
+
+def test_every_wrong_field_is_told_at_once(spoilt):
+    (spoilt/'model.json').write_text(sealed(described(**WRONG)))
+    told = refused(spoilt)
+    assert all(f"model.json': {o} is " in told for o in WRONG) and len(told.splitlines()) == len(WRONG)
+
+
+@pytest.mark.parametrize('change', [*({k: v} for k, v in WRONG.items()), dict(classes=['a', '']), dict(classes=['a']), dict(size=2049), dict(size=1.),
+                                    dict(levels={'low': .5}), dict(levels={'low': -1., 'high': None}), dict(levels={'low': .5, 'high': 1.1}),
+                                    dict(levels={'low': True, 'high': None})], ids=str)
+def test_one_wrong_field_is_told(spoilt, change):
+    (spoilt/'model.json').write_text(sealed({'onnx': {'sha256': 'ab', 'bytes': 12}} | described(**change)))
+    refused(spoilt, f"model.json': {next(iter(change))} is ")
+
+
+@pytest.mark.parametrize(('text', 'words'), [
+    ('[' * 500_000, 'cannot be read as JSON'), ('{"a":' * 100_000, 'cannot be read as JSON'), ('', 'cannot be read as JSON'), ('\0', 'cannot be read as JSON'),
+    ('[]', 'of the format None'), ('{"format": NaN}', 'of the format None'), ('9' * 10_000, 'cannot be read as JSON'), (' ' * (2**20 + 1), 'more than a MiB'),
+    ('{"format": "basegun-fastai model 2"}', "reads 'basegun-fastai model 1'"), (json.dumps({'format': FORMAT}), 'lacks id, architecture')])
+def test_json_that_is_none_of_ours(spoilt, text, words):
+    (spoilt/'model.json').write_text(text)
+    refused(spoilt, words, 'export the run again')
+
+
+@pytest.mark.parametrize(('old', 'new'), [('1.5', 'NaN'), ('1.5', '1e999'), ('1.5', '1.50'), ('"tiny"', '"t\\u0069ny"'), ('"tiny-1",', '"tiny-1", "id": "tiny-1",'),
+                                          ('"seal": "', '"seal": "a'), ('"timm"', '"\\ud800"'), ('{', '{"more": 1,')])
+def test_json_that_means_the_same_or_nothing_at_all(spoilt, old, new):
+    text = (spoilt/'model.json').read_text()
+    (spoilt/'model.json').write_text(text.replace(old, new, 1))
+    assert refused(spoilt, 'changed by hand', 'not edited')
+
+
+def test_json_of_any_depth_is_refused(spoilt):
+    text = (spoilt/'model.json').read_text()
+    for depth in range(800, 1000):  # somewhere in there reading still works, and writing no more
+        (spoilt/'model.json').write_text(text.replace('0.9', '[' * depth + ']' * depth, 1))
+        refused(spoilt, 'model.json')
+
+
+def test_sealing_what_is_not_whole_is_a_mistake_of_ours():
+    with pytest.raises(ValueError, match='onnx'): sealed(described())
+    with pytest.raises(ValueError, match='other'): sealed(described(onnx={}, other=1))
+    with pytest.raises(ValueError): sealed(described(onnx={}, temperature=float('nan')))
+
+
+def fifo(path): os.mkfifo(path)
+def nothing(path): path  # noqa: B018
+def folder(path): path.mkdir()
+def device(path): path.symlink_to('/dev/zero')
+def itself(path): path.symlink_to(path)
+def sparse(path):
+    with open(path, 'wb') as file: file.truncate(2**40)
+
+
+@pytest.mark.parametrize('name', ['model.json', 'model.onnx'])
+@pytest.mark.parametrize('kind', [fifo, nothing, folder, device, itself, sparse])
+def test_files_that_are_none_are_refused_at_once(spoilt, name, kind):
+    (spoilt/name).unlink()
+    kind(spoilt/name)
+    began = time.monotonic()
+    refused(spoilt, name)
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(('content', 'words'), [
+    (network(described(), name='pictures'), "['pictures', 'tensor(uint8)'"), (network(described(), props={}), 'says null'),
+    (network(described(), props={'basegun-fastai': '{'}), 'cannot be opened'), (network(described(), props={'basegun-fastai': '[' * 9999}), 'cannot be opened'),
+    (network(described(), scale=np.nan), 'no probabilities'), (network(described(), end='Identity', scale=0.), 'no probabilities'), (b'none', 'cannot be opened')])
+def test_a_network_that_is_none_of_ours(spoilt, content, words): refused(written(spoilt, described(), content), words, 'export the run again')
+
+
+def test_weights_in_another_file_are_not_opened(spoilt):
+    import onnx
+    onnx.save(onnx.load_from_string(network(described())), spoilt/'outside.onnx', save_as_external_data=True, location='w', size_threshold=0)
+    refused(written(spoilt, described(), (spoilt/'outside.onnx').read_bytes()), 'weights in other files')
+
+
+def test_what_is_given_instead_of_an_export(tmp_path, exported):
+    (tmp_path/'learner.pkl').write_bytes(b'\x80')
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/'config.json').write_text('{}')
+    refused(tmp_path/'learner.pkl', 'runs whatever code is in it', 'basegun-fastai export RUN')
+    refused(tmp_path/'run', 'folder of a run', f'basegun-fastai export {tmp_path/"run"}')
+    refused(tmp_path, 'no model.json in')
+    refused(tmp_path/'nowhere', 'no folder')
+    refused(exported/'model.onnx', f"give the folder '{exported}'")
+    refused(tmp_path/'\0', 'no folder')
+
+
+# The answers
+
+
+def test_answers_are_plain_python(exported, photos):
+    model, content = load(exported), (photos/'revolver'/'0.jpg').read_bytes()
+    label, confidence, level = told = model.get_typology(content)
+    assert [type(o) for o in (told, label, confidence, level)] == [tuple, str, float, str] and level in ('low', 'medium', 'high')
+    assert model.list_typologies() == CLASSES and all(type(o) is str for o in model.list_typologies()) and model.id == 'tiny-1'
+    answer = model(content)
+    assert answer == model(photos/'revolver'/'0.jpg') == model(str(photos/'revolver'/'0.jpg')) and answer[:3] == told
+    assert list(answer.probabilities) == CLASSES and {type(o) for o in answer.probabilities.values()} == {float}
+    assert answer.probabilities[label] == confidence == max(answer.probabilities.values()) and abs(sum(answer.probabilities.values()) - 1) < 1e-5
+    assert level == model.levels(confidence) and json.loads(json.dumps(answer)) == [label, confidence, level, answer.probabilities]
+
+
+def test_the_answer_is_that_of_the_formula(exported, photos):
+    from basegun_fastai.photo import pixels
+    weights = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, len(CLASSES))).astype(np.float32) / 4000
+    logits = pixels(photos/'revolver'/'0.jpg', SIZE).reshape(-1).astype(np.float64) @ weights
+    np.testing.assert_allclose([*load(exported)(photos/'revolver'/'0.jpg').probabilities.values()], np.exp(logits) / np.exp(logits).sum(), atol=1e-5)
+
+
+def test_many_at_once_are_answered_as_one(exported, photos):
+    model, files = load(exported), list(listed([photos]))
+    assert len(files) == 4 and model.batch([]) == []
+    for one, of_many in zip(map(model, files), model.batch(files), strict=True):
+        assert one.label == of_many.label and np.allclose([*one.probabilities.values()], [*of_many.probabilities.values()], rtol=0, atol=1e-6)
+
+
+def test_unreadable_bytes_are_told(exported):
+    with pytest.raises(UnreadablePhoto, match='these bytes'): load(exported).get_typology(b'no photo')
+    with pytest.raises(UnreadablePhoto): load(exported).batch([b''])
+
+
+def test_many_threads_get_the_same_answers(exported, photos):
+    model, files = load(exported, threads=2), list(listed([photos]))
+    wanted = [model(o) for o in files]
+    with ThreadPoolExecutor(8) as pool: found = list(pool.map(model, files * 100))
+    assert len(found) == 400 and found == wanted * 100
+
+
+BACK = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # how to store what Orientation turns upright
+
+
+def stored(upright, orientation):
+    photo, exif = upright if BACK[orientation] is None else upright.transpose(Image.Transpose(BACK[orientation])), Image.Exif()
+    exif[0x0112] = orientation
+    return photo, exif
+
+
+def contents(upright, kinds):
+    for kind, options in kinds:
+        for orientation in range(1, 9):
+            out = io.BytesIO()
+            photo, exif = stored(upright, orientation)
+            photo.save(out, kind, exif=exif, **options)
+            yield out.getvalue()
+
+
+def test_containers_and_orientations_of_the_same_pixels_give_one_answer(exported):
+    model, upright = load(exported), drawn_photo('revolver', np.random.default_rng(3), (SIZE, 12))
+    found = [model(o) for o in contents(upright, [('PNG', {}), ('TIFF', {}), ('WEBP', dict(lossless=True, exact=True))])]
+    for kind in ('BMP', 'PNG', 'TIFF'):
+        out = io.BytesIO()
+        upright.save(out, kind)
+        found.append(model(out.getvalue()))
+    assert len(found) == 27 and all(o == found[0] for o in found)
+
+
+def test_a_photo_in_16_orientations_and_containers_has_one_prediction(exported):
+    model, upright = load(exported), drawn_photo('epaule_a_pompe', np.random.default_rng(3), (640, 480))
+    wanted = model(next(contents(upright, [('PNG', {})])))
+    found = [model(o) for o in contents(upright, [('JPEG', dict(quality=95)), ('PNG', {})])]
+    for kind, options in (('WEBP', dict(quality=95)), ('AVIF', dict(quality=95)), ('TIFF', {}), ('BMP', {})):
+        out = io.BytesIO()
+        upright.save(out, kind, **options)
+        found.append(model(out.getvalue()))
+    assert len(found) == 20
+    for o in found: assert o.label == wanted.label and abs(o.confidence - wanted.confidence) < .01, (o, wanted)
+
+
+# The command
+
+
+def test_rows_are_those_of_the_model(exported, photos):
+    told, model = typed('predict', exported, photos), load(exported)
+    assert told.returncode == 0 and not told.stderr, told.stderr
+    assert told.stdout.splitlines()[0] == 'file,label,confidence,level,error,' + ','.join(CLASSES)
+    found = rows(told.stdout)
+    assert [o['file'] for o in found] == [str(photos/o) for o in ('epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg', 'revolver/0.jpg', 'revolver/1.jpg')]
+    for row in found:
+        answer = model(row['file'])
+        assert (row['label'], float(row['confidence']), row['level'], row['error']) == (*answer[:3], '')
+        assert [float(row[o]) for o in CLASSES] == [*answer.probabilities.values()]
+
+
+def test_json_lines_say_the_same(exported, photos):
+    told = typed('predict', exported, photos/'revolver'/'0.jpg', photos/'.DS_Store', '--json')
+    found, bad = map(json.loads, told.stdout.splitlines())
+    answer = load(exported)(photos/'revolver'/'0.jpg')
+    assert found == dict(file=str(photos/'revolver'/'0.jpg'), label=answer.label, confidence=answer.confidence, level=answer.level, error=None) | answer.probabilities
+    assert bad['label'] is None and bad['confidence'] is None and 'none of JPEG' in bad['error'] and list(bad) == list(found) and told.returncode == 1
+
+
+def test_bad_photos_are_rows_and_the_command_goes_on(exported, photos, tmp_path):
+    taken = shutil.copytree(photos, tmp_path/'taken')
+    (taken/'a.jpg').write_bytes(b'')
+    (taken/'b.jpg').symlink_to('nowhere')
+    os.mkfifo(taken/'c.jpg')
+    told = typed('predict', exported, taken)
+    assert told.returncode == 1 and '3 of 7 photos could not be read; their reasons are in the column error' in told.stderr
+    bad = {Path(o['file']).name: o for o in rows(told.stdout) if o['error']}
+    assert len(rows(told.stdout)) == 7 and list(bad) == ['a.jpg', 'b.jpg', 'c.jpg'] and 'no regular file' in bad['c.jpg']['error']
+    assert all(v == '' for o in bad.values() for k, v in o.items() if k not in ('file', 'error'))
+
+
+def test_links_in_a_circle_end(photos, tmp_path):
+    taken = shutil.copytree(photos, tmp_path/'taken')
+    (taken/'revolver'/'up').symlink_to(taken)
+    (taken/'self').symlink_to('self')
+    os.link(taken/'revolver'/'0.jpg', taken/'revolver'/'same.jpg')
+    assert [os.path.relpath(o, taken) for o in listed([taken])] == ['epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg', 'revolver/0.jpg', 'revolver/1.jpg',
+                                                                    'revolver/same.jpg', 'self']
+    assert len(list(listed([taken, taken]))) == 12
+
+
+def test_a_million_photos_are_not_begun_at_once():
+    begun, answer = [], Answer('a', 1., 'high', {'a': 1.})
+    found = answers(lambda photo: begun.append(photo) or answer, (str(o) for o in range(10**6)), 2)
+    assert [next(found)[0] for _ in range(10)] == [str(o) for o in range(10)] and len(begun) <= 14
+    found.close()
+
+
+def test_a_row_does_not_wait_for_the_photo_after_it():
+    answer, go = Answer('a', 1., 'high', {'a': 1.}), threading.Event()
+    found = answers(lambda photo: photo == 'quick' or go.wait(60) and answer, ['quick', 'slow', 'slow', 'slow'], 2)
+    assert next(found)[0] == 'quick' and not go.is_set()
+    go.set()
+    assert [o for o, _ in found] == ['slow'] * 3
+
+
+def test_rows_come_through_a_pipe_as_they_are_ready_and_sigterm_ends_it(exported, photos, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (5000, 5000, 3), np.uint8)).save(tmp_path/'slow.png', compress_level=1)
+    with subprocess.Popen([COMMAND, 'predict', exported, photos/'revolver'/'0.jpg', *[tmp_path/'slow.png'] * 40], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith('file,') and '0.jpg' in process.stdout.readline()
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        rest, told = process.communicate(timeout=60)
+    assert process.returncode == 143 and 'Traceback' not in told and len(rest.splitlines()) < 39
+
+
+def test_an_interrupted_table_is_not_left(exported, photos, tmp_path):
+    Image.new('RGB', (5000, 5000)).save(tmp_path/'slow.png')
+    (tmp_path/'out').mkdir()
+    with subprocess.Popen([COMMAND, 'predict', exported, *[tmp_path/'slow.png'] * 200, '--out', tmp_path/'out'/'rows.csv'], stderr=subprocess.DEVNULL) as process:
+        while not any((tmp_path/'out').iterdir()): assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert not any((tmp_path/'out').iterdir())
+
+
+def test_a_table_is_written_whole_and_never_over_another(exported, photos, tmp_path):
+    out = tmp_path/'rows.csv'
+    told = typed('predict', exported, photos, photos/'.DS_Store', '--out', out)
+    assert told.returncode == 1 and not told.stdout and told.stderr.splitlines()[0] == f"5 photos are in '{out}'" and '1 of 5' in told.stderr.splitlines()[1]
+    assert [o.name for o in tmp_path.iterdir()] == ['rows.csv']
+    before = out.read_bytes()
+    assert before.decode() == typed('predict', exported, photos, photos/'.DS_Store').stdout
+    told = typed('predict', exported, photos, '--out', out)
+    assert told.returncode == 1 and 'nothing is overwritten' in told.stderr and out.read_bytes() == before
+
+
+def test_a_table_that_appears_meanwhile_is_not_overwritten(exported, photos, tmp_path, monkeypatch):
+    from basegun_fastai import predict
+    looked = predict._looked
+    monkeypatch.setattr(predict, '_looked', lambda model, photo: (tmp_path/'rows.csv').write_text('mine') and looked(model, photo))
+    with pytest.raises(BasegunError, match='nothing is overwritten'): predict.predict(exported, [photos], out=tmp_path/'rows.csv')
+    assert (tmp_path/'rows.csv').read_text() == 'mine' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_every_fault_is_told_before_anything_is_done(exported, photos, tmp_path):
+    (tmp_path/'empty').mkdir()
+    told = typed('predict', tmp_path/'nowhere', tmp_path/'a.jpg', photos, tmp_path/'b.jpg', tmp_path/'empty', '--out', photos/'rows.csv')
+    assert told.returncode == 1 and not told.stdout and len(told.stderr.splitlines()) == 5
+    for o in ("no folder '", "a.jpg': give photos", "b.jpg': give photos", "empty' holds no photo", 'lies inside the data'): assert o in told.stderr
+    assert 'there is no folder' in typed('predict', exported, photos, '--out', tmp_path/'no'/'rows.csv').stderr
+    assert 'lies inside the data' in typed('predict', exported, photos, '--out', exported/'rows.csv').stderr
+    assert typed('predict', exported).returncode == 2
+
+
+@pytest.mark.parametrize('odd', [b'a\nb.jpg', b'a\rb.jpg', b'a"b,c.jpg', b'\xff\xfe.jpg', b'=1+1.jpg', ' \u202e.jpg'.encode()])
+def test_odd_names_are_one_row(exported, photos, tmp_path, odd):
+    taken = tmp_path/'taken'
+    taken.mkdir()
+    name = os.fsdecode(odd)
+    shutil.copy(photos/'revolver'/'0.jpg', taken/name)
+    assert typed('predict', exported, taken, '--out', tmp_path/'rows.csv').returncode == 0
+    row, = list(csv.DictReader(open(tmp_path/'rows.csv', encoding='utf-8', errors='surrogateescape', newline='')))
+    assert row['file'] == str(taken/name) and row['label']
+    shown = str(taken/name).encode('utf-8', 'backslashreplace').decode()
+    assert [o['file'] for o in rows(typed('predict', exported, taken).stdout)] == [shown]
+    assert typed('predict', exported, taken, '--json', '--out', tmp_path/'rows.jsonl').returncode == 0
+    assert json.loads((tmp_path/'rows.jsonl').read_bytes())['file'] == str(taken/name)
+
+
+def test_odd_names_do_not_stop_the_installed_command(exported, photos, tmp_path):
+    shutil.copy(photos/'revolver'/'0.jpg', os.fsencode(tmp_path/'a') + b'\xff\n.jpg')
+    told = run_command('predict', exported, tmp_path)
+    assert told.returncode == 0 and len(rows(told.stdout)) == 1, told.stderr
+
+
+def test_classes_named_like_columns_do_not_hide_them():
+    assert columns(['a', 'error', 'class error', 'file']) == ['file', 'label', 'confidence', 'level', 'error', 'a', 'class error', 'class class error', 'class file']
+
+
+def test_classes_that_are_no_text_can_be_loaded(tmp_path):
+    about = described(classes=['\udcff', *CLASSES[1:]])
+    content = network(about)
+    (tmp_path/'model.onnx').write_bytes(content)
+    text = sealed(about | {'onnx': {'sha256': sha256(content).hexdigest(), 'bytes': len(content)}})
+    (tmp_path/'model.json').write_bytes(text.encode('utf-8', 'surrogateescape'))
+    assert load(tmp_path).classes[0] == '\udcff'
+
+
+# What it takes
+
+
+def in_a_process(code, *arguments):
+    told = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr
+    return told.stdout.splitlines()[-1]
+
+
+HEAVY = '[o for o in ("torch", "fastai", "timm", "pandas", "sklearn", "scipy", "onnx", "tqdm") if o in sys.modules]'
+
+
+def test_nothing_heavy_is_imported(exported, photos):
+    assert in_a_process('import sys; from pathlib import Path; from basegun_fastai.predict import predict; predict(Path(sys.argv[1]), [Path(sys.argv[2])])\n'
+                        f'print({HEAVY} + [o for o in sys.modules if o.startswith("fastcore")])', exported, photos) == '[]'
+    assert in_a_process('import sys; from basegun_fastai import cli; sys.argv[1:] = ["predict", *sys.argv[1:]]; cli.main()\n'
+                        f'print({HEAVY})', exported, photos) == '[]'
+
+
+def test_nothing_is_unpickled(exported, photos):
+    assert in_a_process('import sys; found = []; sys.addaudithook(lambda name, _: name == "pickle.find_class" and found.append(name))\n'
+                        'from basegun_fastai import cli; sys.argv[1:] = ["predict", *sys.argv[1:]]; cli.main()\nprint(found)', exported, photos) == '[]'
+
+
+def test_threads_are_those_of_the_container(monkeypatch, tmp_path):
+    from basegun_fastai import predict
+    quota = tmp_path/'cpu.max'
+    monkeypatch.setattr(predict, 'Path', lambda _: quota)
+    monkeypatch.setattr(predict, 'cores', lambda: 8)
+    assert predict._most_threads() == 8
+    for text, threads in (('max 100000\n', 8), ('200000 100000\n', 2), ('150000 100000\n', 2), ('10000 100000\n', 1), ('9000000 100000\n', 8)):
+        quota.write_text(text)
+        assert predict._most_threads() == threads, text
+
+
+@pytest.mark.slow
+def test_the_package_without_its_dependencies_and_three_others_are_enough(exported, photos, tmp_path):
+    def run(*command): subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
+    source = shutil.copytree(ROOT, tmp_path/'source', ignore=lambda _, names: set(names) - {
+        'basegun_fastai', 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in'} if _ == str(ROOT) else [])
+    run(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path/'wheel', source)
+    run(sys.executable, '-m', 'venv', tmp_path/'venv')
+    python, photo = tmp_path/'venv'/'bin'/'python', photos/'revolver'/'0.jpg'
+    run(python, '-m', 'pip', 'install', '-q', '--no-deps', *(tmp_path/'wheel').glob('*.whl'))
+    run(python, '-m', 'pip', 'install', '-q', '-c', ROOT/'constraints.txt', 'onnxruntime', 'numpy', 'pillow')
+    told = subprocess.run([python, '-c', 'import json, sys; from basegun_fastai.predict import load\n'
+                           'model = load(sys.argv[1]); print(json.dumps([model.get_typology(open(sys.argv[2], "rb").read()), model.list_typologies()]))',
+                           exported, photo], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert told.returncode == 0, told.stderr
+    model = load(exported)
+    assert json.loads(told.stdout) == [list(model.get_typology(photo.read_bytes())), CLASSES]
