@@ -42,3 +42,4 @@ bench: install
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/head_views.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/levels.py

@@ -29,8 +29,9 @@ def trust(
     calibration = dict(temperature=temperature, bins=BINS, before=quality(raw, found.labels), after=with_it)
     if levels is None:
         levels = found_levels(sure, right, high_rate, shown_rate, others)
-        if levels.low is None: refused['low'] = refusal(sure, right, shown_rate, least(others))
-        if levels.high is None: refused['high'] = refusal(sure, right, high_rate, levels.low or least(others))
+        if levels.low is None: refused['low'] = f'{refusal(sure, right, shown_rate, least(others))}; more photos in val/ help, or a smaller --shown-rate'
+        if levels.high is None: refused['high'] = (
+            f'{refusal(sure, right, high_rate, levels.low or least(others))}; more photos in val/ help, or a smaller --high-rate')
     numbers = dict(low=levels.low, high=levels.high, high_rate=high_rate, shown_rate=shown_rate, certainty=1 - RISK, refused=refused,
                    bands=bands(levels, sure, right), not_a_gun=None)
     if others is not None: numbers['not_a_gun'] = dict(

@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, redirect_stderr
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from functools import partial
 from io import BytesIO, StringIO
 from itertools import cycle
@@ -287,6 +287,89 @@ def head(folder):
     return in_turn({'stock fastai': stock_arm, '1 view': our_stage(1, True), '2 views': our_stage(2, True), 'live': our_stage(0, True)}, 3)
 
 
+# Serving
+
+def exported(arch, folder):
+    "Train for an epoch, and export: the way of a real model, whatever it has learnt."
+    from basegun_fastai.demo import demo_data
+    from basegun_fastai.export import export
+    from basegun_fastai.train import train
+    data = folder/'drawn'
+    if not data.exists(): demo_data(data, photos_per_class=4)
+    with redirect_stdout(StringIO()):
+        train(data, arch=arch, weights='none', fine_tune_epochs=1, batch_size=8, out=folder/'runs', name=arch, device='cpu', cache='off')
+        export(folder/'runs'/arch, folder/arch)
+    return folder/'runs'/arch, folder/arch
+
+
+def bare_session(run, threads):
+    "The session that one would make of the same network: normalised floats in, logits out."
+    import onnxruntime
+    from basegun_fastai.core import Run
+    from basegun_fastai.model import trained_model
+    net, content = trained_model(Run(run)), BytesIO()
+    size = Run(run).config['architecture']['size']
+    ready = torch.randn(1, 3, size, size)
+    with redirect_stdout(StringIO()): made = torch.onnx.export(net, (ready,), dynamo=True, input_names=['x'], verbose=False).model_proto
+    content.write(made.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(content.getvalue(), options, providers=['CPUExecutionProvider'])
+    return lambda: session.run(None, {'x': ready.numpy()})
+
+
+def scaled_decode(content, size):
+    "The least that a decoder does: the scale that JPEG offers, next above the input's size."
+    with Image.open(BytesIO(content)) as image:
+        scale = size / max(image.size)
+        image.draft('RGB', (round(image.width * scale), round(image.height * scale)))
+        image.load()
+
+
+def serving(arch, number):
+    "From the bytes of a JPEG to its typology, one photo at a time: stock fastai, the run's own learner.pkl, ours, and its two parts alone."
+    from fastai.learner import load_learner
+    from basegun_fastai.predict import load
+    with TemporaryDirectory() as folder:
+        run, served = exported(arch, Path(folder))
+        model, pickled, made = load(served), load_learner(run/'learner.pkl'), architecture(arch)
+        session, arms, shapes = bare_session(run, cores()), {}, {'12 MP': (4032, 3024), '0.5 MP': (816, 612)}
+        stock_dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=GrandparentSplitter(valid_name='val'),
+                              item_tfms=Resize(made.size, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(Path(folder)/'drawn', bs=4, num_workers=0)
+        stock = vision_learner(stock_dls, made.timm_name, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
+        def often(work):
+            def arm(): return [timed(work) for _ in range(10)]
+            return arm
+        for name, shape in shapes.items():
+            content = BytesIO()
+            drawn_photo('revolver', np.random.default_rng(7), shape).save(content, 'JPEG', quality=92)
+            file, content = Path(folder)/f'{name}.jpg', content.getvalue()
+            file.write_bytes(content)
+            def fastai(learn, file=file):
+                with learn.no_bar(): learn.predict(file)
+            arms |= {f'stock learn.predict, {name}': often(partial(fastai, stock)), f'learner.pkl, {name}': often(partial(fastai, pickled)),
+                     f'predict, {name}': often(partial(model, content)), f'decode, {name}': often(partial(scaled_decode, content, made.size))}
+        arms['session'] = often(session)
+        found = in_turn(arms, number)
+    figures = {}
+    for o in (50, 95):
+        at = {k: [np.percentile(v, o) for v in runs] for k, runs in found.items()}
+        for name in shapes: at[f'session + decode, {name}'] = [a + b for a, b in zip(at['session'], at[f'decode, {name}'], strict=True)]
+        figures |= {f'{k}, p{o}': v for k, v in at.items()}
+    return figures
+
+
+def served_rows(title):
+    "Rows of one network: the median and the slowest photo in twenty, for both sizes of photos."
+    rows = []
+    for name in ('12 MP', '0.5 MP'):
+        for o in ('p50', 'p95'): rows += [
+            (f'{title}, {name}, {o}', f'stock learn.predict, {name}, {o}', f'predict, {name}, {o}', 10, 'the session and the scaled decoding'),
+            ('the same, the run\'s learner.pkl', f'learner.pkl, {name}, {o}', f'predict, {name}, {o}', None, 'the same'),
+            ('the same, share of its limit', f'session + decode, {name}, {o}', f'predict, {name}, {o}', 1 / 1.2, '1: session and decoding alone')]
+    return rows
+
+
 def start_up():
     "Help of the command, and the import that it must not wait for, as whole processes."
     def process(*command): return partial(timed, partial(subprocess.run, command, check=True, capture_output=True))
@@ -316,6 +399,8 @@ ROWS = {  # what is measured: (function, [(what, above, below, bar, limit)])
     'step': (step, [
         ('fine-tuning step, B0, 224 px', 'bare loop', 'ours', .95, '1: PyTorch alone'),
         ('fine-tuning step, stock fastai', 'stock fastai', 'ours', None, 'the bare loop')]),
+    'serve-b0': (partial(serving, 'efficientnet_b0', REPEATS), served_rows('one photo, B0, 224 px')),
+    'serve-b3': (partial(serving, 'efficientnet_b3', REPEATS), served_rows('one photo, B3, 300 px')),
     'start-up': (start_up, [
         ('start-up', 'import fastai.vision.all', 'basegun-fastai --help', 15, 'python -c pass')]),
 }
@@ -329,8 +414,8 @@ def row(what, figures, above, below, bar, limit):
 
 
 def line(o):
-    bar = '' if o['bar'] is None else f"{o['bar']:g}"
-    return f"{o['what']:34} {o['ratio']:50} {o['median']:8.2f} {o['lowest']:8.2f} {o['highest']:8.2f} {bar:>5}  {o['limit']}"
+    bar = '' if o['bar'] is None else f"{o['bar']:.3g}"
+    return f"{o['what']:34} {o['ratio']:62} {o['median']:8.2f} {o['lowest']:8.2f} {o['highest']:8.2f} {bar:>5}  {o['limit']}"
 
 
 def main():
@@ -342,7 +427,7 @@ def main():
         photos = phone_photos(Path(folder)) if {'loading', 'feed', 'head'} & {*chosen} else None
         sizes = [o.stat().st_size * 8 / (4032 * 3024) for o in photos.rglob('*.jpg')] if photos else []
         if sizes: print(f'{len(sizes)} photos of 4032 × 3024, {min(sizes):.2f} to {max(sizes):.2f} bits a pixel', flush=True)
-        print(f"{'what':34} {'ratio':50} {'median':>8} {'lowest':>8} {'highest':>8} {'bar':>5}  limit")
+        print(f"{'what':34} {'ratio':62} {'median':>8} {'lowest':>8} {'highest':>8} {'bar':>5}  limit")
         for name in chosen:
             work, wanted = ROWS[name]
             with redirect_stderr(StringIO()): figures = work(photos) if name in ('loading', 'feed', 'head') else work()

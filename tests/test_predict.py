@@ -319,7 +319,7 @@ def test_a_photo_in_16_orientations_and_containers_has_one_prediction(exported):
 def test_rows_are_those_of_the_model(exported, photos):
     told, model = typed('predict', exported, photos), load(exported)
     assert told.returncode == 0 and not told.stderr, told.stderr
-    assert told.stdout.splitlines()[0] == 'file,label,confidence,level,error,' + ','.join(CLASSES)
+    assert '\r' not in told.stdout and told.stdout.splitlines()[0] == 'file,label,confidence,level,error,' + ','.join(CLASSES)
     found = rows(told.stdout)
     assert [o['file'] for o in found] == [str(photos/o) for o in ('epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg', 'revolver/0.jpg', 'revolver/1.jpg')]
     for row in found:
@@ -373,10 +373,16 @@ def test_a_row_does_not_wait_for_the_photo_after_it():
     assert [o for o, _ in found] == ['slow'] * 3
 
 
+def test_a_wish_to_end_cannot_get_lost(exported, photos, monkeypatch):
+    from basegun_fastai import core, predict
+    monkeypatch.setattr(core, '_wishes', [core.Terminated])
+    with pytest.raises(core.Terminated): predict.predict(exported, [photos])
+
+
 def test_rows_come_through_a_pipe_as_they_are_ready_and_sigterm_ends_it(exported, photos, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (5000, 5000, 3), np.uint8)).save(tmp_path/'slow.png', compress_level=1)
     with subprocess.Popen([COMMAND, 'predict', exported, photos/'revolver'/'0.jpg', *[tmp_path/'slow.png'] * 40], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as process:
+                          stderr=subprocess.PIPE, text=True, env={k: v for k, v in os.environ.items() if k != 'PYTHONUNBUFFERED'}) as process:
         assert process.stdout.readline().startswith('file,') and '0.jpg' in process.stdout.readline()
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
