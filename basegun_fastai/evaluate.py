@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .contents import contents, part_fingerprint, readable
-from .core import BasegunError, Run, out_faults, raise_faults, say, write_whole
+from .core import BasegunError, Run, out_faults, printable, raise_faults, say, write_whole
 from .dataset import labelled_photos, other_photos
 from .levels import PASSING, Levels
 from .mistakes import read_groups, suspect_labels, write_sheets
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from basegun_fastai.cache import Prepared
 
 # %% auto #0
-__all__ = ['write_tables', 'unknown_classes', 'run_loaders', 'summary', 'provenance', 'run_trust', 'others_read',
+__all__ = ['MOST_VALUES', 'write_tables', 'unknown_classes', 'run_loaders', 'summary', 'provenance', 'run_trust', 'others_read',
            'write_mistakes', 'write_groups', 'evaluate']
 
 # %% ../nbs/06_evaluate.ipynb #7602e5f2
@@ -142,6 +142,8 @@ def write_mistakes(
     write_whole(Path(folder)/'suspect-labels.csv', suspect_labels(rows, found.classes).to_csv(index=False, float_format='%.7g', lineterminator='\n'))
 
 # %% ../nbs/06_evaluate.ipynb #fa3e27fd
+MOST_VALUES = 200  # of a column
+
 def write_groups(
     found: Predictions, # What the model said
     groups: pd.DataFrame, # As `mistakes.read_groups` returned it: a row a photo, a column a kind of group
@@ -149,12 +151,14 @@ def write_groups(
 ) -> pd.DataFrame: # Columns `column`, `value`, `n`, `accuracy`, `precision`, `recall`, `f1`, `loss`
     "Write the same numbers for each value of each column."
     rows, n = [], np.arange(len(found.files))
-    for column in groups:
+    many = [o for o in groups if groups[o].nunique() > MOST_VALUES]
+    if many: say(f"--groups: more than {MOST_VALUES} values make no groups: {printable(', '.join(many))} left out")
+    for column in groups.columns.drop(many):
         for value, part in pd.Series(n).groupby(groups[column].to_numpy()):
             some = Predictions([found.files[o] for o in part], found.classes, found.labels[part], found.logits[part])
             numbers = metrics(some)
             rows.append(dict(column=column, value=value) | {k: numbers[k] for k in ('n', 'accuracy', 'precision', 'recall', 'f1', 'loss')})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=['column', 'value', 'n', 'accuracy', 'precision', 'recall', 'f1', 'loss'])
     write_whole(Path(folder)/'metrics-groups.csv', table.to_csv(index=False, float_format='%.6f', lineterminator='\n'))
     return table
 

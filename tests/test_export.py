@@ -36,7 +36,7 @@ def copied(made, tmp_path):
     return tmp_path/'run'
 
 
-def test_two_hundred_photos_get_one_answer_from_everything(made, tmp_path):
+def test_two_hundred_photos_get_one_answer_from_everything(made):
     rows = pd.read_csv(made/'run'/'predictions-val.csv')
     model, photos = load(made/'served'), [made/'data'/o for o in rows.file]
     classes = model.classes

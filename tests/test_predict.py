@@ -390,7 +390,7 @@ def test_rows_come_through_a_pipe_as_they_are_ready_and_sigterm_ends_it(exported
     assert process.returncode == 143 and 'Traceback' not in told and len(rest.splitlines()) < 39
 
 
-def test_an_interrupted_table_is_not_left(exported, photos, tmp_path):
+def test_an_interrupted_table_is_not_left(exported, tmp_path):
     Image.new('RGB', (5000, 5000)).save(tmp_path/'slow.png')
     (tmp_path/'out').mkdir()
     with subprocess.Popen([COMMAND, 'predict', exported, *[tmp_path/'slow.png'] * 200, '--out', tmp_path/'out'/'rows.csv'], stderr=subprocess.DEVNULL) as process:

@@ -10,7 +10,6 @@ from scipy.special import softmax
 
 from basegun_fastai.calibration import calibration_error, halves, quality, temperature, unseen
 from basegun_fastai.core import Run
-from basegun_fastai.demo import drawn_photo
 from basegun_fastai.levels import Levels, bands, fewest_photos, found_levels, most_wrong, separation, threshold
 from basegun_fastai.train import train
 
@@ -247,6 +246,15 @@ def test_groups_have_numbers_of_their_own(run, data, tmp_path):
     scans = rows[np.arange(len(rows)) % 3 == 0]
     assert table.loc['scan'].n == len(scans) and table.loc['scan'].accuracy == pytest.approx((scans.label == scans.predicted).mean(), abs=1e-6)
     assert table.n.sum() == len(rows)
+
+
+def test_a_column_with_a_value_for_each_photo_makes_no_groups(tmp_path, capsys):
+    from basegun_fastai.evaluate import write_groups
+    from basegun_fastai.predictions import Predictions
+    found = Predictions([f'{o}.jpg' for o in range(300)], ['a', 'b'], np.zeros(300, int), np.tile([1., 0.], (300, 1)))
+    groups = pd.DataFrame(dict(number=[str(o) for o in range(300)], camera=['x', 'y'] * 150))
+    assert write_groups(found, groups, tmp_path).value.tolist() == ['x', 'y'] and 'number left out' in capsys.readouterr().err
+    assert list(write_groups(found, groups[['number']], tmp_path)) == list(pd.read_csv(tmp_path/'metrics-groups.csv'))
 
 
 def test_evaluate_leaves_what_a_person_should_look_at(run, data, tmp_path):
