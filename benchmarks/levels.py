@@ -5,8 +5,10 @@ right as often as their confidence says, where the true share above a threshold 
 """
 import json
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +18,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from basegun_fastai.core import write_whole  # noqa: E402
-from basegun_fastai.demo import demo_data  # noqa: E402
+from basegun_fastai.demo import GUNS, demo_data, drawn_photo  # noqa: E402
 from basegun_fastai.evaluate import evaluate  # noqa: E402
 from basegun_fastai.levels import found_levels  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
@@ -24,12 +26,24 @@ from basegun_fastai.train import train  # noqa: E402
 HERE, SPLITS = Path(__file__).parent, 1000
 
 
+def saved(task):
+    "Draw and save a photo."
+    file, label, number = task
+    drawn_photo(label, np.random.default_rng([9, number])).save(file, quality=90)
+
+
+def drawn(folder, n=3000):
+    "Draw photos in class folders."
+    for label in GUNS: (folder/label).mkdir(parents=True)
+    with ProcessPoolExecutor() as pool: list(pool.map(saved, [(folder/label/f'{i}.jpg', label, i) for i, label in zip(range(n), cycle(GUNS))]))
+
+
 def network():
     "Confidences of a trained network on photos that it has not seen, and which of its answers are right."
     with TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         folder = Path(folder)
         demo_data(folder/'data', photos_per_class=100)
-        demo_data(folder/'more', photos_per_class=1500, seed=9)
+        drawn(folder/'more')
         train(folder/'data', arch='test_resnet', size=96, weights='none', fine_tune_epochs=16, lr=.006, batch_size=16, out=folder, name='run')
         evaluate(folder/'run', folder/'more', folder/'judged')
         rows = pd.read_csv(folder/'judged'/'predictions-val.csv')

@@ -53,8 +53,9 @@ def test_a_training_in_a_log_file(data, tmp_path):
     told = run_command('train', data, '--name', 'mon essai', *as_arguments(arch='test_efficientnet', size=32, weights='none',
                        head_epochs=1, fine_tune_epochs=1, batch_size=16), cwd=tmp_path)
     assert told.returncode == 0, told.stderr
-    *numbers, where = told.stdout.splitlines()
-    assert [o.split()[0] for o in numbers] == ['accuracy', 'precision', 'recall'] and where == 'runs/mon essai'
+    *trust, accuracy, precision, recall, where = told.stdout.splitlines()
+    assert [o.split()[0] for o in (accuracy, precision, recall)] == ['accuracy', 'precision', 'recall'] and where == 'runs/mon essai'
+    assert [o.split()[0] for o in trust] == ['temperature', 'calibration', 'loss:', 'Brier', 'high', 'medium', 'low', 'everything', 'nothing']
     assert '\r' not in told.stdout + told.stderr and '\x1b' not in told.stdout + told.stderr
     warned, lines = ([o for o in told.stderr.splitlines() if o.startswith('warning: ') == wanted] for wanted in (True, False))
     assert len(warned) == 4 and 'val/epaule_a_pompe has 4 photo(s)' in warned[0] and '3 more of this kind' in warned[3]
@@ -62,7 +63,7 @@ def test_a_training_in_a_log_file(data, tmp_path):
     assert max(map(len, lines)) <= 100 and tree(data) == before
     evaluated = run_command('evaluate', tmp_path/'runs'/'mon essai', data, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert evaluated.stdout.splitlines()[:3] == numbers and tree(data) == before
+    assert evaluated.stdout.splitlines()[-4:-1] == [accuracy, precision, recall] and tree(data) == before
 
 
 def test_what_nobody_foresaw_keeps_its_traceback():
