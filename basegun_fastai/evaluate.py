@@ -194,6 +194,8 @@ def evaluate(
     trust_pickle: bool = False, # RUN is a fastai learner.pkl of known origin: opening it runs whatever code is in it
 ) -> None: # Nothing; prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
+    if Path(run).suffix == '.pkl' and (not_a_gun or groups): raise BasegunError(
+        f"'{run}' is a pickle: --not-a-gun and --groups go with the folder of a run; give that, or leave them out")
     if Path(run).suffix == '.pkl': return _pickle_judged(Path(run), Path(data), out, skip_unreadable, workers, trust_pickle)
     run, data = Run(run), Path(data)
     config = run.config

@@ -269,6 +269,9 @@ def test_evaluate_leaves_what_a_person_should_look_at(run, data, tmp_path):
 def test_a_pickle_is_opened_by_nobody_who_does_not_ask_for_it(run, data, tmp_path):
     told = typed('evaluate', run.learner, data, '--out', tmp_path/'out')
     assert told.returncode == 1 and 'runs whatever code is in it' in told.stderr and '--trust-pickle' in told.stderr and not (tmp_path/'out').exists()
+    for option in ('--not-a-gun', '--groups'):
+        told = typed('evaluate', run.learner, data, '--out', tmp_path/'out', '--trust-pickle', option, data)
+        assert told.returncode == 1 and 'leave them out' in told.stderr and not (tmp_path/'out').exists()
     with pytest.warns(UserWarning, match='insecure pickle'): told = typed('evaluate', run.learner, data, '--out', tmp_path/'out', '--trust-pickle')
     assert told.returncode == 0, told.stderr
     mine, theirs = (pd.read_csv(o/'predictions-val.csv') for o in (tmp_path/'out', run.path))
