@@ -19,6 +19,7 @@ from .core import BasegunError, Run, out_faults, printable, raise_faults, say, w
 from .dataset import labelled_photos, other_photos
 from .levels import PASSING, Levels
 from .mistakes import read_groups, suspect_labels, write_sheets
+from .photo import DECODER
 from .predictions import (Predictions, confusion_matrix, elsewhere, metrics, normalized, passed,
                                         plot_confusion_matrix, prediction_rows, predictions)
 from .trust import plot_trust, trust, trust_lines
@@ -208,6 +209,8 @@ def evaluate(
         say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
     table = readable(data, contents(data, table), skip_unreadable)
     if not len(table): raise BasegunError(f"'{data}' has no photo that can be read")
+    if (then := config['versions'].get('decoder', 1)) != DECODER:
+        say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder {DECODER}: answers may differ')
     say(provenance(table, config))
     if not_a_gun is not None: others = others_read(not_a_gun, skip_unreadable)
     if groups is not None: groups = read_groups(groups, table.file.tolist())

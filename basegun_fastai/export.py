@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from .core import BasegunError, Run, out_faults, raise_faults, say, write_whole
-from .photo import NEUTRAL, UnreadablePhoto, pixels
+from .photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
 from .predict import FORMAT, essentials, load, sealed
 
 if TYPE_CHECKING:
@@ -67,8 +67,19 @@ def served(
             super().__init__()
             mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in (made.mean, made.std))
             self.net, self.scale, self.shift = net, torch.nn.Buffer(1 / (255 * std)), torch.nn.Buffer(-mean / std)
-        def forward(self, photos): return self.net(photos.permute(0, 3, 1, 2).float() * self.scale + self.shift).softmax(1)
+        def forward(self, photos): return self.net(photos.permute(0, 3, 1, 2).contiguous().float() * self.scale + self.shift).softmax(1)
     return Served().eval()
+
+# %% ../nbs/11_export.ipynb #f9d2eb9f
+def _pool(graph):
+    from onnx import helper, numpy_helper
+    constants = {o.name: numpy_helper.to_array(o) for o in graph.initializer}
+    rank = {o.name: len(o.type.tensor_type.shape.dim) for o in graph.value_info}
+    for node in graph.node:
+        if node.op_type != 'ReduceMean' or rank.get(node.input[0]) != 4 or not {*node.input[1:]} & {*constants}: continue
+        kept = all(helper.get_attribute_value(o) for o in node.attribute if o.name == 'keepdims')
+        if kept and sorted(constants[node.input[1]] % 4) == [2, 3]:
+            node.CopyFrom(helper.make_node('GlobalAveragePool', node.input[:1], node.output, node.name))
 
 # %% ../nbs/11_export.ipynb #fa7141e2
 def onnx_model(
@@ -82,6 +93,7 @@ def onnx_model(
         warnings.simplefilter('ignore')  # of PyTorch's own parts, about each other
         made = torch.onnx.export(network, (two,), dynamo=True, input_names=['photos'], output_names=['probabilities'], verbose=False,
                                  dynamic_shapes=(dict([(0, torch.export.Dim('n', min=1, max=2**16))]),)).model_proto
+    _pool(made.graph)
     for o in [made.graph, *made.graph.node, *made.graph.input, *made.graph.output, *made.graph.value_info, *made.graph.initializer, *made.functions]:
         del o.metadata_props[:]
         o.doc_string = ''
@@ -96,7 +108,7 @@ def description(
     config, (heat, levels, _) = run.config, run_trust(run)
     made, weights = config['architecture'], hashlib.sha256(run.weights.read_bytes()).hexdigest()
     return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=made['timm_name'], classes=config['classes'],
-                size=made['size'], padding=list(NEUTRAL), mean=list(made['mean']), std=list(made['std']), temperature=heat,
+                size=made['size'], padding=list(NEUTRAL), decoder=DECODER, mean=list(made['mean']), std=list(made['std']), temperature=heat,
                 levels=dict(low=levels.low, high=levels.high), metrics=json.loads((run.path/'metrics.json').read_text()),
                 dataset=config['dataset'], versions=config['versions'] | {o: version(o) for o in ('onnx', 'onnxruntime')})
 
@@ -150,6 +162,8 @@ def export(
     run = Run(run)
     config = run.config
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
+    if (then := config['versions'].get('decoder', 1)) != DECODER: raise BasegunError(f"'{run.path}' was trained on photos as decoder {then} read them, and "
+        f"this version has decoder {DECODER}: export with basegun-fastai as in its config.json, or train again")
     data, out = Path(data or config['options']['data']), Path(out or run.path/'exported')
     raise_faults(out_faults(out, data))
     rows = _rows(run, data)

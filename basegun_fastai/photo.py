@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MOST_BYTES', 'MOST_PIXELS', 'MOST_DECODED', 'MOST_SIDE', 'NEUTRAL', 'MOST_NUMBERS', 'MOST_SCANS',
-           'photo_bytes', 'UnreadablePhoto', 'read_photo', 'photo_header', 'pixels']
+           'CLOSEST', 'DECODER', 'photo_bytes', 'UnreadablePhoto', 'read_photo', 'photo_header', 'pixels']
 
 # %% ../nbs/01_photo.ipynb #b9334c8e
 import os
@@ -156,10 +156,13 @@ def _opened(content):
     return image
 
 # %% ../nbs/01_photo.ipynb #f47b9ac6
+CLOSEST = 1.6  # a scaled JPEG's side to that which is needed
+DECODER = 2  # to be raised with every change of what is read or refused here
+
 def _decoded(image, side):
     box = None
     if side and image.format in ('JPEG', 'MPO'):
-        scale = 2 * side / max(image.size)
+        scale = CLOSEST * side / max(image.size)
         draft = image.draft(None, tuple(max(1, round(o * scale)) for o in image.size))
         box = draft and draft[1]
     _raise_above(MOST_DECODED, image.size, 'decoded it has')

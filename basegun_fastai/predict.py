@@ -27,12 +27,12 @@ import onnxruntime
 
 from .core import BasegunError, cores, out_faults, printable, raise_faults, raise_if_asked, say
 from .levels import Levels
-from .photo import NEUTRAL, UnreadablePhoto, photo_bytes, pixels
+from .photo import DECODER, NEUTRAL, UnreadablePhoto, photo_bytes, pixels
 
 # %% ../nbs/10_predict.ipynb #1d8e42db
 FORMAT = 'basegun-fastai model 1'
-KEYS = ('format', 'id', 'architecture', 'classes', 'size', 'padding', 'mean', 'std', 'temperature', 'levels', 'metrics', 'dataset',
-        'versions', 'onnx')
+KEYS = ('format', 'id', 'architecture', 'classes', 'size', 'padding', 'decoder', 'mean', 'std', 'temperature', 'levels', 'metrics',
+        'dataset', 'versions', 'onnx')
 _AGAIN = 'Type `basegun-fastai export RUN` to export the run again'
 
 def sealed(
@@ -49,7 +49,7 @@ def essentials(
     about: dict, # What `model.json` holds
 ) -> dict: # What `model.onnx` has to repeat, as JSON in its metadata under 'basegun-fastai'
     "Pick what must never be mixed up."
-    return {o: about[o] for o in ('format', 'id', 'classes', 'size', 'padding', 'temperature', 'levels')}
+    return {o: about[o] for o in ('format', 'id', 'classes', 'size', 'padding', 'decoder', 'temperature', 'levels')}
 
 # %% ../nbs/10_predict.ipynb #1a3ac774
 def _content(file, fits, otherwise):
@@ -88,6 +88,7 @@ _RULES = {
     'classes': (lambda o: _are(o, _is_text, 2) and len(set(o)) == len(o), 'a list of two or more different names'),
     'size': (lambda o: type(o) is int and 1 <= o <= 2048, 'a whole number from 1 to 2048'),
     'padding': (lambda o: o == list(NEUTRAL), f'{list(NEUTRAL)}, the colour that this version puts around photos'),
+    'decoder': (lambda o: o == DECODER, f'{DECODER}, the way in which this version reads photos: install the version that exported it'),
     **dict.fromkeys(('mean', 'std'), (lambda o: _are(o, _is_number, 3) and len(o) == 3, 'a list of three numbers')),
     'temperature': (lambda o: _is_number(o) and o > 0, 'a number above 0'),
     'levels': (_are_levels, 'a low and a high threshold between 0 and 1, or null, with high not below low'),
@@ -167,8 +168,8 @@ class Typology:
     def _probabilities(self, squares):  # (n, size, size, 3) → (n, classes)
         try: found = self._session.run(['probabilities'], {'photos': squares})[0]
         except Exception as err: raise BasegunError(f"'{self.folder}': the model broke off: {printable(str(err)):.300}. {_AGAIN}") from err
-        if found.shape == (len(squares), len(self.classes)) and (found >= 0).all() and np.allclose(found.sum(1), 1, atol=1e-4):
-            return found.clip(0, 1)
+        if found.shape == (len(squares), len(self.classes)) and found.min() >= 0 and abs(found.sum(1) - 1).max() <= 1e-4:
+            return np.minimum(found, 1)
         raise BasegunError(f"'{self.folder}': what the model says are no probabilities: {printable(repr(found)):.300}. {_AGAIN}")
 
     def _answer(self, row):
@@ -186,7 +187,8 @@ class Typology:
     ) -> list[Answer]: # One a photo; raises `UnreadablePhoto` for the first that cannot be read
         "Say what each photo shows, in one go."
         if not photos: return []
-        return [self._answer(o) for o in self._probabilities(np.stack([pixels(o, self.about['size']) for o in photos]))]
+        squares = [pixels(o, self.about['size']) for o in photos]
+        return [self._answer(o) for o in self._probabilities(np.stack(squares) if len(squares) > 1 else squares[0][None])]
 
     def get_typology(self,
         img: bytes, # Of one photo

@@ -24,6 +24,7 @@ from .contents import contents, fingerprint, part_fingerprint, readable
 from .core import BasegunError, Run, out_faults, printable, raise_faults, run_name, say
 from .dataset import folder_fault, layout_faults, left_aside, photo_table
 from .options import DEVICES, option_faults, resume_faults
+from .photo import DECODER
 from .problems import balance_problems, same_photos, same_problems
 
 # %% ../nbs/07_train.ipynb #b3fbd41b
@@ -33,7 +34,7 @@ def _counts(table):
 # %% ../nbs/07_train.ipynb #de44cbe4
 def _versions():
     names = ('basegun-fastai', 'fastai', 'timm', 'torch', 'torchvision', 'numpy', 'pillow', 'scikit-learn')
-    return {o: version(o) for o in names} | dict(python=sys.version.split()[0])
+    return {o: version(o) for o in names} | dict(python=sys.version.split()[0], decoder=DECODER)
 
 # %% ../nbs/07_train.ipynb #e607a46c
 def _listed(data):

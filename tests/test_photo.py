@@ -54,7 +54,7 @@ def large():
     return saved(image, 'JPEG', quality=90)
 
 
-@pytest.mark.parametrize('side', [96, 224, 300, 600])
+@pytest.mark.parametrize('side', [96, 224, 300, 315, 600, 630, 1260])  # of 4032: those between are at the limit of a scale
 def test_a_scaled_jpeg_decode_is_the_full_one_within_one_level(large, side):
     full = Image.open(BytesIO(large)).convert('RGB').resize((side, round(side * 3 / 4)), Image.Resampling.BICUBIC)
     top = (side - full.height) // 2
@@ -64,8 +64,8 @@ def test_a_scaled_jpeg_decode_is_the_full_one_within_one_level(large, side):
 def test_a_scaled_jpeg_decode_allocates_less_than_the_full_one(monkeypatch):
     sizes, resize = [], Image.Image.resize
     monkeypatch.setattr(Image.Image, 'resize', lambda self, *a, **k: sizes.append(self.size) or resize(self, *a, **k))
-    pixels(saved(scene(4032, 3024), 'JPEG'), 224)
-    assert sizes == [(504, 378)]
+    for side in (224, 315, 316): pixels(saved(scene(4032, 3024), 'JPEG'), side)
+    assert sizes == [(504, 378), (504, 378), (1008, 756)]
 
 
 @pytest.mark.parametrize('mode', ['L', '1', 'P', 'LA', 'RGBA', 'CMYK', 'YCbCr'])

@@ -21,7 +21,7 @@ from PIL import Image
 
 from basegun_fastai.core import BasegunError
 from basegun_fastai.demo import GUNS, drawn_photo
-from basegun_fastai.photo import NEUTRAL, UnreadablePhoto
+from basegun_fastai.photo import DECODER, NEUTRAL, UnreadablePhoto
 from basegun_fastai.predict import FORMAT, Answer, answers, columns, essentials, listed, load, sealed
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def network(about, props=None, name='photos', scale=1., end='Softmax'):
 
 
 def described(**changes):
-    about = {'format': FORMAT, 'id': 'tiny-1', 'architecture': 'tiny', 'classes': CLASSES, 'size': SIZE, 'padding': list(NEUTRAL),
+    about = {'format': FORMAT, 'id': 'tiny-1', 'architecture': 'tiny', 'classes': CLASSES, 'size': SIZE, 'padding': list(NEUTRAL), 'decoder': DECODER,
              'mean': [.5, .5, .5], 'std': [.2, .2, .2], 'temperature': 1.5, 'levels': {'low': .3, 'high': .5},
              'metrics': {'accuracy': .9}, 'dataset': {'photos': 24}, 'versions': {'timm': '1'}}
     return about | changes
@@ -140,7 +140,7 @@ def test_json_that_was_sealed_again_differs_from_the_network(spoilt, change):
     refused(spoilt, 'model.onnx', 'basegun-fastai export RUN')
 
 
-WRONG = dict(id='', architecture=3, classes=['a', 'a'], size=True, padding=[0, 0, 0], mean=[1., 2.], std=[.1, .1, '.1'], temperature=0,
+WRONG = dict(id='', architecture=3, classes=['a', 'a'], size=True, padding=[0, 0, 0], decoder=1, mean=[1., 2.], std=[.1, .1, '.1'], temperature=0,
              levels={'low': .9, 'high': .5}, metrics=[], dataset=None, versions='1', onnx={'sha256': 'ab', 'bytes': '12'})
 
 
