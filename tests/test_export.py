@@ -74,6 +74,23 @@ def test_the_network_tells_nothing_of_the_machine(made):
     for word in (os.getcwd(), sys.prefix, 'site-packages', str(made)): assert word.encode() not in content
 
 
+def test_the_network_is_laid_out_once(made):
+    kinds = {o.op_type for o in onnx.load(made/'served'/'model.onnx').graph.node}
+    assert 'GlobalAveragePool' in kinds and not kinds & {'ReduceMean', 'Gather', 'Shape'}
+
+
+def test_a_run_of_another_decoder_is_not_exported_and_told_when_judged(made, copied):
+    file = copied/'config.json'
+    config = json.loads(file.read_text())
+    now = config['versions'].pop('decoder')
+    file.write_text(json.dumps(config))
+    told = typed('export', copied)
+    assert told.returncode == 1 and not (copied/'exported').exists()
+    assert f"as decoder 1 read them, and this version has decoder {now}: export with" in told.stderr
+    judged = typed('evaluate', copied, made/'data', '--out', copied.parent/'judged', '--workers', '0')
+    assert judged.returncode == 0 and f'this version has decoder {now}: answers may differ' in judged.stderr
+
+
 def test_two_exports_are_equal(made, tmp_path):
     assert typed('export', made/'run', '--out', tmp_path/'again').returncode == 0
     assert all((tmp_path/'again'/o).read_bytes() == (made/'served'/o).read_bytes() for o in ('model.json', 'model.onnx'))
