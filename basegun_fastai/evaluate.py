@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from basegun_fastai.cache import Prepared
 
 # %% auto #0
-__all__ = ['MOST_VALUES', 'write_tables', 'unknown_classes', 'run_loaders', 'summary', 'provenance', 'run_trust', 'others_read',
-           'write_mistakes', 'write_groups', 'evaluate']
+__all__ = ['MOST_VALUES', 'write_tables', 'unknown_classes', 'run_loaders', 'summary', 'provenance', 'run_trust', 'others_listed',
+           'others_read', 'write_mistakes', 'write_groups', 'evaluate']
 
 # %% ../nbs/06_evaluate.ipynb #7602e5f2
 def _png(figure):
@@ -116,17 +116,28 @@ def run_trust(
     return numbers['calibration']['temperature'], Levels(levels['low'], levels['high']), {k: levels[k] for k in ('high_rate', 'shown_rate')}
 
 # %% ../nbs/06_evaluate.ipynb #3eba612b
+def _raise_for_few(folder, n):
+    fewest = int(np.ceil(1 / PASSING)) - 1
+    if n < fewest: raise BasegunError(f"--not-a-gun '{folder}' has {n} photos that can be read: to say what {1 - PASSING:.0%} of other things look like "
+                                      f'takes {fewest} or more')
+
+def others_listed(
+    folder: Path, # Folder with photos of other things
+) -> pd.DataFrame: # As `other_photos` lists them; raises `BasegunError` where they are too few
+    "List the photos of other things, before any is read."
+    table = other_photos(folder)
+    _raise_for_few(folder, len(table))
+    return table
+
 def others_read(
     folder: Path, # Folder with photos of other things
     skip_unreadable: bool, # Leave photos aside that cannot be read
     digests: set[str] = frozenset(), # Of the photos of guns, none of which may be there
 ) -> list[str]: # Files; raises `BasegunError`
     "Read the photos of other things."
-    table = other_photos(folder)
-    table = readable(folder, contents(folder, table), skip_unreadable) if len(table) else table
-    fewest = int(np.ceil(1 / PASSING)) - 1
-    if len(table) < fewest: raise BasegunError(f"--not-a-gun '{folder}' has {len(table)} photos that can be read: to say what {1 - PASSING:.0%} "
-                                               f'of other things look like takes {fewest} or more')
+    table = others_listed(folder)
+    table = readable(folder, contents(folder, table), skip_unreadable)
+    _raise_for_few(folder, len(table))
     same = table[table.digest.isin(digests)].file.tolist()
     if same: raise BasegunError(f"--not-a-gun '{folder}' has {len(same)} photos that are also in the data, such as '{same[0]}': remove them from one side")
     return [str(Path(folder)/o) for o in table.file]
@@ -164,6 +175,11 @@ def write_groups(
     return table
 
 # %% ../nbs/06_evaluate.ipynb #213d22ff
+def _read(data, table, skip_unreadable):
+    table = readable(data, contents(data, table), skip_unreadable)
+    if not len(table): raise BasegunError(f"'{data}' has no photo that can be read")
+    return table
+
 def _pickle_judged(file, data, out, skip_unreadable, workers, trust_pickle):
     if not trust_pickle: raise BasegunError(
         f"'{file}' is a pickle, and opening a pickle runs whatever code is in it, whoever put it there. Give the folder of a run instead; "
@@ -173,7 +189,7 @@ def _pickle_judged(file, data, out, skip_unreadable, workers, trust_pickle):
     table, out = labelled_photos(data), Path(out or f'{file.stem}_evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
     learn = load_learner(file)
     raise_faults(unknown_classes(table, list(learn.dls.vocab), Run(file)) + out_faults(out, data))
-    table = readable(data, contents(data, table), skip_unreadable)
+    table = _read(data, table, skip_unreadable)
     dl = learn.dls.test_dl([str(data/o) for o in table.file], num_workers=workers or 0)
     labels = np.array([learn.dls.vocab.o2i[o] for o in table.label])
     found = Predictions(table.file.tolist(), list(learn.dls.vocab), labels, passed(learn.model, learn.dls, dl, 'judging')[0].numpy())
@@ -183,6 +199,10 @@ def _pickle_judged(file, data, out, skip_unreadable, workers, trust_pickle):
     print(summary(numbers, out))
 
 # %% ../nbs/06_evaluate.ipynb #855e5ff5
+def _tried(faults, make, *args):
+    try: return make(*args)
+    except BasegunError as err: faults.append(str(err))
+
 def evaluate(
     run: Path, # Folder that `train` left
     data: Path, # Folder with <class>/*, or a data set with val/<class>/*
@@ -203,17 +223,22 @@ def evaluate(
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
     from basegun_fastai.model import trained_model
     out = Path(out or run.path/f'evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
-    table = labelled_photos(data)
-    raise_faults(unknown_classes(table, config['classes'], run) + out_faults(out, data))
+    faults = out_faults(out, data)
+    table = _tried(faults, labelled_photos, data)
+    if table is not None: faults += unknown_classes(table, config['classes'], run)
+    if not_a_gun is not None:
+        _tried(faults, others_listed, not_a_gun)
+        faults += [o for o in out_faults(out, not_a_gun) if o not in faults]
+    if groups is not None and table is not None: known = _tried(faults, read_groups, groups, table.file.tolist())
+    raise_faults(faults)
     for label in sorted(set(config['classes']) - set(table.label)):
         say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
-    table = readable(data, contents(data, table), skip_unreadable)
-    if not len(table): raise BasegunError(f"'{data}' has no photo that can be read")
+    if groups is not None: known = known.set_axis(table.file)
+    table = _read(data, table, skip_unreadable)
     if (then := config['versions'].get('decoder', 1)) != DECODER:
         say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder {DECODER}: answers may differ')
     say(provenance(table, config))
-    if not_a_gun is not None: others = others_read(not_a_gun, skip_unreadable)
-    if groups is not None: groups = read_groups(groups, table.file.tolist())
+    if not_a_gun is not None: others = others_read(not_a_gun, skip_unreadable, {*table.digest})
     heat, levels, rates = run_trust(run)
     dls, model = run_loaders(run, data, table, workers, device), trained_model(run)
     found = predictions(model, dls, table.file.tolist())
@@ -222,5 +247,5 @@ def evaluate(
     out.mkdir(parents=True)
     numbers = write_tables(found, out, passing, temperature=heat, levels=levels, **rates)
     write_mistakes(found, data, out)
-    if groups is not None: write_groups(found, groups, out)
+    if groups is not None: write_groups(found, known.loc[table.file], out)
     print(summary(numbers, out))

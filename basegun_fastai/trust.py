@@ -32,6 +32,7 @@ def trust(
         if levels.low is None: refused['low'] = f'{refusal(sure, right, shown_rate, least(others))}; more photos in val/ help, or a smaller --shown-rate'
         if levels.high is None: refused['high'] = (
             f'{refusal(sure, right, high_rate, levels.low or least(others))}; more photos in val/ help, or a smaller --high-rate')
+    else: refused = {k: 'no threshold goes with the model' for k in ('low', 'high') if getattr(levels, k) is None}
     numbers = dict(low=levels.low, high=levels.high, high_rate=high_rate, shown_rate=shown_rate, certainty=1 - RISK, refused=refused,
                    bands=bands(levels, sure, right), not_a_gun=None)
     if others is not None: numbers['not_a_gun'] = dict(

@@ -1,5 +1,6 @@
 "Confidences: one temperature, two thresholds with their promises, and what a run says of both."
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -237,6 +238,20 @@ def test_faults_of_other_things(data, copy, others, tmp_path):
     refused('--shown-rate 0.2', '--shown-rate', .2)
 
 
+def test_what_is_wrong_with_an_evaluation_is_told_at_once(run, data, copy, others, tmp_path):
+    (copy/'val').rename(copy/'photos')
+    (copy/'photos'/'flamethrower').mkdir()
+    (copy/'photos'/'flamethrower'/'0.jpg').write_bytes(b'no photo')  # would be told, had it been read
+    (tmp_path/'g.csv').write_text('file;camera\n')
+    told = typed('evaluate', run.path, copy/'photos', '--out', copy/'photos'/'out', '--not-a-gun', others/'inner', '--groups', tmp_path/'g.csv')
+    assert told.returncode == 1 and 'is none of' not in told.stderr
+    for o in ("class 'flamethrower' is not one", 'lies inside the data', 'takes 19 or more', 'separate them by commas'): assert told.stderr.count(o) == 1, told.stderr
+    told = typed('evaluate', run.path, tmp_path/'nowhere', '--not-a-gun', others, '--out', others/'out', '--groups', tmp_path/'g.csv')
+    assert told.returncode == 1 and 'nowhere' in told.stderr and f"inside the data '{others}'" in told.stderr and not (others/'out').exists()
+    told = typed('evaluate', run.path, data, '--not-a-gun', data/'val', '--out', tmp_path/'out')
+    assert told.returncode == 1 and 'that are also in the data' in told.stderr and not (tmp_path/'out').exists()
+
+
 def test_groups_have_numbers_of_their_own(run, data, tmp_path):
     rows = pd.read_csv(run.path/'predictions-val.csv')
     pd.DataFrame(dict(file=rows.file, camera=np.where(np.arange(len(rows)) % 3, 'phone', 'scan'))).to_csv(tmp_path/'g.csv', index=False)
@@ -274,6 +289,14 @@ def test_a_pickle_is_opened_by_nobody_who_does_not_ask_for_it(run, data, tmp_pat
         assert told.returncode == 1 and 'leave them out' in told.stderr and not (tmp_path/'out').exists()
     with pytest.warns(UserWarning, match='insecure pickle'): told = typed('evaluate', run.learner, data, '--out', tmp_path/'out', '--trust-pickle')
     assert told.returncode == 0, told.stderr
+    for o in ('everything is called low', 'nothing is called high'): assert f'{o}: no threshold goes with the model' in told.stdout
     mine, theirs = (pd.read_csv(o/'predictions-val.csv') for o in (tmp_path/'out', run.path))
     classes = run.config['classes']
     assert mine.file.tolist() == theirs.file.tolist() and np.abs(mine[classes] - theirs[classes]).to_numpy().max() < 1e-4
+    (tmp_path/'bad'/classes[0]).mkdir(parents=True)
+    (tmp_path/'bad'/classes[0]/'0.jpg').write_bytes(b'no photo')
+    for model, options in ((run.learner, ['--trust-pickle']), (run.path, [])):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            told = typed('evaluate', model, tmp_path/'bad', '--out', tmp_path/'none', '--skip-unreadable', *options)
+        assert told.returncode == 1 and told.stderr.strip().endswith('has no photo that can be read') and not (tmp_path/'none').exists()
