@@ -46,7 +46,10 @@ def heed_signals() -> None: # Nothing
     _wishes.clear()
     for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, _note)
     shown = sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if issubclass(lost.exc_type, KeyboardInterrupt) else shown(lost)
+    def lost(o):
+        half_made = _wishes and issubclass(o.exc_type, AttributeError)
+        if not half_made and not issubclass(o.exc_type, KeyboardInterrupt): shown(o)
+    sys.unraisablehook = lost
 
 # %% ../nbs/00_core.ipynb #8952eba3
 def raise_if_asked() -> None: # Nothing; raises `Terminated` or `KeyboardInterrupt` once the process was asked to end

@@ -2,6 +2,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import COMMAND, as_arguments, run_command, tree, typed
@@ -138,3 +139,20 @@ def test_a_full_disk_is_told_and_the_run_goes_on_after(data, small_disk):
 def test_a_reader_that_goes_away_is_no_traceback():
     told = subprocess.run(f"'{COMMAND}' archs | head -1", shell=True, capture_output=True, text=True)
     assert 'Traceback' not in told.stderr
+
+
+@pytest.mark.parametrize('asked', [True, False])
+def test_what_was_half_made_when_a_signal_came_says_nothing(asked):
+    script = f'''
+import os, signal
+from basegun_fastai.core import heed_signals
+class Half:
+    def __init__(self):
+        if {asked}: os.kill(os.getpid(), signal.SIGINT)
+        raise KeyboardInterrupt
+    def __del__(self): return self.missing
+heed_signals()
+try: Half()
+except KeyboardInterrupt: print('ended')'''
+    told = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert told.stdout == 'ended\n' and (told.stderr == '') == asked, told.stderr
