@@ -12,16 +12,19 @@ import shutil
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from PIL import ExifTags, Image
 
+from .artefact import FORMAT, essentials, probed, sealed
 from .core import BasegunError, Run, out_faults, raise_faults, say, write_whole
+from .demo import drawn_photo
 from .photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
-from .predict import FORMAT, essentials, load, sealed
+from .predict import load
 
 if TYPE_CHECKING:
     import onnx
@@ -142,10 +145,17 @@ def differences(
     return most, faults
 
 # %% ../nbs/11_export.ipynb #9b1ba85e
+def _turned(size):
+    exif, content = Image.Exif(), BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    drawn_photo('revolver', np.random.default_rng(0), (4 * size, 3 * size)).save(content, 'JPEG', quality=90, exif=exif)
+    return content.getvalue()
+
 def _write(run, unborn, network):
     about = description(run)
     made = onnx_model(network, about['size'])
     made.metadata_props.add(key='basegun-fastai', value=json.dumps(essentials(about)))
+    made.metadata_props.add(key='probe', value=probed(made.SerializeToString(), _turned(about['size']), about['size']))
     content = made.SerializeToString()
     write_whole(unborn/'model.onnx', content)
     write_whole(unborn/'model.json', sealed(about | dict(onnx=dict(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)))))

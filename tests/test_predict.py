@@ -9,20 +9,24 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from conftest import COMMAND, run_command, typed
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
+from PIL import ExifTags, Image
 
+from basegun_fastai import photo
+from basegun_fastai.artefact import FORMAT, essentials, probed, sealed
 from basegun_fastai.core import BasegunError
 from basegun_fastai.demo import GUNS, drawn_photo
 from basegun_fastai.photo import DECODER, NEUTRAL, UnreadablePhoto
-from basegun_fastai.predict import FORMAT, Answer, answers, columns, essentials, listed, load, sealed
+from basegun_fastai.predict import Answer, answers, columns, listed, load
 
 ROOT = Path(__file__).parents[1]
 CLASSES, SIZE = sorted(GUNS), 16
@@ -38,8 +42,17 @@ def network(about, props=None, name='photos', scale=1., end='Softmax'):
                               [helper.make_tensor_value_info('probabilities', TensorProto.FLOAT, ['n', len(CLASSES)])],
                               [numpy_helper.from_array(weights, 'weights')])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
-    helper.set_model_props(model, {'basegun-fastai': json.dumps(essentials(about))} if props is None else props)
+    if props is None: props = {'basegun-fastai': json.dumps(essentials(about))} | ({'probe': probed(model.SerializeToString(), turned(), SIZE)} if name == 'photos' else {})
+    helper.set_model_props(model, props)
     return model.SerializeToString()
+
+
+def turned():
+    "A photo that lies on its side."
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    drawn_photo('revolver', np.random.default_rng(1), (64, 48)).save(content, 'JPEG', exif=exif)
+    return content.getvalue()
 
 
 def described(**changes):
@@ -85,6 +98,34 @@ def refused(folder, *words):
     with pytest.raises(BasegunError) as told: load(folder)
     for word in words: assert word in str(told.value), told.value
     return str(told.value)
+
+
+def test_a_machine_that_reads_photos_otherwise_serves_nothing(exported, monkeypatch):
+    load(exported)
+    monkeypatch.setattr(photo, '_TURNS', {})
+    told = refused(exported, 'model.onnx', 'answers otherwise', 'Install pillow', 'onnxruntime')
+    assert f'here is {PIL.__version__}' in told
+
+
+ODD_PROBES = {
+    'none': None, 'no JSON': '{', 'a list': '[]', 'no base64': '{"photo": "é", "probabilities": []}', 'deep': '[' * 99_999,
+    'too few': json.dumps(dict(photo='', probabilities=[1.])), 'texts': json.dumps(dict(photo='', probabilities=['a'] * len(CLASSES)))}
+
+
+@pytest.mark.parametrize('odd', [pytest.param(v, id=k) for k, v in ODD_PROBES.items()])
+def test_a_network_without_a_photo_to_try_it_on_is_refused(spoilt, odd):
+    about = described()
+    props = {'basegun-fastai': json.dumps(essentials(about))} | ({} if odd is None else {'probe': odd})
+    written(spoilt, about, network(about, props=props))
+    refused(spoilt, 'has no photo to try it on', 'basegun-fastai export RUN')
+
+
+def test_a_photo_to_try_it_on_must_be_read_and_get_its_answer(spoilt):
+    about = described()
+    for content, answer, words in ((b'no photo', [1 / 6] * 6, 'cannot read'), (turned(), [np.nan] * 6, 'answers otherwise'), (turned(), [.5, .5, 0, 0, 0, 0], 'answers otherwise')):
+        probe = json.dumps(dict(photo=b64encode(content).decode(), probabilities=answer))
+        written(spoilt, about, network(about, props={'basegun-fastai': json.dumps(essentials(about)), 'probe': probe}))
+        refused(spoilt, 'model.onnx', words, 'Install pillow')
 
 
 # The files
