@@ -141,7 +141,7 @@ def open_session(
     return session
 
 # %% ../nbs/09_artefact.ipynb #11c9db9d
-MOST_ELSEWHERE = 1e-3  # between probabilities: other processors round otherwise
+MOST_ELSEWHERE = .01  # between logarithms of probabilities
 
 def probed(
     network: bytes, # model.onnx
@@ -179,6 +179,8 @@ def raise_if_otherwise(
     wanted: np.ndarray, # And there
 ) -> None: # Nothing; raises `BasegunError`
     "Make sure that this machine answers like the one that exported the model."
-    off = np.abs(found - wanted).max()
-    if not off <= MOST_ELSEWHERE: raise BasegunError(f"'{file}': this machine answers otherwise than the one that exported it, by {off:.2g} for the photo that "
-                                                     f'it carries. {_versions(about)}')
+    here, there = (np.log(np.maximum(o, 1e-12)) for o in (found, wanted))
+    off = np.abs(here - there).max()
+    if not off <= MOST_ELSEWHERE: raise BasegunError(
+        f"'{file}': this machine answers otherwise than the one that exported it: for the photo that it carries, a probability is {np.exp(off):.3g} times as large "
+        f'or as small. {_versions(about)}')

@@ -83,6 +83,9 @@ def _pool(graph):
         kept = all(helper.get_attribute_value(o) for o in node.attribute if o.name == 'keepdims')
         if kept and sorted(constants[node.input[1]] % 4) == [2, 3]:
             node.CopyFrom(helper.make_node('GlobalAveragePool', node.input[:1], node.output, node.name))
+    used = {i for node in graph.node for i in node.input}
+    for o in [*graph.initializer]:
+        if o.name not in used: graph.initializer.remove(o)
 
 # %% ../nbs/11_export.ipynb #fa7141e2
 def onnx_model(

@@ -103,7 +103,7 @@ def refused(folder, *words):
 def test_a_machine_that_reads_photos_otherwise_serves_nothing(exported, monkeypatch):
     load(exported)
     monkeypatch.setattr(photo, '_TURNS', {})
-    told = refused(exported, 'model.onnx', 'answers otherwise', 'Install pillow', 'onnxruntime')
+    told = refused(exported, 'model.onnx', 'answers otherwise', 'times as large', 'Install pillow', 'onnxruntime')
     assert f'here is {PIL.__version__}' in told
 
 
