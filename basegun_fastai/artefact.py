@@ -163,7 +163,7 @@ def probe(
         said = json.loads(session.get_modelmeta().custom_metadata_map['probe'])
         photo, wanted = b64decode(said['photo'], validate=True), np.array(said['probabilities'], float)
         if wanted.shape != (len(about['classes']),): raise ValueError(f"{wanted.shape} probabilities")
-    except (KeyError, TypeError, ValueError, RecursionError) as err:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as err:
         raise BasegunError(f"'{file}' has no photo to try it on ({printable(str(err)):.100}). {AGAIN}") from err
     try: return pixels(photo, about['size'])[None], wanted
     except UnreadablePhoto as err: raise BasegunError(f"'{file}' carries a photo that this machine cannot read ({err.reason}). {_versions(about)}") from err

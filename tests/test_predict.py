@@ -109,7 +109,7 @@ def test_a_machine_that_reads_photos_otherwise_serves_nothing(exported, monkeypa
 
 ODD_PROBES = {
     'none': None, 'no JSON': '{', 'a list': '[]', 'no base64': '{"photo": "é", "probabilities": []}', 'deep': '[' * 99_999,
-    'too few': json.dumps(dict(photo='', probabilities=[1.])), 'texts': json.dumps(dict(photo='', probabilities=['a'] * len(CLASSES)))}
+    'too few': json.dumps(dict(photo='', probabilities=[1.])), 'huge': json.dumps(dict(photo='', probabilities=[10 ** 400] * len(CLASSES))), 'texts': json.dumps(dict(photo='', probabilities=['a'] * len(CLASSES)))}
 
 
 @pytest.mark.parametrize('odd', [pytest.param(v, id=k) for k, v in ODD_PROBES.items()])
