@@ -257,7 +257,7 @@ def feed(folder):
             learn.dls.c, learn.dls.vocab = dls.c, dls.vocab
         return our_arm(learn, stages()[1], stack)
     with ExitStack() as stack:
-        return in_turn({'real files': arm(stack), 'ready squares': arm(stack, False), 'ready floats': arm(stack, True)}, 5)
+        return in_turn({'real files': arm(stack), 'ready squares': arm(stack, False), 'ready floats': arm(stack, True)}, 15)
 
 
 def head(folder):
