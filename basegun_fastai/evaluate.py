@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .contents import contents, part_fingerprint, readable
-from .core import BasegunError, Run, out_faults, printable, raise_faults, say, write_whole
+from .core import BasegunError, Run, out_faults, printable, raise_faults, say, tried, write_whole
 from .dataset import labelled_photos, other_photos
 from .levels import PASSING, Levels
 from .mistakes import read_groups, suspect_labels, write_sheets
@@ -199,10 +199,6 @@ def _pickle_judged(file, data, out, skip_unreadable, workers, trust_pickle):
     print(summary(numbers, out))
 
 # %% ../nbs/06_evaluate.ipynb #855e5ff5
-def _tried(faults, make, *args):
-    try: return make(*args)
-    except BasegunError as err: faults.append(str(err))
-
 def evaluate(
     run: Path, # Folder that `train` left
     data: Path, # Folder with <class>/*, or a data set with val/<class>/*
@@ -223,13 +219,15 @@ def evaluate(
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
     from basegun_fastai.model import trained_model
     out = Path(out or run.path/f'evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
-    faults = out_faults(out, data)
-    table = _tried(faults, labelled_photos, data)
+    table, faults = tried(labelled_photos, data)
+    faults += out_faults(out, data)
     if table is not None: faults += unknown_classes(table, config['classes'], run)
     if not_a_gun is not None:
-        _tried(faults, others_listed, not_a_gun)
+        faults += tried(others_listed, not_a_gun)[1]
         faults += [o for o in out_faults(out, not_a_gun) if o not in faults]
-    if groups is not None and table is not None: known = _tried(faults, read_groups, groups, table.file.tolist())
+    if groups is not None and table is not None:
+        known, wrong = tried(read_groups, groups, table.file.tolist())
+        faults += wrong
     raise_faults(faults)
     for label in sorted(set(config['classes']) - set(table.label)):
         say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")

@@ -21,7 +21,7 @@ from fastcore.meta import delegates
 from .archs import EFFICIENTNETS
 from .cache import cache_faults, prepared
 from .contents import contents, fingerprint, part_fingerprint, readable
-from .core import BasegunError, Run, out_faults, printable, raise_faults, run_name, say
+from .core import BasegunError, Run, out_faults, printable, raise_faults, run_name, say, tried
 from .dataset import folder_fault, layout_faults, left_aside, photo_table
 from .options import DEVICES, option_faults, resume_faults
 from .photo import DECODER
@@ -77,11 +77,6 @@ def _defaults(options):
     return options | dict(head_epochs=head, data=str(options['data']), out=str(options['out']), cache=str(options['cache']),
                           not_a_gun=options['not_a_gun'] and str(options['not_a_gun']))
 
-# %% ../nbs/07_train.ipynb #c5ebc282
-def _tried(make, *args):
-    try: return make(*args), []
-    except BasegunError as err: return None, [str(err)]
-
 # %% ../nbs/07_train.ipynb #acca8279
 def _prepared(options, faults):
     data = Path(options['data'])
@@ -91,9 +86,9 @@ def _prepared(options, faults):
     table = None if faults else _listed(data)  # the first sign of life, before seconds of imports
     from basegun_fastai.model import architecture, check_weights, usable_device, weight_faults
     size = None if any(o.startswith('--size') for o in faults) else options['size']
-    made, unknown = _tried(architecture, options['arch'], size)
+    made, unknown = tried(architecture, options['arch'], size)
     if made and options['weights'] not in ('imagenet', 'none'): faults += weight_faults(made, options['weights'])
-    device, unusable = _tried(usable_device, options['device']) if options['device'] in DEVICES else (None, [])
+    device, unusable = tried(usable_device, options['device']) if options['device'] in DEVICES else (None, [])
     if (device, options['precision']) == ('cpu', 'float16'): faults.append('--precision float16: a CPU has no use for it; give bfloat16 or auto')
     raise_faults(faults + unknown + unusable)
     check_weights(made, options['weights'])
