@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .contents import progress
 from .core import raise_if_asked, say
-from .loaders import seed_all
+from .loaders import Reframe, seed_all
 
 # %% ../nbs/05b_features.ipynb #29235478
 class Views:
@@ -62,6 +62,16 @@ def _passed(learn, dl, what):
         if not sys.stderr.isatty() and time.monotonic() - last > 60: last = say(f'{what}: batch {i + 1} of {len(dl)}') or time.monotonic()
         yield learn.model[0](xb.as_subclass(Tensor)), yb.as_subclass(Tensor)
 
+# %% ../nbs/05b_features.ipynb #e4d6c598
+@contextmanager
+def _turned(dl, every):
+    tfms = [o for o in dl.after_batch.fs if isinstance(o, Reframe) and o.p_affine < 1]
+    before = [o.p_affine for o in tfms]
+    for o in tfms: o.p_affine = float(every)
+    try: yield
+    finally:
+        for o, p in zip(tfms, before, strict=True): o.p_affine = p
+
 # %% ../nbs/05b_features.ipynb #0c378496
 def feature_loaders(
     learn: Learner, # Its body is frozen and goes forward
@@ -75,7 +85,7 @@ def feature_loaders(
         found, whole = Views(folder), dl.new(shuffle=False, drop_last=False)
         for view in range(many):
             seed_all(seed, -1 - view)  # no epoch's
-            found.add(_passed(learn, whole, f'features of {what} {view + 1}/{many}'))
+            with _turned(dl, view % 2 == 1): found.add(_passed(learn, whole, f'features of {what} {view + 1}/{many}'))
         whole.close()
         made.append(DataLoader(found, bs=dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last, device=dls.device))
     made = DataLoaders(*made, device=dls.device)

@@ -9,8 +9,9 @@ from fastai.data.transforms import IntToFloatTensor
 from fastai.torch_core import TensorImage, set_seed
 from fastai.vision.augment import Flip
 from PIL import Image, ImageDraw
+from torch.nn.functional import interpolate
 
-from basegun_fastai.loaders import PhotoSquare, Reframe, Room, augmentation, dataloaders, judging_loader
+from basegun_fastai.loaders import PhotoSquare, Reframe, Room, augmentation, dataloaders, judging_loader, seed_all
 from basegun_fastai.dataset import photo_table
 
 RED, BLUE = 0, 2
@@ -166,3 +167,39 @@ def test_a_tilt_is_the_perspective_of_fastai():
     theirs.before_call(photos)
     grid = torch.nn.functional.affine_grid(torch.eye(2, 3).expand(5, 2, 3), (5, 3, 8, 8), align_corners=False)
     assert torch.allclose(ours(grid), theirs(grid.clone()), atol=1e-6) and (ours(grid) - grid).abs().max() > .01
+
+
+# Photos that are left unturned, for networks whose weights are worth keeping
+
+def train_photos(data, **options):
+    dls = dataloaders(data, 64, 72, batch_size=16, workers=0, **options)
+    seed_all(3, 1, dls)
+    return torch.cat([xb for xb, _ in dls.train])
+
+
+def test_the_share_of_turned_photos_is_the_one_that_is_asked_for():
+    batch = torch.rand(400, 3, 72, 72)
+    seed_all(1, 1)
+    for p in (0., .3, 1.):
+        reframe = Reframe(64, p_affine=p)
+        found = reframe(TensorImage(batch), split_idx=0)
+        plain = interpolate(batch, (64, 64), mode='bicubic', antialias=True).clamp(0, 1)
+        share = (found - plain).abs().amax((1, 2, 3)).gt(1e-6).float().mean().item()
+        assert share == pytest.approx(p, abs=.08), p
+
+
+def test_by_default_every_photo_is_turned_and_nothing_more_is_drawn(data):
+    assert torch.equal(train_photos(data), train_photos(data, p_affine=1.))
+    assert not torch.equal(train_photos(data), train_photos(data, p_affine=.99))
+
+
+def test_every_other_view_of_the_features_is_unturned(data):
+    from basegun_fastai.features import feature_loaders
+    from basegun_fastai.model import architecture, learner
+    tiny, seen = architecture('test_efficientnet', size=32), []
+    learn = learner(dataloaders(data, tiny.size, tiny.before_crop, batch_size=16, workers=0, p_affine=.5), tiny, 'none')
+    [reframe] = [o for o in learn.dls.train.after_batch.fs if isinstance(o, Reframe)]
+    learn.freeze()
+    learn.model[0].eval().register_forward_pre_hook(lambda *_: seen.append(reframe.p_affine))
+    with torch.no_grad(): feature_loaders(learn, 3, 42, '.')
+    assert seen == [0.] * 3 + [1.] * 3 + [0.] * 3 + [0.] * 2 and reframe.p_affine == .5
