@@ -20,11 +20,12 @@ import torch
 from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage
 
-from .callbacks import (Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress, newest_checkpoint,
-                                      restore)
+from .callbacks import (Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress, WeightAverage,
+                                      newest_checkpoint, restore)
 from .core import BasegunError, Run
 from .features import on_features
 from .forward import Precision, forward_only, stage_precision
+from .model import batch_norm_inference
 
 # %% ../nbs/06b_fit.ipynb #61004439
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Stage:
     head_rate: float  # Highest learning rate of the head
     precision: str = 'float32'  # Number format, as `forward.stage_precision` chooses it
     views: int = 0  # Views of each photo whose features are computed once for the head; 0 where each epoch augments anew
+    average: bool = False  # Keep the mean of the weights over the steps, instead of the last?
 
     @property
     def rate(self) -> float|slice: # As fastai's `fit_one_cycle` takes it
@@ -53,9 +55,9 @@ def plan(
     views: int = 0, # As `--head-views`
 ) -> list[Stage]: # The stages that have epochs
     "Plan a training."
-    rates = (rate / 100, rate / 10) if pretrained else (rate, rate)
+    rates = (rate / 16, rate / 5) if pretrained else (rate, rate)
     head = Stage('head', head_epochs, 0., rate, stage_precision(precision, device, frozen=True), views)
-    fine = Stage('fine-tune', fine_tune_epochs, *rates, stage_precision(precision, device, frozen=False))
+    fine = Stage('fine-tune', fine_tune_epochs, *rates, stage_precision(precision, device, frozen=False), average=pretrained)
     return [o for o in (head, fine) if o.epochs]
 
 # %% ../nbs/06b_fit.ipynb #53a69567
@@ -103,12 +105,13 @@ def fit(
                 if done < before + stage.epochs:
                     (learn.freeze if stage.name == 'head' else learn.unfreeze)()
                     if saved: restore(learn, saved, optimiser=done > before)
-                    scaler, saved = saved and done > before and saved.get('scaler'), None
+                    middle, saved = saved if saved and done > before else {}, None
                     if compiled and stage.name != 'head': learn.model.compile()
-                    with as_fast(learn, stage, seed, run.path, scaler or None) as precision:
+                    averages = [WeightAverage(middle.get('average'))] if stage.average else []
+                    with as_fast(learn, stage, seed, run.path, middle.get('scaler') or None) as precision:
                         learn.fit_one_cycle(stage.epochs, stage.rate, start_epoch=max(0, done - before), cbs=[
-                            EpochSeed(seed, before), PlainTensors(), History(memory, stage.name, before), curves, Progress(total),
-                            Checkpoint(run, memory, started), *precision])
+                            EpochSeed(seed, before), PlainTensors(), History(memory, stage.name, before, learn.pretrained), curves, Progress(total),
+                            Checkpoint(run, memory, started), *averages, *precision])
                 before += stage.epochs
     finally:
         curves.close()
@@ -149,6 +152,7 @@ def trial_step(
     device, frozen = learn.dls.device, stage.name == 'head'
     model = copy.deepcopy(learn.model).to(device).train()
     model[0].requires_grad_(not frozen)
+    if learn.pretrained: batch_norm_inference(model[0])
     optimiser = learn.opt_func([[o for o in model.parameters() if o.requires_grad]], lr=0.)
     learn.dls.train.before_iter()  # tells the transforms that this is training
     number = torch.autocast(device.type, getattr(torch, stage.precision), enabled=not frozen and stage.precision != 'float32')

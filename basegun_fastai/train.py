@@ -96,13 +96,14 @@ def _prepared(options, faults):
 
 # %% ../nbs/07_train.ipynb #16153673
 def _makers(options, made, device, table):
-    from basegun_fastai.loaders import dataloaders
-    from basegun_fastai.model import learner
+    from basegun_fastai.loaders import P_AFFINE, dataloaders
+    from basegun_fastai.model import balanced_weights, learner
     train, val = table[table.split == 'train'], table[table.split == 'val']
     squares = prepared(options['data'], [(made.before_crop, train), (made.size, val)], options['cache'])
     make_loaders = partial(dataloaders, options['data'], made.size, made.before_crop, made.mean, made.std, table[['file', 'label', 'split']],
-                           workers=options['workers'], device=device, prepared=squares)
-    return make_loaders, partial(learner, architecture=made, weights=options['weights'], head=options['head'])
+                           workers=options['workers'], device=device, prepared=squares, p_affine=1. if options['weights'] == 'none' else P_AFFINE)
+    class_weights = balanced_weights(train.label) if options['class_weights'] == 'balanced' else None
+    return make_loaders, partial(learner, architecture=made, weights=options['weights'], head=options['head'], class_weights=class_weights)
 
 # %% ../nbs/07_train.ipynb #51a6189f
 def _stages(options, rate, device):
@@ -205,12 +206,13 @@ def train(
     data: Path, # Folder with train/<class>/* and val/<class>/*
     arch: str = 'efficientnet_b3', # efficientnet_b0 to _b7, or any other network of timm
     head_epochs: int = None, # Epochs that train the last dense layer alone (default: 10, or 0 with --weights none)
-    fine_tune_epochs: int = 5, # Epochs that then train the whole network
+    fine_tune_epochs: int = 5, # Epochs that then train the whole network: its head at a fifth of --lr, its body at a sixteenth
     lr: float|str = .005, # Highest learning rate, or auto for the finder's suggestion
     batch_size: int|str = 'auto', # Photos in a batch; auto is the largest power of two that fits a GPU, 32 on a CPU
     weights: str = 'imagenet', # imagenet, none, or a file with weights of the network
     head: str = 'linear', # linear, or bn-dropout for BatchNorm and Dropout before the dense layer
     size: int = None, # Width and height of the input in pixels (default: the architecture's)
+    class_weights: str = 'none', # none, or balanced: photos of rare classes count for more in the training loss
     out: Path = 'runs', # Folder in which the run's folder is made
     name: str = None, # Name of the run's folder (default: <arch>_<date>_<time>)
     seed: int = 42, # Runs with the same options, photos and seed are identical on a CPU

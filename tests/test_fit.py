@@ -1,10 +1,13 @@
 "The trials: what they find, and that they try what the training will do."
 import pytest
+import timm
 import torch
+from fastai.callback.core import Callback
+from safetensors.torch import save_file
 
-from basegun_fastai.core import BasegunError
-from basegun_fastai.fit import Stage, largest_power_of_two, plan, rate_trial, trial_step
-from basegun_fastai.loaders import dataloaders
+from basegun_fastai.core import BasegunError, Run
+from basegun_fastai.fit import Stage, fit, largest_power_of_two, plan, rate_trial, trial_step
+from basegun_fastai.loaders import dataloaders, seed_all
 from basegun_fastai.model import architecture, learner
 
 MADE = architecture('test_efficientnet', size=32)
@@ -41,3 +44,53 @@ def test_stages_without_epochs_are_left_out():
 def test_a_finder_that_cannot_see_a_rate_work_says_so(learn):
     learn.loss_func = lambda pred, target: pred.sum() * torch.tensor(float('nan')) + target.sum() * 0
     with pytest.raises(BasegunError, match='--lr 0.005'): rate_trial(learn)
+
+
+# The mean of the weights
+
+@pytest.fixture
+def trained(data, tmp_path):
+    "Train two epochs of the whole network on weights from a file, with or without the mean."
+    torch.manual_seed(1)
+    save_file(timm.create_model('test_efficientnet').state_dict(), tmp_path/'weights.safetensors')
+    def train(average, *callbacks):
+        run = Run(tmp_path/f'{average}')
+        run.path.mkdir()
+        seed_all(1, 0)
+        learn = learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, tmp_path/'weights.safetensors')
+        learn.add_cbs(callbacks)
+        return learn, fit(learn, [Stage('fine-tune', 2, .001, .01, average=average)], run, 1, 'now')
+    return train
+
+
+def test_what_is_judged_and_kept_is_the_mean_over_the_steps(trained):
+    class Seen(Callback):
+        steps = []
+        def after_step(self): self.steps.append({k: v.detach().clone() for k, v in self.model.named_parameters()})
+    learn, memory = trained(True, Seen())
+    n = len(Seen.steps) * memory.best['epoch'] // 2
+    for name in Seen.steps[0]:
+        mean = torch.stack([o[name].double() for o in Seen.steps[:n]]).mean(0).float()
+        assert torch.allclose(memory.best['weights'][name], mean, atol=1e-6), name
+        assert torch.equal(dict(learn.model.named_parameters())[name], Seen.steps[-1][name]), name
+
+
+def test_the_mean_changes_what_is_judged_but_not_how_it_is_trained(trained):
+    mean, last = (trained(o)[1].rows for o in (True, False))
+    assert [o['train_loss'] for o in mean] == [o['train_loss'] for o in last]
+    assert [o['val_loss'] for o in mean] != [o['val_loss'] for o in last]
+
+
+def test_epochs_of_a_pretrained_network_are_compared_at_their_best_temperature(trained):
+    class Logits(Callback):
+        epochs = []
+        def before_validate(self): self.epochs.append([])
+        def after_batch(self):
+            if not self.training: self.epochs[-1].append((self.pred.detach().clone(), self.yb[0].clone()))
+    _, memory = trained(True, Logits())
+    losses = []
+    for epoch in Logits.epochs:
+        logits, labels = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*epoch, strict=True))
+        losses.append(min(torch.nn.functional.cross_entropy(logits / t, labels.long()).item() for t in torch.logspace(-2, 2, 2001)))
+    assert memory.best['epoch'] == losses.index(min(losses)) + 1 and memory.best['compared_loss'] == pytest.approx(min(losses), abs=1e-5)
+    assert memory.best['compared_loss'] < memory.best['val_loss']

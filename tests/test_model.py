@@ -2,14 +2,15 @@
 import pytest
 import timm
 import torch
+from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from safetensors.torch import save_file
 
 from basegun_fastai.core import BasegunError
 from basegun_fastai.loaders import dataloaders
-from basegun_fastai.model import (EFFICIENTNETS, HEADS, architecture, check_weights, learner, plain_model, plain_state,
-                                  unbuilt_gpu, usable_device, weight_faults)
+from basegun_fastai.model import (EFFICIENTNETS, HEADS, architecture, balanced_weights, check_weights, learner, plain_model,
+                                  plain_state, unbuilt_gpu, usable_device, weight_faults)
 
 SIZES = {0: (224, 256), 1: (240, 256), 2: (288, 288), 3: (300, 320), 4: (380, 384), 5: (456, 489), 6: (528, 561), 7: (600, 633)}
 TINY = architecture('test_efficientnet', size=32)
@@ -77,13 +78,55 @@ def test_a_frozen_body_is_bit_identical_and_has_no_backward_pass(dls, weights):
     assert not torch.equal(learn.model[1][-1].weight, head) and not any(graphs) and not backward
 
 
-def test_unfreezing_moves_the_body_and_its_statistics(dls, weights):
-    learn = learner(dls, TINY, weights)
-    before = {k: v.clone() for k, v in learn.model[0].state_dict().items()}
+def statistics(model): return {k: v.clone() for k, v in model[0].state_dict().items() if 'running_' in k or 'num_batches' in k}
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_unfreezing_moves_the_body_but_not_the_statistics_that_came_with_its_weights(dls, weights, head):
+    learn = learner(dls, TINY, weights, head)
+    before, statistics_before = {k: v.detach().clone() for k, v in learn.model.named_parameters()}, statistics(learn.model)
+    fitted(learn)
     learn.unfreeze()
     fitted(learn)
-    after = learn.model[0].state_dict()
-    assert all(not torch.equal(after[k], v) for k, v in before.items() if k.endswith(('running_mean', 'conv_stem.weight')))
+    assert all(not torch.equal(v, before[k]) for k, v in learn.model.named_parameters())  # scale and shift too
+    assert len(statistics_before) > 20 and all(torch.equal(v, statistics_before[k]) for k, v in statistics(learn.model).items())
+    assert head == 'linear' or learn.model[1][0].running_mean.abs().max() > 0  # that of the head is new, and learns
+
+
+def test_the_statistics_of_a_network_from_nothing_move(dls):
+    learn = learner(dls, TINY, 'none')
+    before = statistics(learn.model)
+    fitted(learn)
+    assert all(not torch.equal(v, before[k]) for k, v in statistics(learn.model).items())
+
+
+def test_the_statistics_stay_in_a_compiled_network_whose_validation_comes_between(dls, weights):
+    learn = learner(dls, TINY, weights)
+    before = statistics(learn.model)
+    learn.unfreeze()
+    learn.model.compile(backend='eager')  # what torch.compile sees of the modes, without a C++ compiler's minute
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, .05)
+    assert all(torch.equal(v, before[k]) for k, v in statistics(learn.model).items())
+
+
+def test_weights_of_classes_count_in_training_alone(dls, weights):
+    from torch.nn.functional import cross_entropy
+    shares, seen = [4., 1., 1., 1., 1., .25], []
+    class Seen(Callback):
+        def after_loss(self):
+            logits, labels = (o.detach().as_subclass(torch.Tensor) for o in (self.pred, self.yb[0]))
+            weight = torch.tensor(shares) if self.training else None
+            seen.append((self.training, self.loss_grad.item(), cross_entropy(logits, labels, weight).item()))
+    learn = learner(dls, TINY, weights, class_weights=shares)
+    fitted(learn, cbs=Seen())
+    assert {o[0] for o in seen} == {True, False} and all(a == pytest.approx(b, rel=1e-5) for _, a, b in seen)
+    assert learn.loss_func.func.weight is None  # what is kept of the learner judges as ever
+
+
+def test_balanced_weights_give_each_class_the_same_say():
+    labels = ['b'] * 90 + ['a'] * 10
+    found = balanced_weights(labels)
+    assert found[0] * 10 == pytest.approx(found[1] * 90) and found[0] * 10 + found[1] * 90 == pytest.approx(100)
 
 
 def test_biases_and_norms_do_not_decay(dls, weights):

@@ -179,6 +179,46 @@ def test_fine_tuning_rates_are_smaller_and_smaller_still_in_the_body(data, weigh
     assert load_file(tmp_path/'both'/'model.safetensors').keys() == load_file(weights).keys()
 
 
+@pytest.fixture(scope='module')
+def pretrained(data, weights, tmp_path_factory):
+    "A run of both stages on weights from a file."
+    out = tmp_path_factory.mktemp('pretrained')
+    train(data, head_epochs=2, fine_tune_epochs=2, out=out, name='whole', **TINY | dict(weights=str(weights)))
+    return Run(out/'whole')
+
+
+def test_both_stages_leave_the_statistics_that_came_with_the_weights(pretrained, weights):
+    given, trained = load_file(weights), load_file(pretrained.weights)
+    statistics = [k for k in given if 'running_' in k]
+    assert len(statistics) > 20 and all(torch.equal(trained[k], given[k]) for k in statistics)
+
+
+def test_the_loss_that_epochs_are_compared_by_is_that_of_what_is_kept(pretrained):
+    best, numbers = pretrained.config['best'], json.loads((pretrained.path/'metrics.json').read_text())
+    assert numbers['loss'] == pytest.approx(best['compared_loss'], abs=1e-4)
+    assert numbers['calibration']['before']['nll'] == pytest.approx(best['val_loss'], abs=1e-4)
+
+
+def test_a_fine_tuning_that_helped_nothing_is_told(data, weights, tmp_path, capsys):
+    train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='huge', lr=10., **TINY | dict(weights=str(weights)))
+    assert Run(tmp_path/'huge').config['best']['stage'] == 'head'
+    assert 'warning: no epoch of the fine-tuning was better than the head alone' in capsys.readouterr().err
+
+
+def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_differ(copy, tmp_path, capsys):
+    from basegun_fastai.demo import save_photo
+    for i in range(90): save_photo('revolver', 4 + i % 7, np.random.default_rng([77, i]), copy/'train'/'revolver'/f'more {i}')
+    options = dict(fine_tune_epochs=1, out=tmp_path) | TINY
+    train(copy, name='none', **options)
+    assert 'or train with --class-weights balanced' in capsys.readouterr().err
+    train(copy, name='balanced', class_weights='balanced', **options)
+    none, balanced = (history(Run(tmp_path/o)) for o in ('none', 'balanced'))
+    assert balanced.train_loss[0] != none.train_loss[0]
+    rows = pd.read_csv(tmp_path/'balanced'/'predictions-val.csv')
+    numbers = json.loads((tmp_path/'balanced'/'metrics.json').read_text())
+    assert numbers['calibration']['before']['nll'] == pytest.approx(balanced.val_loss[0], abs=1e-5) and len(rows) == 24  # val is as it is
+
+
 def test_few_photos_shrink_the_batch_aloud(data, tmp_path, capsys):
     train(data, head_epochs=0, fine_tune_epochs=1, out=tmp_path, name='few', **TINY | dict(batch_size=64))
     assert Run(tmp_path/'few').config['resolved']['batch_size'] == 48
