@@ -1,0 +1,101 @@
+"""What padding to a square costs: frozen features of real weights on photos in a square, and in a rectangle of the same area.
+
+A wide photo in a square leaves the network a small gun between two bands. EfficientNets take any multiple of 32 as width and height, so
+a rectangle whose shape is that of the train photos would show it larger at the same price. Judged by a logistic regression on what the
+frozen body makes of the photos as they are, on two sets of real photos and on wide drawn guns (2 : 1); the third real set is square. For
+comparison, the square as the photo is squashed into it, and a padded square of more pixels. The folder comes from BASEGUN_REAL, as in
+real.py. Prints a table and writes it to padding.json.
+"""
+import json
+import math
+import statistics
+import warnings
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+warnings.filterwarnings('ignore')
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from real import ARCH, REAL, WEIGHTS, numbers, photos  # noqa: E402
+from sklearn.linear_model import LogisticRegression  # noqa: E402
+
+from basegun_fastai.core import write_whole  # noqa: E402
+from basegun_fastai.demo import GUNS, drawn_photo  # noqa: E402
+from basegun_fastai.forward import Forward  # noqa: E402
+from basegun_fastai.model import architecture, learner  # noqa: E402
+from basegun_fastai.loaders import dataloaders  # noqa: E402
+from basegun_fastai.photo import NEUTRAL, read_photo  # noqa: E402
+
+HERE, MADE = Path(__file__).parent, architecture(ARCH)
+
+
+def wide_guns(folder, per_class=dict(train=40, val=100)):  # noqa: B006 it is not changed
+    "Draw guns in photos of 640 × 320 pixels."
+    for s, (split, n) in enumerate(per_class.items()):
+        for c, label in enumerate(GUNS):
+            (folder/split/label).mkdir(parents=True)
+            for i in range(n): drawn_photo(label, np.random.default_rng([5, s, c, i]), (640, 320)).save(folder/split/label/f'{i}.jpg', quality=90)
+
+
+def rectangle(ratio, size):
+    "Width and height, multiples of 32 with about as many pixels as a square of `size`, nearest to a ratio of width to height."
+    sides = [(w, h) for w, h in product(range(32, 2 * size + 1, 32), repeat=2) if .9 < w * h / size ** 2 < 1.03]
+    return min(sides, key=lambda o: abs(math.log(o[0] / o[1] / ratio)))
+
+
+def padded(file, width, height):
+    "The whole photo, centred on the neutral colour."
+    photo = read_photo(file, max(width, height))
+    if photo.width > width or photo.height > height:
+        photo = read_photo(file, math.floor(max(photo.size) * min(width / photo.width, height / photo.height)))
+    frame = Image.new('RGB', (width, height), NEUTRAL)
+    frame.paste(photo, ((width - photo.width) // 2, (height - photo.height) // 2))
+    return frame
+
+
+def squashed(file, width, height): return read_photo(file).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)
+
+
+def accuracy(body, folder, table, framed, width, height):
+    "Accuracy on val of a logistic regression that learnt on train."
+    mean, std = (torch.tensor(o)[:, None, None] for o in (MADE.mean, MADE.std))
+    def features(part):
+        batches = []
+        for start in range(0, len(part), 32):
+            frames = [np.array(framed(folder/o, width, height)) for o in part.file[start:start + 32]]
+            batches.append(body((torch.tensor(np.stack(frames)).permute(0, 3, 1, 2) / 255 - mean) / std))
+        return torch.cat(batches).numpy()
+    labels = sorted(table.label.unique())
+    train, val = (table[table.split == o] for o in ('train', 'val'))
+    model = LogisticRegression(max_iter=1000).fit(features(train), train.label.map(labels.index))
+    return numbers(val.label.map(labels.index).to_numpy(), model.predict_proba(features(val)))['accuracy']
+
+
+def main():
+    if not WEIGHTS.is_file(): return print(f"no real photos and weights at '{REAL}': nothing is measured. Give their folder as BASEGUN_REAL")
+    rows = []
+    with TemporaryDirectory() as folder:
+        wide_guns(Path(folder))
+        for name in ('hymenoptera', 'caltech', 'wide drawn guns'):
+            data = Path(folder) if name == 'wide drawn guns' else REAL/name
+            table = photos(data)
+            sizes = [read_photo(data/o, 224).size for o in table[table.split == 'train'].file]
+            ratio = statistics.median(w / h for w, h in sizes)
+            dls = dataloaders(data, MADE.size, MADE.before_crop, table=table, workers=0, device='cpu')
+            body = Forward(learner(dls, MADE, str(WEIGHTS)).model[0], 'float32')
+            wide, larger = rectangle(ratio, MADE.size), (288, 288)
+            row = dict(set=name, ratio=round(ratio, 2), rectangle=wide, larger=larger)
+            for what, framed, size in (('square', padded, (MADE.size, MADE.size)), ('rectangle', padded, wide),
+                                       ('squashed', squashed, (MADE.size, MADE.size)), ('padded, larger', padded, larger)):
+                row[what] = accuracy(body, data, table, framed, *size)
+            rows.append(row)
+            print(f"{name:16} {ratio:.2f}: square {row['square']:.2%}, rectangle of {wide[0]} × {wide[1]} {row['rectangle']:.2%}, "
+                  f"squashed {row['squashed']:.2%}, padded at {larger[0]} {row['padded, larger']:.2%}", flush=True)
+    print(f"mean gain of the rectangle: {statistics.mean(o['rectangle'] - o['square'] for o in rows):.2%}")
+    write_whole(HERE/'padding.json', json.dumps(rows, indent=1) + '\n')
+
+
+if __name__ == '__main__': main()
