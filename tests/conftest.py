@@ -72,6 +72,27 @@ def run(data, tmp_path_factory):
     return Run(out/'whole')
 
 
+@pytest.fixture(scope='session')
+def weights(tmp_path_factory):
+    "A file of weights for `TINY`'s network."
+    import timm
+    from safetensors.torch import save_file
+    file = tmp_path_factory.mktemp('weights')/'tiny.safetensors'
+    torch.manual_seed(1)
+    save_file(timm.create_model('test_efficientnet').state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope='session')
+def pretrained(data, weights, tmp_path_factory):
+    "A finished run of both stages that began with the weights of a file."
+    from basegun_fastai.core import Run
+    from basegun_fastai.train import train
+    out = tmp_path_factory.mktemp('pretrained')
+    train(data, head_epochs=2, fine_tune_epochs=2, out=out, name='whole', **TINY | dict(weights=str(weights)))
+    return Run(out/'whole')
+
+
 @pytest.fixture
 def copy(data, tmp_path):
     "A copy of the data that a test may spoil; the photos are links to the same bytes until they are replaced."

@@ -1,9 +1,7 @@
 "The trials: what they find, and that they try what the training will do."
 import pytest
-import timm
 import torch
 from fastai.callback.core import Callback
-from safetensors.torch import save_file
 
 from basegun_fastai.core import BasegunError, Run
 from basegun_fastai.fit import Stage, fit, largest_power_of_two, plan, rate_trial, trial_step
@@ -49,15 +47,13 @@ def test_a_finder_that_cannot_see_a_rate_work_says_so(learn):
 # The mean of the weights
 
 @pytest.fixture
-def trained(data, tmp_path):
+def trained(data, weights, tmp_path):
     "Train two epochs of the whole network on weights from a file, with or without the mean."
-    torch.manual_seed(1)
-    save_file(timm.create_model('test_efficientnet').state_dict(), tmp_path/'weights.safetensors')
     def train(average, *callbacks):
         run = Run(tmp_path/f'{average}')
         run.path.mkdir()
         seed_all(1, 0)
-        learn = learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, tmp_path/'weights.safetensors')
+        learn = learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, weights)
         learn.add_cbs(callbacks)
         return learn, fit(learn, [Stage('fine-tune', 2, .001, .01, average=average)], run, 1, 'now')
     return train

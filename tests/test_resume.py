@@ -45,6 +45,23 @@ def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
     assert again.returncode == 0 and 'is finished: nothing to do' in again.stderr
 
 
+def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained, data, weights, tmp_path, monkeypatch, capsys):
+    from basegun_fastai.callbacks import Checkpoint
+    from basegun_fastai.train import train
+    options = TINY | dict(head_epochs=2, fine_tune_epochs=2, weights=str(weights), out=tmp_path, name='broken off', resume=True)
+    saved = Checkpoint.after_epoch
+    def interrupted(self):
+        saved(self)
+        if len(self.memory.rows) == 3: raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoint, 'after_epoch', interrupted)
+        train(data, **options)
+    assert 'fine-tune   3/4' in capsys.readouterr().err
+    train(data, **options)
+    assert 'fine-tune   3/4' not in capsys.readouterr().err
+    same(pretrained, Run(tmp_path/'broken off'))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(('how', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how, code):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import TINY, tree
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from basegun_fastai.core import BasegunError, Run
@@ -155,15 +155,6 @@ def test_random_weights_skip_the_head_and_train_at_one_rate(data, tmp_path, caps
     assert 'the head stage is skipped' in capsys.readouterr().err
 
 
-@pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-    import timm
-    file = tmp_path_factory.mktemp('weights')/'tiny.safetensors'
-    torch.manual_seed(1)
-    save_file(timm.create_model('test_efficientnet').state_dict(), file)
-    return file
-
-
 def test_the_body_of_a_head_training_is_that_of_the_file(data, weights, tmp_path):
     train(data, head_epochs=2, fine_tune_epochs=0, out=tmp_path, name='head', **TINY | dict(weights=str(weights)))
     given, trained = load_file(weights), load_file(tmp_path/'head'/'model.safetensors')
@@ -177,14 +168,6 @@ def test_fine_tuning_rates_are_smaller_and_smaller_still_in_the_body(data, weigh
     head, fine = Run(tmp_path/'both').config['resolved']['stages']
     assert fine['body_rate'] < fine['head_rate'] < head['head_rate']
     assert load_file(tmp_path/'both'/'model.safetensors').keys() == load_file(weights).keys()
-
-
-@pytest.fixture(scope='module')
-def pretrained(data, weights, tmp_path_factory):
-    "A run of both stages on weights from a file."
-    out = tmp_path_factory.mktemp('pretrained')
-    train(data, head_epochs=2, fine_tune_epochs=2, out=out, name='whole', **TINY | dict(weights=str(weights)))
-    return Run(out/'whole')
 
 
 def test_both_stages_leave_the_statistics_that_came_with_the_weights(pretrained, weights):
