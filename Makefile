@@ -43,3 +43,5 @@ bench: install
 	$(BIN)/python benchmarks/head_views.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/levels.py
+	$(BIN)/python benchmarks/real.py
+	$(BIN)/python benchmarks/padding.py

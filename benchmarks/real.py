@@ -3,12 +3,15 @@
 Three public sets, three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout), and where there is none
 nothing is measured. Arms: `ours` is `train` with its defaults; `logistic regression` is scikit-learn's on the features of the frozen
 body; `stock pad` and `stock crop` are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirror;
-`before` is how `train` was before fine-tuning helped (its kept weights came from the head's epochs), noted once from that commit.
-Prints a table and writes real.json after each training. BASEGUN_ARMS="ours" and BASEGUN_SETS="trash" measure some of it again; the rest
-stays as it was noted. Two cores take hours for all of it, a GPU minutes.
+`unequal` and `unequal, balanced` are `train` on train photos of which the rarest class has a tenth of the commonest, without and with
+--class-weights balanced; `before` is how `train` was when its fine-tuning made networks worse, so that it kept the head's epochs, noted
+once from commit cabff89. Prints a table and writes real.json after each training. BASEGUN_ARMS="ours;stock pad" and BASEGUN_SETS="trash" measure
+some of it again; the rest stays as it was noted. Two cores take hours for all of it, a GPU minutes. Where glibc gives memory back after each
+step, a CPU spends half of its time on taking it again: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command.
 """
 import json
 import os
+import shutil
 import statistics
 import time
 import warnings
@@ -58,15 +61,27 @@ def numbers(labels, probabilities):
                 recall=float(recall_score(labels, probabilities.argmax(1), average='macro')))
 
 
-def ours(name, seed, **options):
+def ours(name, seed, data=None, **options):
     "A whole training with the defaults: each epoch, and the weights that are kept."
     with TemporaryDirectory() as out, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        train(REAL/name, arch=ARCH, weights=str(WEIGHTS), batch_size=BATCH, seed=seed, out=out, name='run', skip_unreadable=True, **options)
+        train(data or REAL/name, arch=ARCH, weights=str(WEIGHTS), batch_size=BATCH, seed=seed, out=out, name='run', skip_unreadable=True, **options)
         run = Path(out)/'run'
         kept, best = json.loads((run/'metrics.json').read_text()), json.loads((run/'config.json').read_text())['best']
         rows = pd.read_csv(run/'history.csv').rename(columns=dict(val_loss='loss'))
     return dict(epochs=rows[['stage', 'accuracy', 'recall', 'loss']].to_dict('records'),
                 kept={k: kept[k] for k in ('accuracy', 'recall', 'loss')} | dict(epoch=best['epoch'], stage=best['stage']))
+
+
+def unequal(class_weights, name, seed):
+    "The same, on fewer and fewer train photos from class to class, down to a tenth."
+    table = photos(REAL/name)
+    labels = sorted(table.label.unique())
+    with TemporaryDirectory() as folder:
+        for (split, label), part in table.groupby(['split', 'label']):
+            n = round(len(part) * .1 ** (labels.index(label) / (len(labels) - 1))) if split == 'train' else len(part)
+            (Path(folder)/split/label).mkdir(parents=True)
+            for file in sorted(part.file)[:n]: shutil.copyfile(REAL/name/file, Path(folder)/file)
+        return ours(name, seed, Path(folder), class_weights=class_weights)
 
 
 def logistic_regression(name, seed):  # noqa: ARG001 it has no randomness
@@ -107,8 +122,10 @@ def stock(method, name, seed):
     return dict(epochs=rows, kept=numbers(labels.numpy(), probabilities.double().numpy()))
 
 
-ARMS = {'ours': (ours, SEEDS), 'logistic regression': (logistic_regression, (0,)), 'stock pad': (partial(stock, ResizeMethod.Pad), SEEDS),
-        'stock crop': (partial(stock, ResizeMethod.Crop), SEEDS)}
+ARMS = {'ours': (ours, SEEDS, SETS), 'logistic regression': (logistic_regression, (0,), SETS),
+        'stock pad': (partial(stock, ResizeMethod.Pad), SEEDS, SETS),
+        'stock crop': (partial(stock, ResizeMethod.Crop), SEEDS, SETS),  # trash is square: there the two are one
+        'unequal': (partial(unequal, 'none'), SEEDS, SETS[:2]), 'unequal, balanced': (partial(unequal, 'balanced'), SEEDS, SETS[:2])}
 
 
 def noted(): return json.loads(NOTED.read_text())['rows'] if NOTED.exists() else []
@@ -128,23 +145,26 @@ def mean(rows, pick): return statistics.mean(pick(o) for o in rows) if rows else
 
 def table(rows):
     "Means over the seeds, in percent of accuracy."
-    print(f"{'':12} {'before':>7} {'head, best':>10} {'head, last':>10} {'fine, last':>10} {'kept':>6} {'recall':>7} {'loss':>6} "
-          f"{'logistic':>8} {'pad':>6} {'crop':>6}")
+    arms = [*ARMS, 'before']
+    print(f"{'':12} {'before':>7} {'head':>7} {'last':>7} {'kept':>7} {'recall':>7} {'loss':>6} {'logistic':>8} {'pad':>7} {'crop':>7}"
+          f" {'unequal: accuracy, recall':>26} {'balanced':>15}")
     for name in SETS:
-        of = {arm: [o for o in rows if o['set'] == name and o['arm'] == arm] for arm in [*ARMS, 'before']}
-        def stage(o, stage): return [e['accuracy'] for e in o['epochs'] if e['stage'] == stage] or [float('nan')]
+        of = {arm: [o for o in rows if o['set'] == name and o['arm'] == arm] for arm in arms}
         kept = {arm: mean(rows, lambda o: o['kept']['accuracy']) for arm, rows in of.items()}
-        mine = of['ours']
-        print(f"{name:12} {kept['before']:7.2%} {mean(mine, lambda o: max(stage(o, 'head'))):10.2%} {mean(mine, lambda o: stage(o, 'head')[-1]):10.2%} "
-              f"{mean(mine, lambda o: stage(o, 'fine-tune')[-1]):10.2%} {kept['ours']:6.2%} {mean(mine, lambda o: o['kept']['recall']):7.2%} "
-              f"{mean(mine, lambda o: o['kept']['loss']):6.3f} {kept['logistic regression']:8.2%} {kept['stock pad']:6.2%} {kept['stock crop']:6.2%}")
+        recall = {arm: mean(rows, lambda o: o['kept']['recall']) for arm, rows in of.items()}
+        def last(o, stage): return [e['accuracy'] for e in o['epochs'] if e['stage'] == stage][-1]
+        print(f"{name:12} {kept['before']:7.2%} {mean(of['ours'], lambda o: last(o, 'head')):7.2%} "
+              f"{mean(of['ours'], lambda o: last(o, 'fine-tune')):7.2%} {kept['ours']:7.2%} {recall['ours']:7.2%} "
+              f"{mean(of['ours'], lambda o: o['kept']['loss']):6.3f} {kept['logistic regression']:8.2%} {kept['stock pad']:7.2%} "
+              f"{kept['stock crop']:7.2%} {kept['unequal']:18.2%} {recall['unequal']:7.2%} "
+              f"{kept['unequal, balanced']:7.2%} {recall['unequal, balanced']:7.2%}")
 
 
 def main():
     if not WEIGHTS.is_file(): return print(f"no real photos and weights at '{REAL}': nothing is measured. Give their folder as BASEGUN_REAL")
-    for arm in (os.environ.get('BASEGUN_ARMS') or ','.join(ARMS)).split(','):
-        for name in (os.environ.get('BASEGUN_SETS') or ','.join(SETS)).split(','):
-            measure, seeds = ARMS[arm]
+    for arm in (os.environ.get('BASEGUN_ARMS') or ';'.join(ARMS)).split(';'):
+        measure, seeds, sets = ARMS[arm]
+        for name in (os.environ.get('BASEGUN_SETS') or ';'.join(sets)).split(';'):
             for seed in seeds:
                 begun = time.perf_counter()
                 row = dict(set=name, arm=arm, seed=seed, **measure(name, seed))

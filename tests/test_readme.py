@@ -107,3 +107,24 @@ def test_the_default_number_of_views_is_one_that_the_measurement_supports():
     accuracy = {views: statistics.mean(o['accuracy'] for o in rows if o['views'] == views) for views in {o['views'] for o in rows}}
     default = inspect.signature(train).parameters['head_views'].default
     assert accuracy[default] >= accuracy[0] - .005 and len({o['seed'] for o in rows}) >= 3
+
+
+def test_the_table_of_real_photos_is_that_of_the_benchmark():
+    import statistics
+    noted = json.loads((ROOT/'benchmarks'/'real.json').read_text())['rows']
+    table = README.split('## On real photos')[1].split('## ')[0]
+    shown = {o[0]: o[1:] for o in re.findall(r'^\| (\w+), [^|]+ \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$', table, re.M)}
+    def mean(name, arm, pick=lambda o: o['kept']['accuracy']):
+        of = [pick(o) for o in noted if (o['set'], o['arm']) == (name, arm)]
+        return statistics.mean(of) if of else None
+    def head(o): return [e['accuracy'] for e in o['epochs'] if e['stage'] == 'head'][-1]
+    for name in ('hymenoptera', 'trash', 'caltech'):
+        stock = [o for o in (mean(name, 'stock pad'), mean(name, 'stock crop')) if o is not None]
+        real = [mean(name, 'logistic regression'), max(stock, default=None), mean(name, 'before'), mean(name, 'ours', head), mean(name, 'ours')]
+        for text, value in zip(shown[name], real, strict=True): assert text in ('—', f'{100 * value:.1f}' if value else '—'), (name, text, value)
+
+
+def test_the_rates_that_readme_tells_are_those_of_the_plan():
+    from basegun_fastai.fit import plan
+    fine = plan(10, 5, .8, pretrained=True)[1]
+    assert (round(.8 / fine.head_rate), round(.8 / fine.body_rate)) == (5, 16) and 'head at a fifth of it, its body at a sixteenth' in ' '.join(README.split())

@@ -148,6 +148,12 @@ def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, capsys):
     assert tried.columns.tolist() == ['learning_rate', 'loss'] and len(tried) > 20 and tried.learning_rate.is_monotonic_increasing
 
 
+def test_the_finder_says_where_it_is_not_to_be_trusted(data, weights, tmp_path, capsys):
+    for options, warned in ((TINY, False), (TINY | dict(weights=str(weights)), True)):
+        lr_find(data, name=f'found {warned}', out=tmp_path, **options)
+        assert ('the finder suggests too little' in capsys.readouterr().err) is warned
+
+
 def test_random_weights_skip_the_head_and_train_at_one_rate(data, tmp_path, capsys):
     train(data, fine_tune_epochs=1, out=tmp_path, name='none', **TINY)
     config = Run(tmp_path/'none').config
