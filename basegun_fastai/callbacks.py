@@ -35,7 +35,7 @@ from .loaders import seed_all
 class Memory:
     "What a training has done so far."
     rows: list[dict] = field(default_factory=list)  # A row an epoch, as in `history.csv`
-    best: dict|None = None  # `epoch`, `stage`, `val_loss`, `compared_loss` and `weights` of the best epoch, the weights on the CPU
+    best: dict|None = None  # `epoch`, `stage`, `val_loss`, `compared_loss` and `weights` (on the CPU) of the best epoch
 
 # %% ../nbs/06a_callbacks.ipynb #8e416199
 class EpochSeed(Callback):
@@ -109,11 +109,12 @@ class History(Callback):
         loss = self._calibrated_loss() if self.calibrated else row['val_loss']
         if self.memory.best is None or loss < self.memory.best['compared_loss']:
             weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-            self.memory.best = dict(epoch=row['epoch'], stage=self.stage, val_loss=row['val_loss'], compared_loss=loss, weights=weights)
+            self.memory.best = dict(epoch=row['epoch'], stage=self.stage, val_loss=row['val_loss'], compared_loss=loss,
+                                    weights=weights)
 
     def _calibrated_loss(self):
-        logits, labels = (torch.cat(o).as_subclass(torch.Tensor).cpu().float().numpy() for o in zip(*self.val_answers, strict=True))
-        labels = labels.astype(int)
+        logits, labels = (torch.cat(o).as_subclass(torch.Tensor).cpu() for o in zip(*self.val_answers, strict=True))
+        logits, labels = logits.float().numpy(), labels.numpy()
         return quality(logits / temperature(logits, labels), labels)['nll']
 
 # %% ../nbs/06a_callbacks.ipynb #4e3bec49

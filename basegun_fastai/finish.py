@@ -77,10 +77,12 @@ def finish(
     options, best = config['options'], {k: v for k, v in memory.best.items() if k != 'weights'}
     run.write('history.csv', csv_text(memory.rows))
     learn.model.load_state_dict(memory.best['weights'])
-    say(f"best epoch: {best['epoch']} of {len(memory.rows)} ({best['stage']}), validation loss {best['val_loss']:.4f}"
-        f"{', ' + format(best['compared_loss'], '.4f') + ' with a temperature' if learn.pretrained else ''}; its weights are kept")
+    with_temperature = f", {best['compared_loss']:.4f} with a temperature" if learn.pretrained else ''
+    say(f"best epoch: {best['epoch']} of {len(memory.rows)} ({best['stage']}), validation loss {best['val_loss']:.4f}{with_temperature}; "
+        "its weights are kept")
     if best['stage'] == 'head' and memory.rows[-1]['stage'] == 'fine-tune' and learn.pretrained: say(
-        'warning: no epoch of the fine-tuning was better than the head alone, so that is what is kept; give a smaller --lr, or more photos')
+        'warning: no epoch of the fine-tuning was better than the head alone, so that is what is kept; give a smaller --lr, '
+        'or more photos')
     val = table[table.split == 'val']
     dls = run_loaders(run, Path(options['data']), val, options['workers'], config['resolved']['device'], prepared)
     model = copy.deepcopy(learn.model) if options['compile'] else learn.model

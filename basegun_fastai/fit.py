@@ -57,7 +57,8 @@ def plan(
     "Plan a training."
     rates = (rate / 16, rate / 5) if pretrained else (rate, rate)
     head = Stage('head', head_epochs, 0., rate, stage_precision(precision, device, frozen=True), views)
-    fine = Stage('fine-tune', fine_tune_epochs, *rates, stage_precision(precision, device, frozen=False), average=pretrained)
+    fine = Stage('fine-tune', fine_tune_epochs, *rates, stage_precision(precision, device, frozen=False),
+                 average=pretrained)
     return [o for o in (head, fine) if o.epochs]
 
 # %% ../nbs/06b_fit.ipynb #53a69567
@@ -110,8 +111,8 @@ def fit(
                     averages = [WeightAverage(middle.get('average'))] if stage.average else []
                     with as_fast(learn, stage, seed, run.path, middle.get('scaler') or None) as precision:
                         learn.fit_one_cycle(stage.epochs, stage.rate, start_epoch=max(0, done - before), cbs=[
-                            EpochSeed(seed, before), PlainTensors(), History(memory, stage.name, before, learn.pretrained), curves, Progress(total),
-                            Checkpoint(run, memory, started), *averages, *precision])
+                            EpochSeed(seed, before), PlainTensors(), History(memory, stage.name, before, learn.pretrained), curves,
+                            Progress(total), Checkpoint(run, memory, started), *averages, *precision])
                 before += stage.epochs
     finally:
         curves.close()

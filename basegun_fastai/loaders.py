@@ -98,7 +98,7 @@ class Tilt:
 
 # %% ../nbs/04_loaders.ipynb #9a3d79e8
 class Reframe(AffineCoordTfm):
-    "Rotate and tilt training squares in one resampling to `size`, with the whole of every photo in the frame; shrink the others."
+    "Rotate and tilt training squares in one resampling to `size`, the whole photo in the frame; shrink the others."
 
     def __init__(self,
         size: int, # Width and height of the network's input
@@ -115,7 +115,7 @@ class Reframe(AffineCoordTfm):
         b: torch.Tensor, # The batch
         split_idx: int|None, # 0 in training
     ) -> None: # Nothing
-        "Draw an angle and a tilt for each photo of a training batch, and which photos get none; leave all other batches alone."
+        "Draw an angle and a tilt for each photo of a training batch, and which photos get none."
         self.do = False
         if split_idx != 0: return
         super().before_call(b, split_idx)
@@ -137,7 +137,8 @@ def augmentation(
     p_affine: float = 1., # Probability that a photo is rotated and tilted
 ) -> list: # fastai batch transforms, for training batches alone
     "Make the augmentation: ±5° rotation, perspective, brightness, contrast, saturation; never a mirror, a zoom or a crop."
-    return setup_aug_tfms([Reframe(size, p_affine=p_affine), Brightness(.2, p=1.), Contrast(.2, p=1.), Saturation(.2, p=1.)])
+    return setup_aug_tfms([Reframe(size, p_affine=p_affine),
+                           Brightness(.2, p=1.), Contrast(.2, p=1.), Saturation(.2, p=1.)])
 
 # %% ../nbs/04_loaders.ipynb #ee355c36
 def seed_all(

@@ -165,7 +165,7 @@ def learner(
     weights: str|Path = 'imagenet', # 'imagenet' (timm downloads them), 'none', or a file
     head: str = 'linear', # One of `HEADS`
     path: Path = '.', # Folder where fastai would save things; never the data
-    class_weights: list[float]|None = None, # Of the training loss, in index order of the classes; empty weighs all alike
+    class_weights: list[float]|None = None, # Of the training loss, in index order; empty weighs all classes alike
 ) -> Learner: # fastai's, its body frozen unless `weights` is 'none'; raises `BasegunError` for weights that do not fit
     "Make a learner with a new head on a body with known weights."
     check_weights(architecture, weights)

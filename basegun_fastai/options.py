@@ -40,7 +40,8 @@ def option_faults(
     for name in ('high_rate', 'shown_rate'):
         if not (isinstance(o[name], (int, float)) and .5 <= o[name] < 1):
             faults.append(f"--{name.replace('_', '-')} {o[name]}: give a share from 0.5 to below 1, such as 0.99")
-    for name, allowed in dict(head=('linear', 'bn-dropout'), device=DEVICES, precision=PRECISIONS, class_weights=CLASS_WEIGHTS).items():
+    for name, allowed in dict(head=('linear', 'bn-dropout'), device=DEVICES, precision=PRECISIONS,
+                              class_weights=CLASS_WEIGHTS).items():
         if o[name] not in allowed: faults.append(f"--{name.replace('_', '-')} '{o[name]}': give {' or '.join(allowed)}")
     compiler = os.environ.get('CXX') or 'g++'
     if o['compile'] and not shutil.which(compiler): faults.append(

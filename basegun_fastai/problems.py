@@ -155,9 +155,11 @@ def balance_problems(
     if len(train) and train.max() > MOST_UNEQUAL * train.min():
         most, least = train.idxmax(), train.idxmin()
         unequal.append(Problem('imbalance', 'warning', [f'train/{most}', f'train/{least}'], f'train/{most} has {train.max()} '
-            f'photos and train/{least} {train.min()}: more than {MOST_UNEQUAL} times as many; add to the small classes, or train with --class-weights balanced'))
-    return unequal + [Problem('few-val', 'warning', [f'val/{label}'], f'val/{label} has {n} photo(s): under {FEWEST_VAL}, its precision '
-                              'and recall say little; add some that are not in train/') for label, n in val.items() if n < FEWEST_VAL]
+            f'photos and train/{least} {train.min()}: more than {MOST_UNEQUAL} times as many; add to the small classes, '
+            'or train with --class-weights balanced'))
+    return unequal + [Problem('few-val', 'warning', [f'val/{label}'], f'val/{label} has {n} photo(s): under {FEWEST_VAL}, '
+                              'its precision and recall say little; add some that are not in train/')
+                      for label, n in val.items() if n < FEWEST_VAL]
 
 # %% ../nbs/02b_problems.ipynb #6959111c
 def small_problems(

@@ -107,7 +107,8 @@ def _makers(options, made, device, table):
     make_loaders = partial(dataloaders, options['data'], made.size, made.before_crop, made.mean, made.std, table[['file', 'label', 'split']],
                            workers=options['workers'], device=device, prepared=squares, p_affine=_p_affine(options))
     class_weights = balanced_weights(train.label) if options['class_weights'] == 'balanced' else None
-    return make_loaders, partial(learner, architecture=made, weights=options['weights'], head=options['head'], class_weights=class_weights)
+    return make_loaders, partial(learner, architecture=made, weights=options['weights'], head=options['head'],
+                                 class_weights=class_weights)
 
 # %% ../nbs/07_train.ipynb #51a6189f
 def _stages(options, rate, device):
@@ -126,8 +127,8 @@ def _batch_size(options, made, device, make_loaders, make_learner):
 
 # %% ../nbs/07_train.ipynb #f7ab0531
 def _warn_of_finder(options):
-    if options['weights'] != 'none': say('warning: for a head on weights that are kept the finder suggests too little: on real photos such rates '
-        'cost 1 to 8 points of accuracy; leave --lr out to take the default')
+    if options['weights'] != 'none': say('warning: for a head on weights that are kept the finder suggests too little: '
+        'on real photos such rates cost 1 to 8 points of accuracy; leave --lr out to take the default')
 
 def _rate_trial(options, make_loaders, make_learner, batch_size):
     from basegun_fastai.callbacks import seed_all
@@ -153,8 +154,8 @@ def _resolved(options, made, device, make_loaders, make_learner):
         free_memory()
         say(f'--lr auto: {rate:.2g}')
         _warn_of_finder(options)
-    return dict(device=device, batch_size=batch_size, lr=rate, size=made.size, before_crop=made.before_crop, p_affine=_p_affine(options),
-                stages=[asdict(o) for o in _stages(options, rate, device)])
+    return dict(device=device, batch_size=batch_size, lr=rate, size=made.size, before_crop=made.before_crop,
+                p_affine=_p_affine(options), stages=[asdict(o) for o in _stages(options, rate, device)])
 
 # %% ../nbs/07_train.ipynb #ec447f5b
 def _begin(run, config):
@@ -215,8 +216,8 @@ def train(
     data: Path, # Folder with train/<class>/* and val/<class>/*
     arch: str = 'efficientnet_b3', # efficientnet_b0 to _b7, or any other network of timm
     head_epochs: int = None, # Epochs that train the last dense layer alone (default: 10, or 0 with --weights none)
-    fine_tune_epochs: int = 5, # Epochs that then train the whole network: its head at a fifth of --lr, its body at a sixteenth
-    lr: float|str = .005, # Highest learning rate, or auto for the finder's suggestion, which is too low with weights to keep
+    fine_tune_epochs: int = 5, # Epochs that then train all of it: its head at a fifth of --lr, its body at a sixteenth
+    lr: float|str = .005, # Highest learning rate, or auto for the finder's suggestion (too low with weights to keep)
     batch_size: int|str = 'auto', # Photos in a batch; auto is the largest power of two that fits a GPU, 32 on a CPU
     weights: str = 'imagenet', # imagenet, none, or a file with weights of the network
     head: str = 'linear', # linear, or bn-dropout for BatchNorm and Dropout before the dense layer

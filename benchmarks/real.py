@@ -5,8 +5,8 @@ nothing is measured. Arms: `ours` is `train` with its defaults; `logistic regres
 body; `stock pad` and `stock crop` are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirror;
 `unequal` and `unequal, balanced` are `train` on train photos of which the rarest class has a tenth of the commonest, without and with
 --class-weights balanced; `before` is how `train` was when its fine-tuning made networks worse, so that it kept the head's epochs, noted
-once from commit cabff89. Prints a table and writes real.json after each training. BASEGUN_ARMS="ours;stock pad" and BASEGUN_SETS="trash" measure
-some of it again; the rest stays as it was noted. Two cores take hours for all of it, a GPU minutes. Where glibc gives memory back after each
+once from commit cabff89. Prints a table and writes real.json after each training. BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and
+BASEGUN_SEEDS="1" measure some of it again; the rest stays as it was noted. Two cores take hours for all of it, a GPU minutes. Where glibc gives memory back after each
 step, a CPU spends half of its time on taking it again: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command.
 """
 import json
@@ -162,10 +162,11 @@ def table(rows):
 
 def main():
     if not WEIGHTS.is_file(): return print(f"no real photos and weights at '{REAL}': nothing is measured. Give their folder as BASEGUN_REAL")
+    wanted = [int(o) for o in os.environ.get('BASEGUN_SEEDS', '').split(';') if o]
     for arm in (os.environ.get('BASEGUN_ARMS') or ';'.join(ARMS)).split(';'):
         measure, seeds, sets = ARMS[arm]
         for name in (os.environ.get('BASEGUN_SETS') or ';'.join(sets)).split(';'):
-            for seed in seeds:
+            for seed in [o for o in seeds if not wanted or o in wanted]:
                 begun = time.perf_counter()
                 row = dict(set=name, arm=arm, seed=seed, **measure(name, seed))
                 note(row | dict(seconds=round(time.perf_counter() - begun), device='cuda' if torch.cuda.is_available() else 'cpu'))
