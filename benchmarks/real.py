@@ -6,8 +6,9 @@ body; `stock pad` and `stock crop` are fastai's `vision_learner(...).fine_tune` 
 `unequal` and `unequal, balanced` are `train` on train photos of which the rarest class has a tenth of the commonest, without and with
 --class-weights balanced; `before` is how `train` was when its fine-tuning made networks worse, so that it kept the head's epochs, noted
 once from commit cabff89. Prints a table and writes real.json after each training. BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and
-BASEGUN_SEEDS="1" measure some of it again; the rest stays as it was noted. Two cores take hours for all of it, a GPU minutes. Where glibc gives memory back after each
-step, a CPU spends half of its time on taking it again: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command.
+BASEGUN_SEEDS="1" measure some of it again; the rest stays as it was noted. Two cores take hours for all of it, a GPU minutes. Where glibc
+gives memory back after each step, a CPU spends half of its time on taking it again; MALLOC_MMAP_MAX_=0
+MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command keeps it.
 """
 import json
 import os
@@ -117,8 +118,9 @@ def stock(method, name, seed):
                 frozen = len(self.opt.param_lists) - 1 == self.opt.frozen_idx
                 rows.append(dict(stage='head' if frozen else 'fine-tune', accuracy=float(found['accuracy']),
                                  recall=float(found['recall_score']), loss=float(found['valid_loss'])))
-        with learn.no_bar(), learn.no_logging(): learn.fine_tune(EPOCHS, cbs=Rows())
-        probabilities, labels = learn.get_preds(dl=dls.valid)
+        with learn.no_bar(), learn.no_logging():
+            learn.fine_tune(EPOCHS, cbs=Rows())
+            probabilities, labels = learn.get_preds(dl=dls.valid)
     return dict(epochs=rows, kept=numbers(labels.numpy(), probabilities.double().numpy()))
 
 
