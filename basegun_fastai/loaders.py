@@ -124,10 +124,10 @@ class Reframe(AffineCoordTfm):
 
     def encodes(self, x: TensorImage):
         coords = compose_tfms(affine_grid(self.mat, (*x.shape[:2], *self.cp_size), align_corners=False), self.coord_fs)
-        found = grid_sample(x - self.ground, coords, self.mode, 'zeros', align_corners=False) + self.ground
-        if self.affine is None: return found
+        warped = grid_sample(x - self.ground, coords, self.mode, 'zeros', align_corners=False) + self.ground
+        if self.affine is None: return warped
         shrunk = interpolate(x, self.cp_size, mode='bicubic', antialias=True, align_corners=False).clamp(0, 1)
-        return torch.where(self.affine[:, None, None, None], found, shrunk)
+        return torch.where(self.affine[:, None, None, None], warped, shrunk)
 
 # %% ../nbs/04_loaders.ipynb #d84d9776
 P_AFFINE = .5  # for networks with weights to keep, chosen by benchmarks/real.json
