@@ -130,7 +130,7 @@ class Reframe(AffineCoordTfm):
         return torch.where(self.affine[:, None, None, None], warped, shrunk)
 
 # %% ../nbs/04_loaders.ipynb #d84d9776
-P_AFFINE = .5  # for networks with weights to keep, chosen by benchmarks/real.json
+P_AFFINE = .5  # for networks with weights to keep; all and half were tried, no other share
 
 def augmentation(
     size: int, # Width and height of the network's input
