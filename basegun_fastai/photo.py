@@ -18,6 +18,7 @@ import numpy as np
 from PIL import (AvifImagePlugin, BmpImagePlugin, ExifTags, GifImagePlugin, Image,  # noqa: F401 each makes its format known
                  JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 
+from .colour import to_srgb
 from .core import BasegunError
 
 # %% ../nbs/01_photo.ipynb #f55f2d98
@@ -85,13 +86,17 @@ def _eight_bits(image):
     return Image.fromarray(grey)
 
 # %% ../nbs/01_photo.ipynb #fe827ee0
-def _rgb(image):
+def _plain(image, convert):
+    "Make it RGB, or one of the modes that `convert` takes."
     if image.mode.startswith(('I', 'F')): image = _eight_bits(image)
-    if not image.has_transparency_data: return image if image.mode == 'RGB' else image.convert('RGB')
-    if image.mode != 'RGBA': image = image.convert('RGBA')
-    ground = Image.new('RGB', image.size, NEUTRAL)
-    ground.paste(image, mask=image)
-    return ground
+    if image.has_transparency_data:
+        image = image if image.mode in ('LA', 'RGBA') else image.convert('RGBA')
+        colours, ground = image.convert(image.mode[:-1]), Image.new('RGB', image.size, NEUTRAL)
+        ground.paste(convert(colours) if convert else colours.convert('RGB'), mask=image.getchannel('A'))
+        return ground, None
+    kept = ('RGB', 'L', 'CMYK') if convert else ('RGB',)
+    if image.mode not in kept: image = image.convert('L' if convert and image.mode == '1' else 'RGB')
+    return image, convert
 
 # %% ../nbs/01_photo.ipynb #a967abc8
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -157,7 +162,7 @@ def _opened(content):
 
 # %% ../nbs/01_photo.ipynb #f47b9ac6
 CLOSEST = 1.6  # a scaled JPEG's side to that which is needed
-DECODER = 2  # to be raised with every change of what is read or refused here
+DECODER = 3  # to be raised with every change of what is read or refused here
 
 def _decoded(image, side):
     box = None
@@ -173,12 +178,13 @@ def _decoded(image, side):
 def _fitted(image, side):
     box = _decoded(image, side)
     turn = _turn(image)  # after load(), which turns a TIFF by itself
-    rgb = _rgb(image)
+    photo, convert = _plain(image, to_srgb(image))
     if side:
-        width, height = (box or (0, 0, *rgb.size))[2:]
+        width, height = (box or (0, 0, *photo.size))[2:]
         scale = side / max(width, height)
-        rgb = rgb.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC, box=box)
-    return rgb if turn is None else rgb.transpose(turn)
+        photo = photo.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC, box=box)
+    if convert: photo = convert(photo)
+    return photo if turn is None else photo.transpose(turn)
 
 # %% ../nbs/01_photo.ipynb #bac5340c
 def _content(source): return source if isinstance(source, bytes) else photo_bytes(source)
