@@ -6,7 +6,6 @@
 __all__ = ['CLOSE', 'to_srgb']
 
 # %% ../nbs/00a_colour.ipynb #a2a2ebc3
-import struct
 from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO

@@ -1,5 +1,7 @@
 "Colour profiles, made number by number as ICC.1 lays them out: none is taken from anywhere."
 import struct
+import zlib
+from io import BytesIO
 
 import numpy as np
 
@@ -67,3 +69,14 @@ def written(patch, primaries, power=None):
 
 PROFILES = {'sRGB': (rgb_profile(SRGB, SRGB_CURVE), SRGB, None), 'Display P3': (rgb_profile(P3, SRGB_CURVE), P3, None),
             'Adobe RGB': (rgb_profile(ADOBE, _gamma(563 / 256)), ADOBE, 563 / 256)}
+
+
+def chunk(name, content): return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
+def chromaticities(primaries): return chunk(b'cHRM', struct.pack('>8I', *[round(v * 100_000) for o in (D65, *primaries) for v in o]))
+
+
+def tagged(image, *chunks):
+    "A PNG with chunks of its own after the first one."
+    out = BytesIO()
+    image.save(out, 'PNG')
+    return out.getvalue()[:33] + b''.join(chunks) + out.getvalue()[33:]

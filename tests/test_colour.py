@@ -1,19 +1,21 @@
 "Colours are those of sRGB, whatever a file's numbers mean."
 import struct
-import zlib
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from profiles import ADOBE, P3, PATCHES, PROFILES, SRGB, SRGB_CURVE, encoded, grey_profile, ink_profile, rgb_profile, to_xyz, written
+from heic import heic
+from profiles import (ADOBE, P3, PATCHES, PROFILES, SRGB, SRGB_CURVE, chromaticities, chunk, encoded, grey_profile, ink_profile, rgb_profile,
+                      tagged, to_xyz, written)
 
 from basegun_fastai.photo import NEUTRAL, pixels, read_photo
 
-LOSSLESS = {'PNG': {}, 'WEBP': dict(lossless=True), 'TIFF': {}, 'AVIF': dict(quality=100, subsampling='4:4:4'), 'JPEG': dict(quality=100, subsampling=0)}
+LOSSLESS = {'PNG': {}, 'WEBP': dict(lossless=True), 'TIFF': {}, 'AVIF': dict(quality=100, subsampling='4:4:4'), 'JPEG': dict(quality=100, subsampling=0), 'HEIC': {}}
 
 
 def file(image, format='PNG', **options):
+    if format == 'HEIC': return heic(image, **options)
     out = BytesIO()
     image.save(out, format, **LOSSLESS[format], **options)
     return out.getvalue()
@@ -29,7 +31,7 @@ def close(found, wanted, by=2): assert np.abs(np.asarray(found) - np.asarray(wan
 def test_a_profile_says_what_the_numbers_mean(name, format):
     profile, primaries, power = PROFILES[name]
     content = file(three([written(o, primaries, power) for o in PATCHES]), format, icc_profile=profile)
-    for side in (None, 72): close(centres(read_photo(content, side)), PATCHES, 2 if format not in ('JPEG', 'AVIF') else 4)
+    for side in (None, 72): close(centres(read_photo(content, side)), PATCHES, 2 if format not in ('JPEG', 'AVIF', 'HEIC') else 4)  # those round in YCbCr
 
 
 @pytest.mark.parametrize('format', ['PNG', 'TIFF', 'JPEG'])
@@ -72,7 +74,7 @@ def test_what_is_srgb_already_is_not_touched(mode):
     format = 'TIFF' if mode == 'CMYK' else 'PNG'
     for side in (None, 40):
         plain = np.asarray(read_photo(file(image, format), side))
-        for profile in (PROFILES['sRGB'][0], b'no profile', PROFILES['Display P3'][0][:200], ink_profile(lambda *inks: (50, 0, 0))):
+        for profile in (PROFILES['sRGB'][0], b'no profile', PROFILES['Display P3'][0][:200], ink_profile(lambda *_: (50, 0, 0))):
             if mode == 'CMYK' and profile[16:20] == b'CMYK': continue
             assert np.array_equal(np.asarray(read_photo(file(image, format, icc_profile=profile), side)), plain)
 
@@ -97,17 +99,6 @@ def test_a_profile_goes_with_a_palette_and_with_sixteen_bits():
     close(read_photo(file(deep, icc_profile=grey_profile(1)), 20).getpixel((9, 9)), [168] * 3)
 
 
-def chunk(name, content): return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
-
-
-def tagged(image, *chunks):
-    content = file(image)
-    return content[:33] + b''.join(chunks) + content[33:]  # after IHDR
-
-
-def chromaticities(primaries): return chunk(b'cHRM', struct.pack('>8I', *[round(v * 100_000) for o in ((.3127, .3290), *primaries) for v in o]))
-
-
 def test_the_tags_of_a_png_say_what_the_numbers_mean():
     def gamma(value): return chunk(b'gAMA', struct.pack('>I', value))
     p3, adobe = three([written(o, P3) for o in PATCHES]), three([written(o, ADOBE, 1.8) for o in PATCHES])
@@ -118,6 +109,12 @@ def test_the_tags_of_a_png_say_what_the_numbers_mean():
     for kept in ((gamma(45455),), (gamma(45455), chromaticities(SRGB)), (gamma(100_000), chunk(b'sRGB', b'\0')), (gamma(1),), (gamma(2 ** 31),),
                  (chunk(b'cHRM', bytes(32)),), (chunk(b'cHRM', b'\xff' * 32),)):
         assert np.array_equal(read_photo(tagged(p3, *kept)), p3), kept
+
+
+def test_the_numbers_of_a_heic_say_what_the_levels_mean():
+    photo = three([written(o, P3) for o in PATCHES])
+    close(centres(read_photo(heic(photo, color_primaries=12, transfer_characteristics=13, matrix_coefficients=6, full_range_flag=1))), PATCHES)
+    close(centres(read_photo(heic(photo, color_primaries=1, transfer_characteristics=13, matrix_coefficients=6, full_range_flag=1))), centres(photo))
 
 
 def test_a_camera_that_is_set_to_adobe_rgb_says_so_in_exif():

@@ -12,7 +12,8 @@ import pytest
 from PIL import ExifTags, Image, ImageDraw
 from test_odd_photos import chunk, photos, png, saved, strips, twelve_bits
 
-from basegun_fastai.photo import _TURNS, FORMATS, MOST_BYTES, NEUTRAL, UnreadablePhoto, pixels, read_photo
+from basegun_fastai.formats import FORMATS
+from basegun_fastai.photo import _TURNS, MOST_BYTES, NEUTRAL, UnreadablePhoto, pixels, read_photo
 
 UNDO = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
 
@@ -172,9 +173,10 @@ def test_a_photo_is_known_by_its_content_and_not_by_its_name(name, tmp_path):
     for kind in [*FORMATS, 'MPO']:
         file.write_bytes(photos()[kind])
         assert (pixels(file, 32) == pixels(photos()[kind], 32)).all(), kind
-    for content in (b'not a photo', b'<svg xmlns="http://www.w3.org/2000/svg"/>', b'%PDF-1.7\n', b'\0\0\0\x18ftypheic\0\0\0\0'):
+    for content, reason in ((b'not a photo', "its content is none of .*, but text that begins with 'not a photo'"), (b'\x7fELF\2\1\1', 'its content is none of'),
+                            (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'it is SVG'), (b'%PDF-1.7\n', 'it is a PDF')):
         file.write_bytes(content)
-        with pytest.raises(UnreadablePhoto, match='its content is none of') as found: pixels(str(file), 32)
+        with pytest.raises(UnreadablePhoto, match=reason) as found: pixels(str(file), 32)
         assert found.value.path == str(file)
 
 
