@@ -18,7 +18,7 @@ import pandas as pd
 
 from .contents import examined, marks, remember
 from .core import BasegunError, file_faults, printable, raise_faults, say, write_whole
-from .dataset import NOT_TAKEN, SPLITS, Problem, folders, listed_photos, missing_folders, odd_files
+from .dataset import NOT_TAKEN, SPLITS, Problem, classes, listed_photos, missing_folders, odd_files
 from .problems import (alike_problems, balance_problems, folder_problems, same_photos, same_problems, small_problems,
                                      unreadable_problems)
 
@@ -50,7 +50,7 @@ def counted(
     files = {*table.file} | {o for why in NOT_TAKEN for o in odd[why]}
     refused = files & {o for p in problems if p.level == 'error' for o in p.files}
     warned = files & {o for p in problems for o in p.files} - refused
-    counts = {split: {o: 0 for o in folders(Path(data)/split)} for split in SPLITS}
+    counts = {split: {o: 0 for o in classes(Path(data)/split)} for split in SPLITS}
     for (split, label), n in table.groupby(['split', 'label']).size().items(): counts[split][label] = int(n)
     return dict(counts=counts, photos=len(files), ok=len(files) - len(warned) - len(refused), warned=len(warned), refused=len(refused))
 

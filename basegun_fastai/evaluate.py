@@ -18,6 +18,7 @@ from .contents import contents, part_fingerprint, readable
 from .core import BasegunError, Run, out_faults, printable, raise_faults, say, tried, write_whole
 from .dataset import labelled_photos, other_photos
 from .levels import PASSING, Levels
+from .names import difference, look
 from .mistakes import read_groups, suspect_labels, write_sheets
 from .photo import DECODER
 from .predictions import (Predictions, confusion_matrix, elsewhere, metrics, normalized, passed,
@@ -62,7 +63,8 @@ def unknown_classes(
     run: Run, # The model's run, for the message
 ) -> list[str]: # A message for each class that the model does not know
     "Name the classes that a model cannot answer with."
-    return [f"class '{o}' is not one that '{run.path}' knows: rename or move the folder. The run's classes are: "
+    def like(label): return next((f" '{o}' looks the same: {difference(o, label)}." for o in classes if look(o) == look(label)), '')
+    return [f"class '{o}' is not one that '{run.path}' knows: rename or move the folder.{like(o)} The run's classes are: "
             f"{', '.join(classes)}" for o in sorted(set(table.label) - set(classes))]
 
 # %% ../nbs/06_evaluate.ipynb #7e10d6f6

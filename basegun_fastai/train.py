@@ -25,7 +25,7 @@ from .core import BasegunError, Run, out_faults, printable, raise_faults, run_na
 from .dataset import folder_fault, layout_faults, left_aside, photo_table
 from .options import DEVICES, option_faults, resume_faults
 from .photo import DECODER
-from .problems import balance_problems, same_photos, same_problems
+from .problems import balance_problems, name_problems, same_photos, same_problems
 
 # %% ../nbs/07_train.ipynb #b3fbd41b
 def _counts(table):
@@ -57,7 +57,7 @@ def readable_photos(
     wrong = [printable(o.message) for o in same_problems(same_photos(data, good))]
     if wrong[20:]: wrong[20:] = [f'and {len(wrong) - 20} more: `basegun-fastai check {data}` names them all']
     raise_faults(gone + (wrong and [f"'{data}' has photos where they make its numbers false:", *wrong]))
-    warnings = [o.message for o in balance_problems(good)]
+    warnings = [printable(o.message) for o in name_problems(data) + balance_problems(good)]
     if warnings[3:]: warnings[3:] = [f'{len(warnings) - 3} more of this kind: `basegun-fastai check {data}` names them all']
     for o in warnings: say(f'warning: {o}')
     return good, table.file[table.reason != ''].tolist()

@@ -226,3 +226,17 @@ def test_a_picture_that_is_there_hundreds_of_times_is_one_problem(clean, tmp_pat
     code, found, told = checked(clean, tmp_path)
     assert code == 1 and kinds(found) == {('error', 'leak'): 1, ('warning', 'imbalance'): 1} and len(files_of(found, 'leak')) == 304
     assert 'and 298 more' in told.stdout
+
+
+def test_classes_that_look_alike_are_a_warning_and_twin_folders_an_error(clean, tmp_path):
+    for split in SPLITS:
+        (clean/split/'epaule_a_pompe').rename(clean/split/'Revolver')
+        (clean/split/'epaule_a_verrou').rename(clean/split/'pistolet ')
+    code, found, told = checked(clean, tmp_path)
+    assert code == 0 and kinds(found) == {('warning', 'class-mismatch'): 2}
+    assert files_of(found, 'class-mismatch') == {f'{s}/{o}' for s in SPLITS for o in ('Revolver', 'revolver', 'pistolet ')}
+    assert "classes 'Revolver' and 'revolver' look the same: they differ by case" in told.stdout and 'a blank at an end' in told.stdout
+    shutil.copytree(clean/'train'/'revolver', clean/'train'/'e\u0301te\u0301')
+    shutil.move(clean/'train'/'pistolet ', clean/'train'/'été')
+    code, found, told = checked(clean, tmp_path)
+    assert code == 1 and "class 'été' twice" in told.stdout and kinds(found)['error', 'class-mismatch'] == 3

@@ -86,3 +86,39 @@ def test_labelled_photos_of_a_flat_folder(data, tmp_path):
     assert (labelled_photos(data/'val').label == labelled_photos(data).label).all()
     (tmp_path/'empty').mkdir()
     with pytest.raises(BasegunError, match='no class folder'): labelled_photos(tmp_path/'empty')
+
+
+MAC, LINUX = 'pistolet a\u0300 percussion', 'pistolet à percussion'
+
+
+def test_a_class_from_a_mac_and_one_from_linux_are_one(copy):
+    (copy/'train'/'revolver').rename(copy/'train'/MAC)
+    (copy/'val'/'revolver').rename(copy/'val'/LINUX)
+    assert layout_faults(copy) == []
+    table = photo_table(copy)
+    assert LINUX in set(table.label) and MAC not in set(table.label) and len(table) == 48 + 24
+    assert table.label.is_monotonic_increasing or all(part.label.is_monotonic_increasing for _, part in table.groupby('split'))
+    assert (copy/table.file[table.label == LINUX].iloc[0]).is_file() and f'train/{MAC}/' in table.file[table.label == LINUX].iloc[0]
+
+
+def test_a_class_in_both_forms_in_one_folder_is_an_error(copy):
+    (copy/'train'/'revolver').rename(copy/'train'/LINUX)
+    (copy/'val'/'revolver').rename(copy/'val'/LINUX)
+    (copy/'train'/'epaule_a_pompe').rename(copy/'train'/MAC)
+    [fault] = [o for o in layout_faults(copy) if 'twice' in o]
+    assert f"class '{LINUX}' twice" in fault and 'NFC' in fault and 'NFD' in fault and 'move the photos' in fault
+    with pytest.raises(BasegunError, match='twice'): labelled_photos(copy/'train')
+
+
+@pytest.mark.parametrize(('name', 'says'), [
+    ('Revolver', 'they differ by case'), ('revolver ', "'revolver ' has a blank at an end"), ('revolver.', "'revolver.' has a dot at its end"),
+    ('revol\u200bver', "'revol\u200bver' has 'ZERO WIDTH SPACE'"), ('ｒevolver', 'they differ by letters that look alike')])
+def test_a_class_that_only_looks_the_same_says_by_what_it_differs(copy, name, says):
+    (copy/'val'/'revolver').rename(copy/'val'/name)
+    faults = layout_faults(copy)
+    assert len(faults) == 2 and all(f'looks the same: {says}; give both folders one name' in o for o in faults)
+
+
+def test_blanks_that_look_alike_are_named(copy):
+    for split, name in (('train', 'fusil à pompe'), ('val', 'fusil à\u00a0pompe')): (copy/split/'revolver').rename(copy/split/name)
+    assert "'fusil à\u00a0pompe' has 'NO-BREAK SPACE'" in layout_faults(copy)[0]
