@@ -19,12 +19,12 @@ import pandas as pd
 from .contents import examined, marks, remember
 from .core import BasegunError, file_faults, printable, raise_faults, say, write_whole
 from .dataset import NOT_TAKEN, SPLITS, Problem, classes, listed_photos, missing_folders, odd_files
-from .problems import (alike_problems, balance_problems, folder_problems, same_photos, same_problems, small_problems,
-                                     unreadable_problems)
+from .problems import (alike_problems, balance_problems, blank_problems, folder_problems, repeated_problems, same_photos,
+                                     same_problems, small_problems, unreadable_problems)
 
 # %% ../nbs/02d_check.ipynb #947ef009
 WORST_FIRST = ('unreadable', 'leak', 'conflict', 'class-mismatch', 'empty-class', 'near-duplicate', 'imbalance', 'few-val',
-               'small', 'odd-file')
+               'blank', 'repeated', 'small', 'odd-file')
 
 # %% ../nbs/02d_check.ipynb #6d91d2c4
 def all_problems(
@@ -36,7 +36,7 @@ def all_problems(
     "Say everything that is wrong with a data set."
     same = same_photos(data, table, workers)
     found = [*folder_problems(data), *unreadable_problems(table), *same_problems(same), *balance_problems(table),
-             *small_problems(table, size), *alike_problems(data, table, same, workers)]
+             *blank_problems(table), *repeated_problems(same), *small_problems(table, size), *alike_problems(data, table, same, workers)]
     return sorted(found, key=lambda o: (o.level != 'error', WORST_FIRST.index(o.kind)))
 
 # %% ../nbs/02d_check.ipynb #f61522ab

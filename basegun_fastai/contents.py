@@ -28,7 +28,7 @@ from .reading import answers
 
 # %% ../nbs/02a_contents.ipynb #1e1e3c92
 BITS, LOOK = [f'bits{i}' for i in range(8)], ['aspect', 'red', 'blue']
-_EMPTY = dict(digest='', reason='', form='', width=0, height=0, shrunk=0, bits=[0] * 8, look=[0] * 3)
+_EMPTY = dict(digest='', reason='', form='', width=0, height=0, shrunk=0, blank='', bits=[0] * 8, look=[0] * 3)
 
 # %% ../nbs/02a_contents.ipynb #2f76fd4a
 def progress(
@@ -46,11 +46,12 @@ def examined(
     table: pd.DataFrame, # Photos, as `photo_table` lists them
     workers: int|None = None, # Processes; empty means one a core
 ) -> pd.DataFrame: # `table` with `digest` (SHA-256 of the file), `reason` (empty for a readable photo), `form` (one of
-                   # `FORMATS`), `width`, `height`, `shrunk` (digest of the pixels of a small copy), `BITS` and `LOOK`
+                   # `FORMATS`), `width`, `height`, `shrunk` (digest of the pixels of a small copy), `blank` (why it
+                   # shows next to nothing), `BITS` and `LOOK`
     "Read every photo once, to know its content and whether it can be used."
     n, names = len(table), table.file.tolist()
     columns = {k: np.zeros(n, t) for k, t in dict(width=np.int32, height=np.int32, shrunk=np.uint64).items()}
-    columns |= {o: np.empty(n, object) for o in ('digest', 'reason', 'form')}
+    columns |= {o: np.empty(n, object) for o in ('digest', 'reason', 'form', 'blank')}
     bits, looks = np.zeros((n, 8), np.uint64), np.zeros((n, 3), np.float32)
     for i, found in enumerate(progress(answers(data, names, 'examine', workers), n, 'reading photos')):
         found = _EMPTY | found

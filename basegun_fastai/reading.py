@@ -21,6 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from .alike import SIDE, look, signature, thumbnail
+from .blank import blank
 from .core import cores, raise_if_asked
 from .photo import UnreadablePhoto, photo_bytes, photo_header, read_photo
 
@@ -34,7 +35,7 @@ def _examined(path):
         form, width, height = photo_header(content)
         photo = read_photo(content, 2 * SIDE)
     except UnreadablePhoto as err: return dict(digest=digest, reason=err.reason)
-    return dict(digest=digest, form=form, width=width, height=height, shrunk=_digest(photo),
+    return dict(digest=digest, form=form, width=width, height=height, shrunk=_digest(photo), blank=blank(photo),
                 look=look(photo).tolist(), bits=signature(thumbnail(photo)).ravel().tolist())
 
 # %% ../nbs/01b_reading.ipynb #47d287a8

@@ -146,7 +146,7 @@ def test_small_photos_too_few_and_too_unequal(clean, tmp_path):
     for o in sorted((clean/'val'/'revolver').iterdir())[:1]: o.unlink()
     for o in sorted((clean/'train'/'epaule_a_pompe').iterdir())[2:]: o.unlink()
     code, found, _ = checked(clean, tmp_path)
-    assert code == 0 and kinds(found) == {('warning', 'small'): 1, ('warning', 'few-val'): 1, ('warning', 'imbalance'): 1}
+    assert code == 0 and kinds(found) == {('warning', o): 1 for o in ('blank', 'small', 'few-val', 'imbalance')}
     assert files_of(found, 'imbalance') == {'train/revolver', 'train/epaule_a_pompe'} and files_of(found, 'few-val') == {'val/revolver'}
     assert not kinds(checked(clean, tmp_path, '--size', 100)[1])['warning', 'small']
 
@@ -240,3 +240,32 @@ def test_classes_that_look_alike_are_a_warning_and_twin_folders_an_error(clean, 
     shutil.move(clean/'train'/'pistolet ', clean/'train'/'été')
     code, found, told = checked(clean, tmp_path)
     assert code == 1 and "class 'été' twice" in told.stdout and kinds(found)['error', 'class-mismatch'] == 3
+
+
+def test_photos_that_show_next_to_nothing_are_named_and_no_others(clean, tmp_path):
+    import numpy as np
+    from PIL import ImageDraw, ImageFilter
+    folder, random = clean/'train'/'revolver', np.random.default_rng(0)
+    dark = Image.fromarray(random.integers(0, 9, (300, 400, 3), np.uint8))  # the cap was on; a sensor is never silent
+    words = Image.new('RGB', (300, 300), (246, 246, 246))
+    for y, line in ((120, "WE'RE SORRY"), (150, 'THIS PICTURE COULD NOT'), (170, 'BE FOUND')): ImageDraw.Draw(words).text((60, y), line, (90, 90, 90), font_size=20)
+    first = Image.open(photo(folder))
+    planted = {'black.jpg': dark, 'white.png': Image.new('L', (500, 300), 255), 'words.gif': words, 'blurred.jpg': first.filter(ImageFilter.GaussianBlur(50))}
+    for name, image in planted.items(): image.save(folder/name)
+    ImageEnhance.Contrast(first).enhance(.15).save(folder/'faint.jpg')
+    first.filter(ImageFilter.GaussianBlur(5)).save(folder/'soft.jpg')
+    code, found, told = checked(clean, tmp_path)
+    assert code == 0 and files_of(found, 'blank') == {f'train/revolver/{o}' for o in planted}
+    assert {o['message'].split(': ')[1].split(';')[0] for o in found['problems'] if o['kind'] == 'blank'} == {
+        'it shows one colour', 'it shows a few words on an empty page', 'it shows nothing but blur'}
+
+
+def test_a_picture_that_a_class_has_many_times_is_one_line(clean, tmp_path):
+    for label, n in (('revolver', 5), ('epaule_a_pompe', 3), ('epaule_a_verrou', 2)):
+        folder = clean/'train'/label
+        Image.effect_mandelbrot((300, 240), (-3, -2.5, 2, 2.5), 20 + n).convert('RGB').save(folder/'lost0.png')
+        for i in range(1, n): shutil.copyfile(folder/'lost0.png', folder/f'lost{i}.png')
+    code, found, told = checked(clean, tmp_path)
+    assert code == 0 and kinds(found) == {('warning', 'repeated'): 1}
+    assert files_of(found, 'repeated') == {f'train/{label}/lost{i}.png' for label, n in (('revolver', 5), ('epaule_a_pompe', 3)) for i in range(n)}
+    assert '8 files are 2 pictures, more than 2 times in a class: train/revolver/lost0.png is there 5 times' in told.stdout

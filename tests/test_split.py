@@ -34,9 +34,10 @@ def made(photos, out, *options):
     assert told.returncode == 0 and told.stdout == f'{out}\n', told.stderr
     assert {k: v for k, v in tree(photos).items()} == before
     rows = list(csv.DictReader((out/'split.csv').open()))
-    for o in rows:
+    there = [o for o in rows if o['split'] != 'left-out']
+    for o in there:
         assert (out/o['split']/o['file']).read_bytes() == (photos/o['file']).read_bytes()
-    assert len(rows) == len([o for o in out.rglob('*') if o.is_file()]) - 1
+    assert len(there) == len([o for o in out.rglob('*') if o.is_file()]) - 1
     return {o['file']: o for o in rows}
 
 
@@ -136,3 +137,24 @@ def test_links_to_another_disk_are_told(photos, tmp_path):
     out = shared/f'basegun-split-{os.getpid()}'
     refused(photos, out, ['on the same disk'], '--link')
     assert not list(shared.glob('*basegun-split*'))
+
+
+def test_photos_under_two_labels_are_an_error_or_are_left_out(photos, tmp_path):
+    first = sorted(os.listdir(photos/'revolver'))[0]
+    content = (photos/'revolver'/first).read_bytes()
+    (photos/'epaule_a_pompe'/'copy.jpg').write_bytes(content)
+    (photos/'revolver'/'again.jpg').write_bytes(content + b'tail')  # the same pixels
+    told = typed('split', photos, tmp_path/'a')
+    assert told.returncode == 1 and '--conflicts leave-out' in told.stderr and 'copy.jpg' in told.stderr and not (tmp_path/'a').exists()
+    rows = made(photos, tmp_path/'a', '--conflicts', 'leave-out')
+    left = {o for o, row in rows.items() if row['split'] == 'left-out'}
+    assert left == {'epaule_a_pompe/copy.jpg', 'revolver/again.jpg', f'revolver/{first}'} and len(rows) == 20 * 6 + 2 and layout_faults(tmp_path/'a') == []
+    told = typed('split', photos, tmp_path/'b', '--conflicts', 'drop')
+    assert told.returncode == 1 and 'give error or leave-out' in told.stderr
+
+
+def test_a_class_whose_photos_are_all_under_two_labels_is_named(photos, tmp_path):
+    shutil.copytree(photos/'revolver', photos/'pistolet')
+    told = typed('split', photos, tmp_path/'a', '--conflicts', 'leave-out')
+    assert told.returncode == 1 and not (tmp_path/'a').exists()
+    for label in ('revolver', 'pistolet'): assert f"class '{label}' has no photo that is under its label alone" in told.stderr
