@@ -18,6 +18,7 @@ from .contents import contents, part_fingerprint, readable
 from .core import BasegunError, Run, out_faults, printable, raise_faults, say, tried, write_whole
 from .dataset import labelled_photos, other_photos
 from .levels import PASSING, Levels
+from .lock import held
 from .names import difference, look
 from .mistakes import read_groups, suspect_labels, write_sheets
 from .photo import DECODER
@@ -191,14 +192,16 @@ def _pickle_judged(file, data, out, skip_unreadable, workers, trust_pickle):
     table, out = labelled_photos(data), Path(out or f'{file.stem}_evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
     learn = load_learner(file)
     raise_faults(unknown_classes(table, list(learn.dls.vocab), Run(file)) + out_faults(out, data))
-    table = _read(data, table, skip_unreadable)
-    dl = learn.dls.test_dl([str(data/o) for o in table.file], num_workers=workers or 0)
-    labels = np.array([learn.dls.vocab.o2i[o] for o in table.label])
-    found = Predictions(table.file.tolist(), list(learn.dls.vocab), labels, passed(learn.model, learn.dls, dl, 'judging')[0].numpy())
-    out.mkdir(parents=True)
-    numbers = write_tables(found, out, levels=Levels(None, None))
-    write_mistakes(found, data, out)
-    print(summary(numbers, out))
+    with held(out):
+        raise_faults(out_faults(out, data))  # it may have been made meanwhile
+        table = _read(data, table, skip_unreadable)
+        dl = learn.dls.test_dl([str(data/o) for o in table.file], num_workers=workers or 0)
+        labels = np.array([learn.dls.vocab.o2i[o] for o in table.label])
+        found = Predictions(table.file.tolist(), list(learn.dls.vocab), labels, passed(learn.model, learn.dls, dl, 'judging')[0].numpy())
+        out.mkdir(parents=True)
+        numbers = write_tables(found, out, levels=Levels(None, None))
+        write_mistakes(found, data, out)
+        print(summary(numbers, out))
 
 # %% ../nbs/06_evaluate.ipynb #855e5ff5
 def evaluate(
@@ -231,21 +234,23 @@ def evaluate(
         known, wrong = tried(read_groups, groups, table.file.tolist())
         faults += wrong
     raise_faults(faults)
-    for label in sorted(set(config['classes']) - set(table.label)):
-        say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
-    if groups is not None: known = known.set_axis(table.file)
-    table = _read(data, table, skip_unreadable)
-    if (then := config['versions'].get('decoder', 1)) != DECODER:
-        say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder {DECODER}: answers may differ')
-    say(provenance(table, config))
-    if not_a_gun is not None: others = others_read(not_a_gun, skip_unreadable, {*table.digest})
-    heat, levels, rates = run_trust(run)
-    dls, model = run_loaders(run, data, table, workers, device), trained_model(run)
-    found = predictions(model, dls, table.file.tolist())
-    dls.valid.close()
-    passing = None if not_a_gun is None else elsewhere(model, dls, others)
-    out.mkdir(parents=True)
-    numbers = write_tables(found, out, passing, temperature=heat, levels=levels, **rates)
-    write_mistakes(found, data, out)
-    if groups is not None: write_groups(found, known.loc[table.file], out)
-    print(summary(numbers, out))
+    with held(out):
+        raise_faults(out_faults(out, data))  # it may have been made meanwhile
+        for label in sorted(set(config['classes']) - set(table.label)):
+            say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
+        if groups is not None: known = known.set_axis(table.file)
+        table = _read(data, table, skip_unreadable)
+        if (then := config['versions'].get('decoder', 1)) != DECODER:
+            say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder {DECODER}: answers may differ')
+        say(provenance(table, config))
+        if not_a_gun is not None: others = others_read(not_a_gun, skip_unreadable, {*table.digest})
+        heat, levels, rates = run_trust(run)
+        dls, model = run_loaders(run, data, table, workers, device), trained_model(run)
+        found = predictions(model, dls, table.file.tolist())
+        dls.valid.close()
+        passing = None if not_a_gun is None else elsewhere(model, dls, others)
+        out.mkdir(parents=True)
+        numbers = write_tables(found, out, passing, temperature=heat, levels=levels, **rates)
+        write_mistakes(found, data, out)
+        if groups is not None: write_groups(found, known.loc[table.file], out)
+        print(summary(numbers, out))

@@ -23,6 +23,7 @@ from PIL import ExifTags, Image
 from .artefact import FORMAT, essentials, probed, sealed
 from .core import BasegunError, Run, out_faults, raise_faults, say, write_whole
 from .demo import drawn_photo
+from .lock import held
 from .photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
 from .predict import load
 
@@ -179,17 +180,19 @@ def export(
         f"this version has decoder {DECODER}: export with basegun-fastai as in its config.json, or train again")
     data, out = Path(data or config['options']['data']), Path(out or run.path/'exported')
     raise_faults(out_faults(out, data))
-    rows = _rows(run, data)
-    say(f'making {out}')
-    network, unborn = served(run), out.with_name(f'.{out.name}.{os.getpid()}.new')
-    try:
-        unborn.mkdir(parents=True)
-        _write(run, unborn, network)
-        most, faults = differences(rows, data, network, unborn)
-        if faults[5:]: faults[5:] = [f'and {len(faults) - 5} more']
-        if faults: raise BasegunError('\n'.join([f"'{run.path}' is not exported, since the answers differ:", *faults,
-            'Was a photo changed since the training, give the photos of the training as --data; else report this, and do not serve the run']))
-        unborn.rename(out)
-    finally: shutil.rmtree(unborn, ignore_errors=True)
-    say(f'{len(rows)} photos get the same answer in the training, from model.safetensors and from model.onnx; probabilities differ by {most:.1g} at most')
-    print(out)
+    with held(out):
+        raise_faults(out_faults(out, data))  # it may have been made meanwhile
+        rows = _rows(run, data)
+        say(f'making {out}')
+        network, unborn = served(run), out.with_name(f'.{out.name}.{os.getpid()}.new')
+        try:
+            unborn.mkdir(parents=True)
+            _write(run, unborn, network)
+            most, faults = differences(rows, data, network, unborn)
+            if faults[5:]: faults[5:] = [f'and {len(faults) - 5} more']
+            if faults: raise BasegunError('\n'.join([f"'{run.path}' is not exported, since the answers differ:", *faults,
+                'Was a photo changed since the training, give the photos of the training as --data; else report this, and do not serve the run']))
+            unborn.rename(out)
+        finally: shutil.rmtree(unborn, ignore_errors=True)
+        say(f'{len(rows)} photos get the same answer in the training, from model.safetensors and from model.onnx; probabilities differ by {most:.1g} at most')
+        print(out)

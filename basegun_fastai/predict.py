@@ -25,6 +25,7 @@ import numpy as np
 from .artefact import AGAIN, open_session, place_fault, probe, raise_if_otherwise, read_description
 from .core import BasegunError, cores, out_faults, printable, raise_faults, raise_if_asked, say
 from .levels import Levels
+from .lock import held
 from .photo import UnreadablePhoto, pixels
 
 # %% ../nbs/10_predict.ipynb #12083dee
@@ -180,7 +181,7 @@ def _written(out):
     if out is None: return (yield sys.stdout)
     temporary = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
     try:
-        with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
+        with held(out), open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -17,6 +17,7 @@ import pandas as pd
 from .contents import examined, progress, readable
 from .core import BasegunError, csv_text, out_faults, raise_faults, raise_if_asked, say, write_whole
 from .dataset import SPLITS, labelled_photos
+from .lock import held
 from .problems import alike_pairs, same_photos, same_problems
 
 # %% ../nbs/02e_split.ipynb #080705d8
@@ -110,25 +111,27 @@ def split(
     if there := [o for o in SPLITS if (photos/o).is_dir()]: faults.append(
         f"'{photos}' has {' and '.join(f'{o}/' for o in there)} already: give a folder with <class>/*, such as '{photos/there[0]}'")
     raise_faults(faults)
-    table = labelled_photos(photos)
-    say(f'reading {len(table)} photos')
-    table = examined(photos, table, workers)
-    table = readable(photos, table, skip_unreadable).reset_index(drop=True)
-    table, left = _decided(photos, table, val, seed, conflicts, workers)
-    unfinished = out.with_name(f'.{out.name}.unfinished')
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        for o in progress(table.itertuples(), len(table), 'linking' if link else 'copying'):
-            raise_if_asked()
-            folder = unfinished/o.split/o.label
-            folder.mkdir(parents=True, exist_ok=True)
-            _place(photos/o.file, folder/Path(o.file).name, link)
-        rows = [dict(file=o.file, split=o.split, label=o.label, group=o.group[:16], sha256=o.digest) for o in table.itertuples()]
-        rows += [dict(file=o.file, split='left-out', label=o.label, group='', sha256=o.digest) for o in left.itertuples()]
-        write_whole(unfinished/'split.csv', csv_text(rows))
-        unfinished.rename(out)
-    except BaseException:
+    with held(out):
+        raise_faults(out_faults(out, photos, 'OUT'))  # it may have been made meanwhile
+        table = labelled_photos(photos)
+        say(f'reading {len(table)} photos')
+        table = examined(photos, table, workers)
+        table = readable(photos, table, skip_unreadable).reset_index(drop=True)
+        table, left = _decided(photos, table, val, seed, conflicts, workers)
+        unfinished = out.with_name(f'.{out.name}.unfinished')
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    for label, part in table.groupby('label'): say(f"{label}: {' and '.join(f'{(part.split == s).sum()} {s}' for s in SPLITS)}")
-    print(out)
+        try:
+            for o in progress(table.itertuples(), len(table), 'linking' if link else 'copying'):
+                raise_if_asked()
+                folder = unfinished/o.split/o.label
+                folder.mkdir(parents=True, exist_ok=True)
+                _place(photos/o.file, folder/Path(o.file).name, link)
+            rows = [dict(file=o.file, split=o.split, label=o.label, group=o.group[:16], sha256=o.digest) for o in table.itertuples()]
+            rows += [dict(file=o.file, split='left-out', label=o.label, group='', sha256=o.digest) for o in left.itertuples()]
+            write_whole(unfinished/'split.csv', csv_text(rows))
+            unfinished.rename(out)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        for label, part in table.groupby('label'): say(f"{label}: {' and '.join(f'{(part.split == s).sum()} {s}' for s in SPLITS)}")
+        print(out)

@@ -23,6 +23,7 @@ from .cache import cache_faults, prepared
 from .contents import contents, fingerprint, part_fingerprint, readable
 from .core import BasegunError, Run, out_faults, printable, raise_faults, run_name, say, tried
 from .dataset import folder_fault, layout_faults, left_aside, photo_table
+from .lock import held
 from .options import DEVICES, option_faults, resume_faults
 from .photo import DECODER
 from .problems import balance_problems, name_problems, same_photos, same_problems
@@ -242,33 +243,34 @@ def train(
     asked = dict(locals())
     options = _defaults(asked)
     run = Run(Path(out)/(name or run_name(str(arch))))
-    going_on = resume and run.exists
-    if going_on and run.finished:
-        from basegun_fastai.evaluate import summary
-        say(f"'{run.path}' is finished: nothing to do")
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-        return print(summary(json.loads((run.path/'metrics.json').read_text()), run.path))
-    made, device, table, skipped = _prepared(options, [] if going_on else out_faults(
-        run.path, data, '--name, or --resume to continue it'))
-    others = None
-    if not_a_gun is not None:
-        from basegun_fastai.evaluate import others_read
-        others = others_read(not_a_gun, skip_unreadable, {*table.digest})
-    if weights == 'none' and head_epochs is None: say('--weights none: nothing to transfer, so the head stage is skipped')
-    makers = _makers(options, made, device, table)
-    if going_on:
-        config = run.config
-        found = dict(fingerprint=fingerprint(table), counts=_counts(table), device=device)
-        raise_faults(resume_faults(config, options, found, run))
-        run.tidy()
-        if config['versions'] != _versions(): say(f"begun with {config['versions']}, going on with {_versions()}: results may differ")
-    else:
-        config = _new_config(options, made, table, skipped, _resolved(options, made, device, *makers))
-        _begin(run, config)
-    table = table[['file', 'label', 'split']]  # what was known of the contents is in the configuration
-    resolved = config['resolved']
-    say(f"{made.timm_name} at {made.size} pixels on the {device}, batches of {resolved['batch_size']}, --lr {resolved['lr']:.2g}")
-    print(_trained(run, config, table, others, *makers))
+    def faults(): return out_faults(run.path, data, '--name, or --resume to continue it')
+    with held(run.path, unless=option_faults(options) + ([] if resume and run.exists else faults())):
+        going_on = resume and run.exists
+        if going_on and run.finished:
+            from basegun_fastai.evaluate import summary
+            say(f"'{run.path}' is finished: nothing to do")
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            return print(summary(json.loads((run.path/'metrics.json').read_text()), run.path))
+        made, device, table, skipped = _prepared(options, [] if going_on else faults())
+        others = None
+        if not_a_gun is not None:
+            from basegun_fastai.evaluate import others_read
+            others = others_read(not_a_gun, skip_unreadable, {*table.digest})
+        if weights == 'none' and head_epochs is None: say('--weights none: nothing to transfer, so the head stage is skipped')
+        makers = _makers(options, made, device, table)
+        if going_on:
+            config = run.config
+            found = dict(fingerprint=fingerprint(table), counts=_counts(table), device=device)
+            raise_faults(resume_faults(config, options, found, run))
+            run.tidy()
+            if config['versions'] != _versions(): say(f"begun with {config['versions']}, going on with {_versions()}: results may differ")
+        else:
+            config = _new_config(options, made, table, skipped, _resolved(options, made, device, *makers))
+            _begin(run, config)
+        table = table[['file', 'label', 'split']]  # what was known of the contents is in the configuration
+        resolved = config['resolved']
+        say(f"{made.timm_name} at {made.size} pixels on the {device}, batches of {resolved['batch_size']}, --lr {resolved['lr']:.2g}")
+        print(_trained(run, config, table, others, *makers))
 
 # %% ../nbs/07_train.ipynb #03e56654
 @delegates(train, but=['resume', 'high_rate', 'shown_rate', 'not_a_gun'])
@@ -284,18 +286,20 @@ def lr_find(
     given = {k: v.default for k, v in inspect.signature(train).parameters.items() if k != 'data'} | kwargs
     options = _defaults(dict(data=data) | given | dict(resume=False))
     run = Run(Path(options['out'])/(options['name'] or 'lr-find_' + run_name(str(options['arch']))))
-    made, device, table, _ = _prepared(options, out_faults(run.path, data, '--name'))
-    makers = _makers(options, made, device, table)
-    tried, rate = _rate_trial(options, *makers, _batch_size(options, made, device, *makers))
-    figure, picture = Figure(figsize=(7, 4), layout='constrained'), BytesIO()
-    axes = figure.add_subplot(xscale='log', xlabel='learning rate', ylabel='loss (smoothed)')
-    axes.plot(tried.learning_rate, tried.loss)
-    axes.axvline(rate, color='tab:red', label=f'suggestion: {rate:.2g}')
-    axes.legend()
-    figure.savefig(picture, format='png', dpi=100)
-    run.path.mkdir(parents=True)
-    run.write('lr-find.csv', tried.to_csv(index=False, lineterminator='\n'))
-    run.write('lr-find.png', picture.getvalue())
-    _warn_of_finder(options)
-    say(f"curve: {run.path/'lr-find.png'}")
-    print(f'{rate:.3g}')
+    faults = out_faults(run.path, data, '--name')
+    with held(run.path, unless=option_faults(options) + faults):
+        made, device, table, _ = _prepared(options, faults)
+        makers = _makers(options, made, device, table)
+        tried, rate = _rate_trial(options, *makers, _batch_size(options, made, device, *makers))
+        figure, picture = Figure(figsize=(7, 4), layout='constrained'), BytesIO()
+        axes = figure.add_subplot(xscale='log', xlabel='learning rate', ylabel='loss (smoothed)')
+        axes.plot(tried.learning_rate, tried.loss)
+        axes.axvline(rate, color='tab:red', label=f'suggestion: {rate:.2g}')
+        axes.legend()
+        figure.savefig(picture, format='png', dpi=100)
+        run.path.mkdir(parents=True)
+        run.write('lr-find.csv', tried.to_csv(index=False, lineterminator='\n'))
+        run.write('lr-find.png', picture.getvalue())
+        _warn_of_finder(options)
+        say(f"curve: {run.path/'lr-find.png'}")
+        print(f'{rate:.3g}')
