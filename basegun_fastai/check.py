@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from .contents import examined, marks, remember
-from .core import BasegunError, file_faults, printable, raise_faults, say, write_whole
+from .core import BasegunError, file_faults, number_of, printable, raise_faults, say, write_whole
 from .dataset import NOT_TAKEN, SPLITS, Problem, classes, listed_photos, missing_folders, odd_files
 from .problems import (alike_problems, balance_problems, blank_problems, folder_problems, repeated_problems, same_photos,
                                      same_problems, small_problems, unreadable_problems)
@@ -62,9 +62,9 @@ def told(
 ) -> str: # Some lines, whatever the number of problems
     "Sum a check up for people."
     counts = found['counts']
-    lines = [f"{sum(map(sum, (counts[o].values() for o in SPLITS)))} photos in {len({*counts['train'], *counts['val']})} classes: "
+    lines = [f"{number_of(sum(map(sum, (counts[o].values() for o in SPLITS))))} in {number_of(len({*counts['train'], *counts['val']}), 'class', 'classes')}: "
              + ' and '.join(f'{sum(counts[o].values())} {o}' for o in SPLITS),
-             f"{found['photos']} files: {found['ok']} ok, {found['warned']} warned, {found['refused']} refused"]
+             f"{number_of(found['photos'], 'file')}: {found['ok']} ok, {found['warned']} warned, {found['refused']} refused"]
     kinds = [(*key, list(part)) for key, part in groupby(problems, key=lambda o: (o.level, o.kind))]
     for level, kind, part in kinds:
         lines.append(f'{level:8}{kind} {len(part)}')
@@ -85,7 +85,7 @@ def check(
     raise_faults(faults + [f'--{k} {v}: give a whole number, 1 or more' for k, v in dict(size=size, workers=workers).items()
                            if v is not None and v < 1])
     since, table = time.time_ns(), listed_photos(data)
-    say(f'reading {len(table)} photos')
+    say(f'reading {number_of(len(table))}')
     before = marks(data, table.file.tolist())
     table = examined(data, table, workers)
     problems = all_problems(data, table, size, workers)
@@ -97,5 +97,5 @@ def check(
         from basegun_fastai.page import page
         write_whole(report, page(data, table, problems, found, workers))
         say(f'page: {report}')
-    if errors := sum(o.level == 'error' for o in problems): raise BasegunError(f"'{data}' has {errors} error(s) that would spoil "
+    if errors := sum(o.level == 'error' for o in problems): raise BasegunError(f"'{data}' has {number_of(errors, 'error')} that would spoil "
         'a training: mend them, then check again' + ('' if json or report else '; --json FILE.json or --report FILE.html names them all'))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BasegunError', 'raise_faults', 'tried', 'Terminated', 'heed_signals', 'raise_if_asked', 'say', 'cores', 'cache_home',
-           'write_whole', 'disk_fault', 'out_faults', 'file_faults', 'printable', 'csv_text', 'Run', 'run_name']
+           'write_whole', 'disk_fault', 'out_faults', 'file_faults', 'printable', 'number_of', 'csv_text', 'Run',
+           'run_name']
 
 # %% ../nbs/00_core.ipynb #61233daf
 import csv
@@ -164,6 +165,15 @@ def printable(
 ) -> str: # On one line, with an escape such as \\n for each character that cannot be shown
     "Make `text` safe to print."
     return ''.join(o if o.isprintable() else o.encode('unicode_escape', 'surrogatepass').decode() for o in text)
+
+# %% ../nbs/00_core.ipynb #0629833d
+def number_of(
+    n: int, # How many
+    one: str = 'photo', # What one of them is called
+    many: str = '', # What several are called, where it is not `one` and an s
+) -> str: # Such as '1 photo'
+    "Say a number of things."
+    return f"{n} {one if n == 1 else many or one + 's'}"
 
 # %% ../nbs/00_core.ipynb #12adcc05
 def csv_text(

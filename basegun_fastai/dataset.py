@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import raise_faults
+from .core import number_of, raise_faults
 from .names import class_name, difference, look
 
 # %% ../nbs/02_dataset.ipynb #0a105f92
@@ -109,7 +109,7 @@ def class_differences(
              for o in sorted(train - val)}
     found |= {f'val/{o}': f"{_alone(o, 'val', 'train', train)}make '{data/'train'/o}', or remove it from val/"
               for o in sorted(val - train)}
-    if len(train) < 2: found['train'] = (f"'{data/'train'}' has {len(train)} class folder(s): {_quoted(sorted(train))}. "
+    if len(train) < 2: found['train'] = (f"'{data/'train'}' has {number_of(len(train), 'class folder')}: {_quoted(sorted(train))}. "
                                          "A classifier needs at least 2")
     return found
 
@@ -239,5 +239,5 @@ def odd_problems(
     data: Path, # A data set
 ) -> list[Problem]: # One for each key of `ODD` that has files
     "Say which files in a data set are odd."
-    return [Problem('odd-file', 'error' if why == 'nested' else 'warning', files, f'{len(files)} file(s) {ODD[why]}')
+    return [Problem('odd-file', 'error' if why == 'nested' else 'warning', files, f"{number_of(len(files), 'file')} {ODD[why]}")
             for why, files in odd_files(data).items() if files]

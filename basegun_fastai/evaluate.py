@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 
 from .contents import contents, part_fingerprint, readable
-from .core import BasegunError, Run, out_faults, printable, raise_faults, say, tried, write_whole
+from .core import BasegunError, Run, number_of, out_faults, printable, raise_faults, say, tried, write_whole
 from .dataset import labelled_photos, other_photos
 from .levels import PASSING, Levels
 from .lock import held
-from .names import difference, look
+from .names import class_columns, difference, look
 from .mistakes import read_groups, suspect_labels, write_sheets
 from .photo import DECODER
 from .predictions import (Predictions, confusion_matrix, elsewhere, metrics, normalized, passed,
-                                        plot_confusion_matrix, prediction_rows, predictions)
+                                        plot_confusion_matrix, prediction_columns, prediction_rows, predictions)
 from .trust import plot_trust, trust, trust_lines
 
 if TYPE_CHECKING:
@@ -49,9 +49,11 @@ def write_tables(
 ) -> dict: # What `metrics` and `trust` returned
     "Write `metrics.json`, both confusion matrices, their picture, `confidence.png` and `predictions-val.csv`."
     folder, numbers, counts = Path(folder), metrics(found) | trust(found, others=others, **how), confusion_matrix(found)
-    write_whole(folder/'predictions-val.csv', prediction_rows(found).to_csv(index=False, float_format='%.7g', lineterminator='\n'))
-    write_whole(folder/'confusion-matrix.csv', counts.to_csv(lineterminator='\n'))
-    write_whole(folder/'confusion-matrix-normalized.csv', normalized(counts).to_csv(float_format='%.6f', lineterminator='\n'))
+    rows = prediction_rows(found).set_axis(prediction_columns(found.classes), axis=1)
+    counts_table = counts.set_axis(class_columns(found.classes, (counts.index.name,)), axis=1)
+    write_whole(folder/'predictions-val.csv', rows.to_csv(index=False, float_format='%.7g', lineterminator='\n'))
+    write_whole(folder/'confusion-matrix.csv', counts_table.to_csv(lineterminator='\n'))
+    write_whole(folder/'confusion-matrix-normalized.csv', normalized(counts_table).to_csv(float_format='%.6f', lineterminator='\n'))
     write_whole(folder/'confusion-matrix.png', _png(plot_confusion_matrix(counts)))
     write_whole(folder/'confidence.png', _png(plot_trust(found, numbers, others)))
     write_whole(folder/'metrics.json', json.dumps(numbers, indent=2, ensure_ascii=False) + '\n')
@@ -121,7 +123,7 @@ def run_trust(
 # %% ../nbs/06_evaluate.ipynb #3eba612b
 def _raise_for_few(folder, n):
     fewest = int(np.ceil(1 / PASSING)) - 1
-    if n < fewest: raise BasegunError(f"--not-a-gun '{folder}' has {n} photos that can be read: to say what {1 - PASSING:.0%} of other things look like "
+    if n < fewest: raise BasegunError(f"--not-a-gun '{folder}' has {number_of(n)} that can be read: to say what {1 - PASSING:.0%} of other things look like "
                                       f'takes {fewest} or more')
 
 def others_listed(
@@ -142,7 +144,7 @@ def others_read(
     table = readable(folder, contents(folder, table), skip_unreadable)
     _raise_for_few(folder, len(table))
     same = table[table.digest.isin(digests)].file.tolist()
-    if same: raise BasegunError(f"--not-a-gun '{folder}' has {len(same)} photos that are also in the data, such as '{same[0]}': remove them from one side")
+    if same: raise BasegunError(f"--not-a-gun '{folder}' has {number_of(len(same))} that {'is' if len(same) == 1 else 'are'} also in the data, such as '{same[0]}': remove them from one side")
     return [str(Path(folder)/o) for o in table.file]
 
 # %% ../nbs/06_evaluate.ipynb #02d17c29

@@ -21,9 +21,10 @@ import pandas as pd
 from PIL import ExifTags, Image
 
 from .artefact import FORMAT, essentials, probed, sealed
-from .core import BasegunError, Run, out_faults, raise_faults, say, write_whole
+from .core import BasegunError, Run, number_of, out_faults, raise_faults, say, write_whole
 from .demo import drawn_photo
 from .lock import held
+from .predictions import prediction_columns
 from .photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
 from .predict import load
 
@@ -39,11 +40,10 @@ MOST_PHOTOS = 64
 
 def telling_rows(
     rows: pd.DataFrame, # `predictions-val.csv`
-    classes: list[str], # The model's classes
     most: int = MOST_PHOTOS, # How many
 ) -> pd.DataFrame: # Some of `rows`
     "Choose photos to compare answers on."
-    best = np.sort(rows[classes].to_numpy(), 1)
+    best = np.sort(rows.iloc[:, 4:].to_numpy(), 1)
     close = np.argsort(best[:, -1] - best[:, -2], kind='stable')[:most // 4]
     spread = np.linspace(0, len(rows) - 1, min(len(rows), most - len(close))).round().astype(int)
     return rows.iloc[np.union1d(close, spread)]
@@ -52,7 +52,10 @@ def telling_rows(
 def _rows(run, data):
     file = run.path/'predictions-val.csv'
     if not file.is_file(): raise BasegunError(f"'{run.path}' has no {file.name}: the training did not end. Start its command again with --resume")
-    rows = telling_rows(pd.read_csv(file, dtype=dict(file=str, label=str, predicted=str), keep_default_na=False), run.config['classes'])
+    rows = pd.read_csv(file, dtype=dict(file=str, label=str, predicted=str), keep_default_na=False)
+    if list(rows.columns) != prediction_columns(run.config['classes']): raise BasegunError(
+        f"'{file}' has not the columns of this run's classes: it was changed, or written by an older version; train again")
+    rows = telling_rows(rows)
     gone = [o for o in rows.file if not (data/o).is_file()]
     if gone: raise BasegunError(f"an export is compared with the training on photos of val/, and '{data/gone[0]}' is not there"
                                 f"{f', nor are {len(gone) - 1} others' if gone[1:] else ''}: give the folder with the photos of the training as --data")
@@ -137,7 +140,7 @@ def differences(
         try: squares = np.stack([pixels(o, model.about['size']) for o in photos])
         except UnreadablePhoto as err: raise BasegunError(f'{err}. It was read in the training: give the photos of the training as --data') from err
         with torch.inference_mode(): weights = network(torch.from_numpy(squares)).numpy()
-        said = {'in the training': part[model.classes].to_numpy(), 'by model.safetensors': weights}
+        said = {'in the training': part.iloc[:, 4:].to_numpy(), 'by model.safetensors': weights}
         said |= {f'by model.onnx{how}': np.array([list(o.probabilities.values()) for o in found]) for how, found in
                  (('', [model(o) for o in photos]), (', several at once', model.batch(photos)))}
         first = said['by model.safetensors']
@@ -194,5 +197,6 @@ def export(
                 'Was a photo changed since the training, give the photos of the training as --data; else report this, and do not serve the run']))
             unborn.rename(out)
         finally: shutil.rmtree(unborn, ignore_errors=True)
-        say(f'{len(rows)} photos get the same answer in the training, from model.safetensors and from model.onnx; probabilities differ by {most:.1g} at most')
+        say(f"{number_of(len(rows))} get{'s' if len(rows) == 1 else ''} the same answer in the training, from model.safetensors and from model.onnx; "
+            f'probabilities differ by {most:.1g} at most')
         print(out)

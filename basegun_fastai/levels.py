@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .core import number_of
+
 # %% ../nbs/05d_levels.ipynb #37189291
 @dataclass(frozen=True)
 class Levels:
@@ -102,7 +104,7 @@ def refusal(
 ) -> str: # A sentence
     "Say why photos cannot vouch for a rate."
     n, fewest = int((confidences >= lowest).sum()), fewest_photos(rate, RISK / 3)
-    if n < fewest: return (f"{n} photos{f' with a confidence of {lowest:.3f} or more' if lowest else ''} are too few to promise {rate:.4g}: "
+    if n < fewest: return (f"{number_of(n)}{f' with a confidence of {lowest:.3f} or more' if lowest else ''} {'are' if n != 1 else 'is'} too few to promise {rate:.4g}: "
                            f'it takes {fewest} answers without a mistake, and more with some')
     wrong = int((~right[np.argsort(-confidences, kind='stable')[:fewest]]).sum())
     return f'these photos cannot promise {rate:.4g}: of the {fewest} surest answers {wrong} are wrong'
@@ -117,6 +119,10 @@ def bands(
     at, found = np.array([levels(o) for o in confidences]), {}
     for name in ('high', 'medium', 'low'):
         n, good = int((at == name).sum()), int(right[at == name].sum())
+        if n and good in (0, n):  # every resample has the same share
+            from scipy.stats import binomtest
+            found[name] = dict(n=n, share=n / len(right), right=good / n, interval=list(binomtest(good, n).proportion_ci(.95, 'exact')))
+            continue
         drawn = np.random.default_rng(0).multinomial(len(right), np.array([good, n - good, len(right) - n]) / len(right), 1000)
         shares = drawn[:, 0] / np.maximum(drawn[:, :2].sum(1), 1)
         found[name] = dict(n=n, share=n / len(right), right=good / n if n else None,

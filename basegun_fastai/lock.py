@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['held']
 
-# %% ../nbs/00c_lock.ipynb #a04cb45e
+# %% ../nbs/00c_lock.ipynb #df99546f
 import errno
 import os
 import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from .core import BasegunError, say
 
-# %% ../nbs/00c_lock.ipynb #a17bd6ef
+# %% ../nbs/00c_lock.ipynb #631a24bd
 def _taken(descriptor):
     "Lock it; False where the disk has no locks; raises `BlockingIOError` or `PermissionError` where another process has it."
     try: import fcntl
@@ -31,7 +32,7 @@ def _is_there(descriptor, file):
     try: return os.path.samestat(os.fstat(descriptor), os.stat(file))
     except FileNotFoundError: return False
 
-# %% ../nbs/00c_lock.ipynb #f79849b8
+# %% ../nbs/00c_lock.ipynb #044b92ff
 def _locked(file, path):
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +53,12 @@ def _locked(file, path):
     os.write(descriptor, f'process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n'.encode())
     return descriptor
 
-# %% ../nbs/00c_lock.ipynb #9da25541
+# %% ../nbs/00c_lock.ipynb #fa0c46d6
 @contextmanager
 def held(
     path: Path|str, # What is to be made or changed: a file or a folder
-    unless: list[str] = (), # Faults that will end the command anyway: with any of them nothing is held
-):
+    unless: Sequence[str] = (), # Faults that will end the command anyway: with any of them nothing is held
+) -> Iterator[None]: # While it is held
     "Hold `path` against other commands; raises `BasegunError` where another one holds it."
     path = Path(path).absolute()
     if unless:

@@ -23,9 +23,10 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from .artefact import AGAIN, open_session, place_fault, probe, raise_if_otherwise, read_description
-from .core import BasegunError, cores, out_faults, printable, raise_faults, raise_if_asked, say
+from .core import BasegunError, cores, number_of, out_faults, printable, raise_faults, raise_if_asked, say
 from .levels import Levels
 from .lock import held
+from .names import class_columns
 from .photo import UnreadablePhoto, pixels
 
 # %% ../nbs/10_predict.ipynb #12083dee
@@ -144,11 +145,7 @@ def columns(
     classes: list[str], # In index order
 ) -> list[str]: # `COLUMNS` and one a class, none twice
     "Name the cells of a row."
-    names = list(COLUMNS)
-    for name in classes:
-        while name in names: name = f'class {name}'
-        names.append(name)
-    return names
+    return [*COLUMNS, *class_columns(classes, COLUMNS)]
 
 def _cells(file, found, n):
     if isinstance(found, UnreadablePhoto): return [file, None, None, None, found.reason, *[None] * n]
@@ -208,5 +205,5 @@ def predict(
             if out is None: file.flush()
             if shown: print(f'{sum(counts)} photos', end='\r', file=sys.stderr, flush=True)
     n, bad = sum(counts), counts[1]
-    if out: say(f"{n} photos are in '{out}'")
-    if bad: raise BasegunError(f'{bad} of {n} photos could not be read; their reasons are in the column error')
+    if out: say(f"{number_of(n)} {'is' if n == 1 else 'are'} in '{out}'")
+    if bad: raise BasegunError(f'{bad} of {number_of(n)} could not be read; their reasons are in the column error')

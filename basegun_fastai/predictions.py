@@ -17,13 +17,15 @@ from matplotlib.figure import Figure
 from scipy.special import log_softmax, softmax
 from tqdm import tqdm
 
+from .names import class_columns
+
 if TYPE_CHECKING:
     import torch
     from fastai.data.core import DataLoaders, TfmdDL
 
 # %% auto #0
 __all__ = ['Predictions', 'passed', 'predictions', 'elsewhere', 'metrics', 'confusion_matrix', 'normalized',
-           'plot_confusion_matrix', 'prediction_rows']
+           'plot_confusion_matrix', 'prediction_rows', 'prediction_columns']
 
 # %% ../nbs/05f_predictions.ipynb #5d55728c
 @dataclass
@@ -164,3 +166,11 @@ def prediction_rows(
     front = pd.DataFrame(dict(file=found.files, label=classes[found.labels], predicted=classes[found.predicted],
                               confidence=found.confidences))
     return pd.concat([front, pd.DataFrame(found.probabilities, columns=found.classes)], axis=1)
+
+# %% ../nbs/05f_predictions.ipynb #3a6943c9
+def prediction_columns(
+    classes: list[str], # In index order
+) -> list[str]: # Of `predictions-val.csv`, none twice
+    "Name the columns of a table of predictions."
+    front = ('file', 'label', 'predicted', 'confidence')
+    return [*front, *class_columns(classes, front)]

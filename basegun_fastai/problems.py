@@ -15,6 +15,7 @@ import pandas as pd
 
 from .alike import NEARLY, SIDE, ZOOMS, candidates, is_alike, likeness, near
 from .contents import LOOK, progress, signatures
+from .core import number_of
 from .dataset import SPLITS, Problem, class_differences, classes, empty_classes, odd_problems, twin_folders
 from .names import difference, lookalikes, unseen
 from .reading import Readers, answers
@@ -175,7 +176,7 @@ def balance_problems(
         unequal.append(Problem('imbalance', 'warning', [f'train/{most}', f'train/{least}'], f'train/{most} has {train.max()} '
             f'photos and train/{least} {train.min()}: more than {MOST_UNEQUAL} times as many; add to the small classes, '
             'or train with --class-weights balanced'))
-    return unequal + [Problem('few-val', 'warning', [f'val/{label}'], f'val/{label} has {n} photo(s): under {FEWEST_VAL}, '
+    return unequal + [Problem('few-val', 'warning', [f'val/{label}'], f'val/{label} has {number_of(n)}: under {FEWEST_VAL}, '
                               'its precision and recall say little; add some that are not in train/')
                       for label, n in val.items() if n < FEWEST_VAL]
 

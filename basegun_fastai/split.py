@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .contents import examined, progress, readable
-from .core import BasegunError, csv_text, out_faults, raise_faults, raise_if_asked, say, write_whole
+from .core import BasegunError, csv_text, number_of, out_faults, raise_faults, raise_if_asked, say, write_whole
 from .dataset import SPLITS, labelled_photos
 from .lock import held
 from .problems import alike_pairs, same_photos, same_problems
@@ -70,7 +70,7 @@ def _without_conflicts(photos, table, same, conflicts):
         f"'{photos}' has the same photo under two labels; mend the labels, or give --conflicts leave-out to leave all copies of such photos out:",
         *[o.message for o in same_problems(wrong)]])
     out = [row for part in wrong for row in part.index]
-    if out: say(f'left out, since they are under two labels: {len(wrong)} photo(s) in {len(out)} files; split.csv lists them')
+    if out: say(f"left out, since they are under two labels: {number_of(len(wrong))} in {number_of(len(out), 'file')}; split.csv lists them")
     return table.drop(out), [part for part in same if part.label.nunique() == 1], table.loc[out].sort_values('file')
 
 def _decided(photos, table, val, seed, conflicts, workers):
@@ -80,7 +80,7 @@ def _decided(photos, table, val, seed, conflicts, workers):
     links = [(part.index[0], o) for part in same for o in part.index[1:]] + [o[:2] for o in alike]
     table = table.assign(group=grouped(table, links))
     table = table.assign(split=chosen(table.group, table.label, val, seed).map({True: 'val', False: 'train'}))
-    raise_faults([f"class '{label}' cannot be split: its {len(part)} photo(s) look alike, or are too few; add others"
+    raise_faults([f"class '{label}' cannot be split: its {number_of(len(part))} look alike, or are too few; add others"
                   for label, part in table.groupby('label') if part.split.nunique() < 2] +
                  [f"class '{label}' has no photo that is under its label alone: mend its labels" for label in sorted({*left.label} - {*table.label})])
     return table, left
@@ -114,7 +114,7 @@ def split(
     with held(out):
         raise_faults(out_faults(out, photos, 'OUT'))  # it may have been made meanwhile
         table = labelled_photos(photos)
-        say(f'reading {len(table)} photos')
+        say(f'reading {number_of(len(table))}')
         table = examined(photos, table, workers)
         table = readable(photos, table, skip_unreadable).reset_index(drop=True)
         table, left = _decided(photos, table, val, seed, conflicts, workers)

@@ -21,7 +21,7 @@ from fastcore.meta import delegates
 from .archs import EFFICIENTNETS
 from .cache import cache_faults, prepared
 from .contents import contents, fingerprint, part_fingerprint, readable
-from .core import BasegunError, Run, out_faults, printable, raise_faults, run_name, say, tried
+from .core import BasegunError, Run, number_of, out_faults, printable, raise_faults, run_name, say, tried
 from .dataset import folder_fault, layout_faults, left_aside, photo_table
 from .lock import held
 from .options import DEVICES, option_faults, resume_faults
@@ -40,7 +40,7 @@ def _versions():
 # %% ../nbs/07_train.ipynb #e607a46c
 def _listed(data):
     table = photo_table(data)
-    say(f"{len(table)} photos in {table.label.nunique()} classes: {' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())}")
+    say(f"{number_of(len(table))} in {number_of(table.label.nunique(), 'class', 'classes')}: {' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())}")
     if aside := left_aside(data): say(f"not taken as photos: {printable(', '.join(aside[:10]))}{f' and {len(aside) - 10} more' if aside[10:] else ''}")
     return table
 
@@ -123,7 +123,7 @@ def _batch_size(options, made, device, make_loaders, make_learner):
     if options['batch_size'] != 'auto': wanted = options['batch_size']
     elif device == 'cpu': wanted = 32
     else: wanted = largest_batch_size(make_learner(make_loaders()), _stages(options, .1, device)[-1], made.before_crop)
-    if wanted > n: say(f'only {n} train photos: the batch shrinks from {wanted} to {n}')
+    if wanted > n: say(f"only {number_of(n, 'train photo')}: the batch shrinks from {wanted} to {n}")
     return min(wanted, n)
 
 # %% ../nbs/07_train.ipynb #f7ab0531

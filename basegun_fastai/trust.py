@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from scipy.special import softmax
 
 from .calibration import BINS, bins, quality, unseen
+from .core import number_of
 from .levels import RISK, Levels, bands, found_levels, least, refusal, separation
 from .predictions import Predictions
 
@@ -75,8 +76,8 @@ def trust_lines(
         at = levels[dict(high='high').get(name, 'low')]
         where = '' if at is None else f"{'below' if name == 'low' else 'from'} {at:.3f}"
         right = f", {o['right']:.4f} of them right ({o['interval'][0]:.3f} to {o['interval'][1]:.3f})" if o['n'] else ''
-        lines.append(f"{name:6} {where:11} {o['n']} photos{right}")
+        lines.append(f"{name:6} {where:11} {number_of(o['n'])}{right}")
     for name, reason in levels['refused'].items(): lines.append(f"{'nothing is called high' if name == 'high' else 'everything is called low'}: {reason}")
     if o := levels['not_a_gun']: lines.append(
-        f"not a gun: {o['n']} photos, {o['shown']:.1%} of them not low; AUROC {o['auroc']:.4f}, FPR95 {o['fpr95']:.4f}")
+        f"not a gun: {number_of(o['n'])}, {o['shown']:.1%} of them not low; AUROC {o['auroc']:.4f}, FPR95 {o['fpr95']:.4f}")
     return lines

@@ -70,7 +70,7 @@ def test_every_photo_that_cannot_be_read_is_named_with_its_reason(clean, tmp_pat
     assert code == 1 and kinds(found) == {('error', 'unreadable'): 4} and found['refused'] == 4
     reasons = {o['files'][0].split('/')[-1]: o['message'] for o in found['problems']}
     assert 'empty' in reasons['empty.jpg'] and 'truncated' in reasons['half.jpg'] and 'none of' in reasons['text.png'] and reasons['new\nline.jpg']
-    assert '4 error(s)' in told.stderr and len(told.stdout.splitlines()) == 6
+    assert '4 errors' in told.stderr and len(told.stdout.splitlines()) == 6
 
 
 def test_a_photo_that_may_not_be_read(clean, tmp_path):

@@ -58,7 +58,7 @@ def test_a_training_in_a_log_file(data, tmp_path):
     assert [o.split()[0] for o in trust] == ['temperature', 'calibration', 'loss:', 'Brier', 'high', 'medium', 'low', 'everything', 'nothing']
     assert '\r' not in told.stdout + told.stderr and '\x1b' not in told.stdout + told.stderr
     warned, lines = ([o for o in told.stderr.splitlines() if o.startswith('warning: ') == wanted] for wanted in (True, False))
-    assert len(warned) == 4 and 'val/epaule_a_pompe has 4 photo(s)' in warned[0] and '3 more of this kind' in warned[3]
+    assert len(warned) == 4 and 'val/epaule_a_pompe has 4 photos' in warned[0] and '3 more of this kind' in warned[3]
     assert [o.split()[0] for o in lines] == ['72', 'test_efficientnet', 'features', 'head', 'fine-tune', 'best'], told.stderr
     assert max(map(len, lines)) <= 100 and tree(data) == before
     evaluated = run_command('evaluate', tmp_path/'runs'/'mon essai', data, cwd=tmp_path)

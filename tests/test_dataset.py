@@ -46,7 +46,7 @@ def test_one_class_is_not_enough(copy):
         for o in list((copy/split).iterdir()):
             if o.name != 'revolver': shutil.rmtree(o)
     [fault] = layout_faults(copy)
-    assert "1 class folder(s): 'revolver'" in fault
+    assert "1 class folder: 'revolver'" in fault
 
 
 def test_hidden_and_loose_files_are_left_aside_and_named(copy):
