@@ -16,7 +16,7 @@ from importlib.metadata import version
 
 from fastcore.script import anno_parser
 
-from .core import BasegunError, Terminated, disk_fault, heed_signals, raise_if_asked
+from .core import BasegunError, Terminated, disk_fault, heed_signals, name_the_home, raise_if_asked
 
 # %% ../nbs/13_cli.ipynb #c72b5c72
 COMMANDS = {  # command: (module, function, what it does)
@@ -59,6 +59,7 @@ def main() -> None: # Nothing; ends the process with its exit code
     warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated.*')  # timm 1.0 at import, torch 2.15
     os.environ.setdefault('COLUMNS', str(min(shutil.get_terminal_size((100, 30)).columns, 120)))
     heed_signals()
+    name_the_home()
     for o in (sys.stdout, sys.stderr):  # names of files may be no text
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
     try: run_command(sys.argv[1:])

@@ -273,7 +273,7 @@ def train(
         print(_trained(run, config, table, others, *makers))
 
 # %% ../nbs/07_train.ipynb #03e56654
-@delegates(train, but=['resume', 'high_rate', 'shown_rate', 'not_a_gun'])
+@delegates(train, but=['resume', 'high_rate', 'shown_rate', 'not_a_gun', 'lr', 'head_views', 'compile', 'head_epochs', 'fine_tune_epochs'])
 def lr_find(
     data: Path, # Folder with train/<class>/* and val/<class>/*
     **kwargs

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import as_arguments, run_command, tree
+from conftest import COMMAND, as_arguments, run_command, tree, typed
 
 from basegun_fastai.cli import COMMANDS
 
@@ -70,3 +70,16 @@ def test_what_nobody_foresaw_keeps_its_traceback():
     code = 'import sys; from basegun_fastai import cli; cli.COMMANDS["archs"] = ("nowhere", "archs", ""); sys.argv[1:] = ["archs"]; cli.main()'
     told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert told.returncode == 1 and 'Traceback' in told.stderr and 'ModuleNotFoundError' in told.stderr
+
+
+def test_a_user_without_a_home_whom_the_system_does_not_know_can_use_every_command():
+    stranger = ['unshare', '--user', '--map-user=12345', '--map-group=12345', 'env', *(o for name in ('HOME', 'XDG_CACHE_HOME', 'USER', 'LOGNAME') for o in ('-u', name))]
+    if subprocess.run([*stranger, 'true'], capture_output=True).returncode: pytest.skip('no user namespace may be made here')
+    told = subprocess.run([*stranger, COMMAND, 'cache'], capture_output=True, text=True)
+    assert told.returncode == 0 and 'Traceback' not in told.stderr and 'MiB in all' in told.stdout, told.stderr
+
+
+@pytest.mark.parametrize('option', ['--lr', '--head-views', '--compile', '--head-epochs', '--fine-tune-epochs'])
+def test_the_finder_offers_no_option_that_changes_nothing(option):
+    told = typed('lr-find', 'nowhere', option, *([] if option == '--compile' else ['1']))
+    assert told.returncode == 2 and 'unrecognized arguments' in told.stderr and option not in typed('lr-find', '-h').stdout

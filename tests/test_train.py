@@ -136,10 +136,10 @@ def test_another_seed_gives_another_run(run, data, tmp_path):
 
 
 def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, capsys):
-    options = dict(head_epochs=1, fine_tune_epochs=0, out=tmp_path) | TINY
-    train(data, lr='auto', name='auto', **options)
+    options = dict(out=tmp_path) | TINY
+    train(data, lr='auto', name='auto', fine_tune_epochs=1, **options)
     rate = Run(tmp_path/'auto').config['resolved']['lr']
-    train(data, lr=rate, name='given', **options)
+    train(data, lr=rate, name='given', fine_tune_epochs=1, **options)
     same(Run(tmp_path/'auto'), Run(tmp_path/'given'))
     capsys.readouterr()
     lr_find(data, name='found', **options)
