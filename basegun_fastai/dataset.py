@@ -182,9 +182,9 @@ def other_photos(
 ODD = {  # why a file is odd: what to tell of such files
     'hidden': 'hidden, so not taken as photos: remove them, or give them another name',
     'loose': 'outside the class folders, so not taken as photos: move or remove them',
-    'special': 'no regular files (a pipe, a socket, a link to nowhere), so not taken as photos: remove them',
-    'link': 'links: taken as photos, and gone where their target is not; put the photos themselves there',
-    'name': 'names that are not UTF-8: taken as photos, and other programs may not open them; rename them',
+    'special': 'of another kind (a pipe, a socket, a link to nowhere), so not taken as photos: remove them',
+    'link': 'that stand elsewhere, by a link: taken as photos, and gone where their target is not; put the photos themselves there',
+    'name': 'with a name that is not UTF-8: taken as photos, and other programs may not open them; rename them',
     'nested': 'in a folder inside a class, so left out: move them up into the class',
 }
 NOT_TAKEN = ('hidden', 'loose', 'special', 'nested')
