@@ -29,7 +29,7 @@ test: install
 	test "$$before" = "$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)" || { git diff --stat; echo 'nbdev-export or nbdev-clean changes files: commit what they make'; exit 1; }
 	ruff check .
 	nbdev-test --n-workers 1
-	pytest
+	pytest -n 2 --dist loadfile
 	rm -rf build dist
 	pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 	python -m venv dist/venv

@@ -426,6 +426,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'basegun_fastai/loaders.py'),
                                         'basegun_fastai.loaders.seed_all': ('loaders.html#seed_all', 'basegun_fastai/loaders.py')},
             'basegun_fastai.lock': { 'basegun_fastai.lock._is_there': ('lock.html#_is_there', 'basegun_fastai/lock.py'),
+                                     'basegun_fastai.lock._left': ('lock.html#_left', 'basegun_fastai/lock.py'),
                                      'basegun_fastai.lock._locked': ('lock.html#_locked', 'basegun_fastai/lock.py'),
                                      'basegun_fastai.lock._taken': ('lock.html#_taken', 'basegun_fastai/lock.py'),
                                      'basegun_fastai.lock.held': ('lock.html#held', 'basegun_fastai/lock.py')},

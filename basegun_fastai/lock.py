@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['held']
 
-# %% ../nbs/00c_lock.ipynb #df99546f
+# %% ../nbs/00c_lock.ipynb #8de87b2c
 import errno
 import os
 import socket
@@ -16,11 +16,13 @@ from pathlib import Path
 
 from .core import BasegunError, say
 
-# %% ../nbs/00c_lock.ipynb #631a24bd
+try: import fcntl
+except ImportError: fcntl = None  # Windows has none
+
+# %% ../nbs/00c_lock.ipynb #acdd3996
 def _taken(descriptor):
     "Lock it; False where the disk has no locks; raises `BlockingIOError` or `PermissionError` where another process has it."
-    try: import fcntl
-    except ImportError: return False
+    if not fcntl: return False
     try: fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError): raise
     except OSError as err:
@@ -32,28 +34,37 @@ def _is_there(descriptor, file):
     try: return os.path.samestat(os.fstat(descriptor), os.stat(file))
     except FileNotFoundError: return False
 
-# %% ../nbs/00c_lock.ipynb #044b92ff
+# %% ../nbs/00c_lock.ipynb #b458e7f1
+def _left(descriptor, file):
+    "Remove the file, if it is this process that holds it or can, and give the lock back."
+    try:
+        _taken(descriptor)
+        if _is_there(descriptor, file): file.unlink()
+    except (BlockingIOError, PermissionError): return  # it is another's
+    finally: os.close(descriptor)
+
 def _locked(file, path):
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
         try: descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError: continue  # another command that ends has just removed the folder that it had made
-        try: has_locks = _taken(descriptor)
+        try:
+            if not _taken(descriptor): say(f"warning: the disk of '{path}' has no locks: see to it yourself that no other command writes there")
+            if not _is_there(descriptor, file):
+                os.close(descriptor)
+                continue
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f'process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n'.encode())
+            return descriptor
         except (BlockingIOError, PermissionError) as err:
             holder = os.read(descriptor, 1000).decode(errors='replace').strip() or 'another process'
             os.close(descriptor)
             raise BasegunError(f"'{path}' is being written by {holder}: wait for its end, or give another name") from err
         except BaseException:
-            os.close(descriptor)
+            _left(descriptor, file)
             raise
-        if not has_locks: say(f"warning: the disk of '{path}' has no locks: see to it yourself that no other command writes there")
-        if _is_there(descriptor, file): break
-        os.close(descriptor)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f'process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n'.encode())
-    return descriptor
 
-# %% ../nbs/00c_lock.ipynb #fa0c46d6
+# %% ../nbs/00c_lock.ipynb #116ed2be
 @contextmanager
 def held(
     path: Path|str, # What is to be made or changed: a file or a folder
@@ -65,12 +76,12 @@ def held(
         yield
         return
     file = path.with_name(f'.{path.name}.lock')
-    missing = [o for o in path.parents if not o.exists()]
-    descriptor = _locked(file, path)
-    try: yield
+    missing, descriptor = [o for o in path.parents if not o.exists()], None
+    try:
+        descriptor = _locked(file, path)
+        yield
     finally:
-        file.unlink(missing_ok=True)  # while it is locked, so that it is the own one
-        os.close(descriptor)
+        if descriptor is not None: _left(descriptor, file)
         for folder in missing:
             try: folder.rmdir()
             except OSError: break  # there is something in it
