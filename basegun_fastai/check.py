@@ -19,8 +19,8 @@ import pandas as pd
 from .contents import examined, marks, remember
 from .core import BasegunError, file_faults, number_of, printable, raise_faults, say, write_whole
 from .dataset import NOT_TAKEN, SPLITS, Problem, classes, listed_photos, missing_folders, odd_files
-from .problems import (alike_problems, balance_problems, blank_problems, folder_problems, repeated_problems, same_photos,
-                                     same_problems, small_problems, unreadable_problems)
+from .problems import (alike_problems, balance_problems, blank_problems, folder_problems,
+                                     repeated_problems, same_photos, same_problems, small_problems, unreadable_problems)
 
 # %% ../nbs/02d_check.ipynb #947ef009
 WORST_FIRST = ('unreadable', 'leak', 'conflict', 'class-mismatch', 'empty-class', 'near-duplicate', 'imbalance', 'few-val',
@@ -36,7 +36,8 @@ def all_problems(
     "Say everything that is wrong with a data set."
     same = same_photos(data, table, workers)
     found = [*folder_problems(data), *unreadable_problems(table), *same_problems(same), *balance_problems(table),
-             *blank_problems(table), *repeated_problems(same), *small_problems(table, size), *alike_problems(data, table, same, workers)]
+             *blank_problems(table), *repeated_problems(same), *small_problems(table, size),
+             *alike_problems(data, table, same, workers)]
     return sorted(found, key=lambda o: (o.level != 'error', WORST_FIRST.index(o.kind)))
 
 # %% ../nbs/02d_check.ipynb #f61522ab
@@ -62,9 +63,11 @@ def told(
 ) -> str: # Some lines, whatever the number of problems
     "Sum a check up for people."
     counts = found['counts']
-    lines = [f"{number_of(sum(map(sum, (counts[o].values() for o in SPLITS))))} in {number_of(len({*counts['train'], *counts['val']}), 'class', 'classes')}: "
+    photos, labels = sum(sum(counts[o].values()) for o in SPLITS), {label for o in SPLITS for label in counts[o]}
+    lines = [f"{number_of(photos)} in {number_of(len(labels), 'class', 'classes')}: "
              + ' and '.join(f'{sum(counts[o].values())} {o}' for o in SPLITS),
-             f"{number_of(found['photos'], 'file')}: {found['ok']} ok, {found['warned']} warned, {found['refused']} refused"]
+             f"{number_of(found['photos'], 'file')}: {found['ok']} ok, {found['warned']} warned, "
+             f"{found['refused']} refused"]
     kinds = [(*key, list(part)) for key, part in groupby(problems, key=lambda o: (o.level, o.kind))]
     for level, kind, part in kinds:
         lines.append(f'{level:8}{kind} {len(part)}')
@@ -97,5 +100,6 @@ def check(
         from basegun_fastai.page import page
         write_whole(report, page(data, table, problems, found, workers))
         say(f'page: {report}')
-    if errors := sum(o.level == 'error' for o in problems): raise BasegunError(f"'{data}' has {number_of(errors, 'error')} that would spoil "
-        'a training: mend them, then check again' + ('' if json or report else '; --json FILE.json or --report FILE.html names them all'))
+    if errors := sum(o.level == 'error' for o in problems): raise BasegunError(
+        f"'{data}' has {number_of(errors, 'error')} that would spoil a training: mend them, then check again"
+        + ('' if json or report else '; --json FILE.json or --report FILE.html names them all'))

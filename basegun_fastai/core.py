@@ -87,10 +87,11 @@ def _home():
     except RuntimeError: return Path(os.sep)
 
 def name_the_home() -> None: # Nothing
-    "Set HOME, and the user's name, where libraries would look for them in vain: in a container of a user that is in no /etc/passwd."
+    "Set HOME and the user's name where libraries look for them in vain: for a user that is in no /etc/passwd."
     os.environ.setdefault('HOME', str(_home()))
     try: getpass.getuser()
-    except (KeyError, OSError, ImportError): os.environ['LOGNAME'] = f'user {os.getuid()}' if hasattr(os, 'getuid') else 'user'
+    except (KeyError, OSError, ImportError):
+        os.environ['LOGNAME'] = f'user {os.getuid()}' if hasattr(os, 'getuid') else 'user'
 
 def cache_home() -> Path: # In `$XDG_CACHE_HOME`, or `~/.cache`; perhaps not there yet
     "Say where this package keeps what it can make again."

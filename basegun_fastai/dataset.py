@@ -9,6 +9,7 @@ __all__ = ['SPLITS', 'ODD', 'NOT_TAKEN', 'folders', 'files', 'classes', 'empty_c
 
 # %% ../nbs/02_dataset.ipynb #6793755f
 import os
+from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from .core import number_of, raise_faults
-from .names import class_name, difference, look
+from .names import class_name, confusable, difference
 
 # %% ../nbs/02_dataset.ipynb #0a105f92
 SPLITS = ('train', 'val')
@@ -67,10 +68,10 @@ def twin_folders(
     folder: Path, # Holds one folder for each class
 ) -> dict[str, str]: # A message for each class that has two folders
     "Say which classes are there twice, under names with other bytes that are the same to a reader."
-    names = folders(folder)
-    return {o: f"'{folder}' has class '{o}' twice: once with its accents composed (NFC, as Linux and Windows write them), once decomposed "
-               '(NFD, as a Mac writes them); move the photos of one folder into the other, and remove it'
-            for o in classes(folder) if sum(class_name(name) == o for name in names) > 1}
+    counts = Counter(class_name(o) for o in folders(folder))
+    return {o: f"'{folder}' has class '{o}' twice: once with its accents composed (NFC, as Linux and Windows do), once "
+               'decomposed (NFD, as a Mac does); move the photos of one folder into the other, and remove it'
+            for o, n in sorted(counts.items()) if n > 1}
 
 def class_faults(
     folder: Path, # Holds one folder for each class
@@ -94,24 +95,26 @@ def folder_fault(
     return f"no folder '{folder}': {hint}"
 
 # %% ../nbs/02_dataset.ipynb #4d3b7fa3
-def _alone(label, here, there, among):
-    like = next((o for o in sorted(among) if look(o) == look(label)), None)
+def _missing(label, here, there, among):
+    like = confusable(label, among)
     if like is None: return f"class '{label}' is in {here}/ but not in {there}/: "
-    return (f"class '{label}' is in {here}/ but not in {there}/, where '{like}' looks the same: {difference(label, like)}; "
-            'give both folders one name, or ')
+    return (f"class '{label}' is in {here}/ but not in {there}/, where '{like}' looks the same: "
+            f'{difference(label, like)}; give both folders one name, or ')
 
 def class_differences(
     data: Path, # Folder with `train/` and `val/`
 ) -> dict[str, str]: # A message for each class that is alone, by its path relative to `data`
     "Say which classes are in one of the two folders only."
     train, val = (set(classes(data/o)) for o in SPLITS)
-    found = {f'train/{o}': f"{_alone(o, 'train', 'val', val)}make '{data/'val'/o}', with photos that are not in train/"
+    messages = {f'train/{o}': f"{_missing(o, 'train', 'val', val)}make '{data/'val'/o}', with photos that are not in "
+                              'train/'
              for o in sorted(train - val)}
-    found |= {f'val/{o}': f"{_alone(o, 'val', 'train', train)}make '{data/'train'/o}', or remove it from val/"
+    messages |= {f'val/{o}': f"{_missing(o, 'val', 'train', train)}make '{data/'train'/o}', or remove it from val/"
               for o in sorted(val - train)}
-    if len(train) < 2: found['train'] = (f"'{data/'train'}' has {number_of(len(train), 'class folder')}: {_quoted(sorted(train))}. "
-                                         "A classifier needs at least 2")
-    return found
+    if len(train) < 2:
+        messages['train'] = (f"'{data/'train'}' has {number_of(len(train), 'class folder')}: {_quoted(sorted(train))}. "
+                             'A classifier needs at least 2')
+    return messages
 
 # %% ../nbs/02_dataset.ipynb #31af9e93
 def missing_folders(
@@ -135,7 +138,8 @@ def layout_faults(
 # %% ../nbs/02_dataset.ipynb #b28db3bf
 def _rows(data, folder, split):
     return [(f'{folder}/{inner}/{name}' if folder else f'{inner}/{name}', split, label)
-            for label, inner in sorted((class_name(o), o) for o in folders(data/folder)) for name in files(data/folder/inner)]
+            for label, inner in sorted((class_name(o), o) for o in folders(data/folder))
+            for name in files(data/folder/inner)]
 
 # %% ../nbs/02_dataset.ipynb #26d4fcf7
 def photo_table(
@@ -183,7 +187,7 @@ ODD = {  # why a file is odd: what to tell of such files
     'hidden': 'hidden, so not taken as photos: remove them, or give them another name',
     'loose': 'outside the class folders, so not taken as photos: move or remove them',
     'special': 'of another kind (a pipe, a socket, a link to nowhere), so not taken as photos: remove them',
-    'link': 'that stand elsewhere, by a link: taken as photos, and gone where their target is not; put the photos themselves there',
+    'link': 'with a link for a photo: taken as photos, and gone where their target is not; put the photos there',
     'name': 'with a name that is not UTF-8: taken as photos, and other programs may not open them; rename them',
     'nested': 'in a folder inside a class, so left out: move them up into the class',
 }
@@ -239,5 +243,6 @@ def odd_problems(
     data: Path, # A data set
 ) -> list[Problem]: # One for each key of `ODD` that has files
     "Say which files in a data set are odd."
-    return [Problem('odd-file', 'error' if why == 'nested' else 'warning', files, f"{number_of(len(files), 'file')} {ODD[why]}")
+    return [Problem('odd-file', 'error' if why == 'nested' else 'warning', files,
+                    f"{number_of(len(files), 'file')} {ODD[why]}")
             for why, files in odd_files(data).items() if files]

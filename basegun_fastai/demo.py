@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
 from .core import BasegunError, raise_faults, say
-from .lock import held
+from .lock import hold
 
 # %% ../nbs/03_demo.ipynb #db699ed1
 def _box(x0, y0, x1, y1): return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
@@ -146,6 +146,21 @@ def save_photo(
     photo.save(jpeg, quality=quality, exif=exif)
     return jpeg
 
+# %% ../nbs/03_demo.ipynb #358c3e87
+def _draw(out, photos_per_class, seed):
+    unfinished = out.with_name(out.name + '.unfinished')
+    if unfinished.exists(): raise BasegunError(f"'{unfinished}' is what an interrupted demo-data left: remove it first")
+    try:
+        for s, (split, n) in enumerate(dict(train=photos_per_class, val=max(4, photos_per_class // 3)).items()):
+            for c, label in enumerate(GUNS):
+                (unfinished/split/label).mkdir(parents=True)
+                for i in range(n):
+                    save_photo(label, i, np.random.default_rng([seed, s, c, i]), unfinished/split/label/f'{i:04d}')
+        unfinished.rename(out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
 # %% ../nbs/03_demo.ipynb #358f3dbe
 def demo_data(
     out: Path, # Folder to make; it must not exist
@@ -158,19 +173,6 @@ def demo_data(
     if photos_per_class < 4: faults.append(f'--photos-per-class {photos_per_class}: give 4 or more')
     if seed < 0: faults.append(f'--seed {seed}: give 0 or more')
     raise_faults(faults)
-    with held(out):
-        if out.exists(): raise BasegunError(f"'{out}' has been made meanwhile: give a folder that is not there yet")
-        unfinished = out.with_name(out.name + '.unfinished')
-        if unfinished.exists(): raise BasegunError(f"'{unfinished}' is what an interrupted demo-data left: remove it first")
-        try:
-            for s, (split, n) in enumerate(dict(train=photos_per_class, val=max(4, photos_per_class // 3)).items()):
-                for c, label in enumerate(GUNS):
-                    (unfinished/split/label).mkdir(parents=True)
-                    for i in range(n):
-                        save_photo(label, i, np.random.default_rng([seed, s, c, i]), unfinished/split/label/f'{i:04d}')
-            unfinished.rename(out)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        say(f"drew {photos_per_class} train and {max(4, photos_per_class // 3)} val photos of each of {len(GUNS)} classes")
-        print(out)
+    with hold(out, new=True): _draw(out, photos_per_class, seed)
+    say(f"drew {photos_per_class} train and {max(4, photos_per_class // 3)} val photos of each of {len(GUNS)} classes")
+    print(out)

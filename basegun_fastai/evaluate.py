@@ -18,8 +18,8 @@ from .contents import contents, part_fingerprint, readable
 from .core import BasegunError, Run, number_of, out_faults, printable, raise_faults, say, tried, write_whole
 from .dataset import labelled_photos, other_photos
 from .levels import PASSING, Levels
-from .lock import held
-from .names import class_columns, difference, look
+from .lock import hold
+from .names import class_columns, confusable, difference
 from .mistakes import read_groups, suspect_labels, write_sheets
 from .photo import DECODER
 from .predictions import (Predictions, confusion_matrix, elsewhere, metrics, normalized, passed,
@@ -42,20 +42,21 @@ def _png(figure):
     return content.getvalue()
 
 def write_tables(
-    found: Predictions, # What the model said
+    preds: Predictions, # What the model said
     folder: Path, # Where the files go; it exists
     others: np.ndarray|None = None, # Confidences of photos of other things
     **how # As `trust` takes it: `temperature`, `levels`, `high_rate`, `shown_rate`
 ) -> dict: # What `metrics` and `trust` returned
     "Write `metrics.json`, both confusion matrices, their picture, `confidence.png` and `predictions-val.csv`."
-    folder, numbers, counts = Path(folder), metrics(found) | trust(found, others=others, **how), confusion_matrix(found)
-    rows = prediction_rows(found).set_axis(prediction_columns(found.classes), axis=1)
-    counts_table = counts.set_axis(class_columns(found.classes, (counts.index.name,)), axis=1)
+    folder, numbers, counts = Path(folder), metrics(preds) | trust(preds, others=others, **how), confusion_matrix(preds)
+    rows = prediction_rows(preds).set_axis(prediction_columns(preds.classes), axis=1)
+    renamed = counts.set_axis(class_columns(preds.classes, (counts.index.name,)), axis=1)
     write_whole(folder/'predictions-val.csv', rows.to_csv(index=False, float_format='%.7g', lineterminator='\n'))
-    write_whole(folder/'confusion-matrix.csv', counts_table.to_csv(lineterminator='\n'))
-    write_whole(folder/'confusion-matrix-normalized.csv', normalized(counts_table).to_csv(float_format='%.6f', lineterminator='\n'))
+    write_whole(folder/'confusion-matrix.csv', renamed.to_csv(lineterminator='\n'))
+    write_whole(folder/'confusion-matrix-normalized.csv',
+                normalized(renamed).to_csv(float_format='%.6f', lineterminator='\n'))
     write_whole(folder/'confusion-matrix.png', _png(plot_confusion_matrix(counts)))
-    write_whole(folder/'confidence.png', _png(plot_trust(found, numbers, others)))
+    write_whole(folder/'confidence.png', _png(plot_trust(preds, numbers, others)))
     write_whole(folder/'metrics.json', json.dumps(numbers, indent=2, ensure_ascii=False) + '\n')
     return numbers
 
@@ -66,9 +67,11 @@ def unknown_classes(
     run: Run, # The model's run, for the message
 ) -> list[str]: # A message for each class that the model does not know
     "Name the classes that a model cannot answer with."
-    def like(label): return next((f" '{o}' looks the same: {difference(o, label)}." for o in classes if look(o) == look(label)), '')
-    return [f"class '{o}' is not one that '{run.path}' knows: rename or move the folder.{like(o)} The run's classes are: "
-            f"{', '.join(classes)}" for o in sorted(set(table.label) - set(classes))]
+    def hint(label):
+        like = confusable(label, classes)
+        return f" '{like}' looks the same: {difference(like, label)}." if like else ''
+    return [f"class '{o}' is not one that '{run.path}' knows: rename or move the folder.{hint(o)} The run's classes "
+            f"are: {', '.join(classes)}" for o in sorted(set(table.label) - set(classes))]
 
 # %% ../nbs/06_evaluate.ipynb #7e10d6f6
 def run_loaders(
@@ -123,7 +126,8 @@ def run_trust(
 # %% ../nbs/06_evaluate.ipynb #3eba612b
 def _raise_for_few(folder, n):
     fewest = int(np.ceil(1 / PASSING)) - 1
-    if n < fewest: raise BasegunError(f"--not-a-gun '{folder}' has {number_of(n)} that can be read: to say what {1 - PASSING:.0%} of other things look like "
+    if n < fewest: raise BasegunError(f"--not-a-gun '{folder}' has {number_of(n)} that can be read: to say what "
+                                      f"{1 - PASSING:.0%} of other things look like "
                                       f'takes {fewest} or more')
 
 def others_listed(
@@ -144,7 +148,9 @@ def others_read(
     table = readable(folder, contents(folder, table), skip_unreadable)
     _raise_for_few(folder, len(table))
     same = table[table.digest.isin(digests)].file.tolist()
-    if same: raise BasegunError(f"--not-a-gun '{folder}' has {number_of(len(same))} that {'is' if len(same) == 1 else 'are'} also in the data, such as '{same[0]}': remove them from one side")
+    if same: raise BasegunError(
+        f"--not-a-gun '{folder}' has {number_of(len(same))} that {'is' if len(same) == 1 else 'are'} also in the data, "
+        f"such as '{same[0]}': remove them from one side")
     return [str(Path(folder)/o) for o in table.file]
 
 # %% ../nbs/06_evaluate.ipynb #02d17c29
@@ -194,15 +200,15 @@ def _pickle_judged(file, data, out, skip_unreadable, workers, trust_pickle):
     table, out = labelled_photos(data), Path(out or f'{file.stem}_evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
     learn = load_learner(file)
     raise_faults(unknown_classes(table, list(learn.dls.vocab), Run(file)) + out_faults(out, data))
-    with held(out):
-        raise_faults(out_faults(out, data))  # it may have been made meanwhile
+    with hold(out, new=True):
         table = _read(data, table, skip_unreadable)
         dl = learn.dls.test_dl([str(data/o) for o in table.file], num_workers=workers or 0)
         labels = np.array([learn.dls.vocab.o2i[o] for o in table.label])
-        found = Predictions(table.file.tolist(), list(learn.dls.vocab), labels, passed(learn.model, learn.dls, dl, 'judging')[0].numpy())
+        logits, _ = passed(learn.model, learn.dls, dl, 'judging')
+        preds = Predictions(table.file.tolist(), list(learn.dls.vocab), labels, logits.numpy())
         out.mkdir(parents=True)
-        numbers = write_tables(found, out, levels=Levels(None, None))
-        write_mistakes(found, data, out)
+        numbers = write_tables(preds, out, levels=Levels(None, None))
+        write_mistakes(preds, data, out)
         print(summary(numbers, out))
 
 # %% ../nbs/06_evaluate.ipynb #855e5ff5
@@ -236,23 +242,23 @@ def evaluate(
         known, wrong = tried(read_groups, groups, table.file.tolist())
         faults += wrong
     raise_faults(faults)
-    with held(out):
-        raise_faults(out_faults(out, data))  # it may have been made meanwhile
+    with hold(out, new=True):
         for label in sorted(set(config['classes']) - set(table.label)):
             say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
         if groups is not None: known = known.set_axis(table.file)
         table = _read(data, table, skip_unreadable)
         if (then := config['versions'].get('decoder', 1)) != DECODER:
-            say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder {DECODER}: answers may differ')
+            say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder '
+                f'{DECODER}: answers may differ')
         say(provenance(table, config))
         if not_a_gun is not None: others = others_read(not_a_gun, skip_unreadable, {*table.digest})
-        heat, levels, rates = run_trust(run)
+        temperature, levels, rates = run_trust(run)
         dls, model = run_loaders(run, data, table, workers, device), trained_model(run)
-        found = predictions(model, dls, table.file.tolist())
+        preds = predictions(model, dls, table.file.tolist())
         dls.valid.close()
-        passing = None if not_a_gun is None else elsewhere(model, dls, others)
+        ood_confidences = None if not_a_gun is None else elsewhere(model, dls, others)
         out.mkdir(parents=True)
-        numbers = write_tables(found, out, passing, temperature=heat, levels=levels, **rates)
-        write_mistakes(found, data, out)
-        if groups is not None: write_groups(found, known.loc[table.file], out)
+        numbers = write_tables(preds, out, ood_confidences, temperature=temperature, levels=levels, **rates)
+        write_mistakes(preds, data, out)
+        if groups is not None: write_groups(preds, known.loc[table.file], out)
         print(summary(numbers, out))

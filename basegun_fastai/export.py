@@ -23,7 +23,7 @@ from PIL import ExifTags, Image
 from .artefact import FORMAT, essentials, probed, sealed
 from .core import BasegunError, Run, number_of, out_faults, raise_faults, say, write_whole
 from .demo import drawn_photo
-from .lock import held
+from .lock import hold
 from .predictions import prediction_columns
 from .photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
 from .predict import load
@@ -54,7 +54,8 @@ def _rows(run, data):
     if not file.is_file(): raise BasegunError(f"'{run.path}' has no {file.name}: the training did not end. Start its command again with --resume")
     rows = pd.read_csv(file, dtype=dict(file=str, label=str, predicted=str), keep_default_na=False)
     if list(rows.columns) != prediction_columns(run.config['classes']): raise BasegunError(
-        f"'{file}' has not the columns of this run's classes: it was changed, or written by an older version; train again")
+        f"'{file}' has not the columns of this run's classes: it was changed, or an older version wrote it; train "
+        'again')
     rows = telling_rows(rows)
     gone = [o for o in rows.file if not (data/o).is_file()]
     if gone: raise BasegunError(f"an export is compared with the training on photos of val/, and '{data/gone[0]}' is not there"
@@ -140,15 +141,18 @@ def differences(
         try: squares = np.stack([pixels(o, model.about['size']) for o in photos])
         except UnreadablePhoto as err: raise BasegunError(f'{err}. It was read in the training: give the photos of the training as --data') from err
         with torch.inference_mode(): weights = network(torch.from_numpy(squares)).numpy()
-        said = {'in the training': part.iloc[:, 4:].to_numpy(), 'by model.safetensors': weights}
-        said |= {f'by model.onnx{how}': np.array([list(o.probabilities.values()) for o in found]) for how, found in
-                 (('', [model(o) for o in photos]), (', several at once', model.batch(photos)))}
-        first = said['by model.safetensors']
-        for how, found in said.items():
-            off = np.abs(found - first).max(1)
+        probs = {'in the training': part.iloc[:, 4:].to_numpy()}
+        probs |= {f'by model.onnx{how}': np.array([list(o.probabilities.values()) for o in answers]) for how, answers in
+                  (('', [model(o) for o in photos]), (', several at once', model.batch(photos)))}
+        labels = weights.argmax(1)
+        for how, others in probs.items():
+            off = np.abs(others - weights).max(1)
             most = max(most, float(off.max()))
-            for file, bad, a, b, far in zip(part.file, (found.argmax(1) != first.argmax(1)) | ~(off <= MOST_OFF), found.argmax(1), first.argmax(1), off, strict=True):
-                if bad: faults.append(f"'{file}' was called {model.classes[a]} {how}, {model.classes[b]} by model.safetensors; probabilities differ by {far:.2g}")
+            bad = (others.argmax(1) != labels) | ~(off <= MOST_OFF)
+            faults += [f"'{file}' was called {model.classes[a]} {how}, {model.classes[b]} by model.safetensors; "
+                       f'probabilities differ by {far:.2g}'
+                       for file, a, b, far in zip(part.file[bad], others.argmax(1)[bad], labels[bad], off[bad],
+                                                  strict=True)]
     return most, faults
 
 # %% ../nbs/11_export.ipynb #9b1ba85e
@@ -167,6 +171,25 @@ def _write(run, unborn, network):
     write_whole(unborn/'model.onnx', content)
     write_whole(unborn/'model.json', sealed(about | dict(onnx=dict(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)))))
 
+# %% ../nbs/11_export.ipynb #27e57841
+def _make_export(run, data, out):
+    rows = _rows(run, data)
+    say(f'making {out}')
+    network, unborn = served(run), out.with_name(f'.{out.name}.{os.getpid()}.new')
+    try:
+        unborn.mkdir(parents=True)
+        _write(run, unborn, network)
+        most, faults = differences(rows, data, network, unborn)
+        if faults[5:]: faults[5:] = [f'and {len(faults) - 5} more']
+        if faults: raise BasegunError('\n'.join([f"'{run.path}' is not exported, since the answers differ:", *faults,
+            'Was a photo changed since the training, give the photos of the training as --data; else report '
+            'this, and do not serve the run']))
+        unborn.rename(out)
+    finally: shutil.rmtree(unborn, ignore_errors=True)
+    say(f"{number_of(len(rows))} get{'s' if len(rows) == 1 else ''} the same answer in the training, from "
+        f'model.safetensors and from model.onnx; probabilities differ by {most:.1g} at most')
+    print(out)
+
 # %% ../nbs/11_export.ipynb #7667827e
 def export(
     run: Path, # Folder that `train` left
@@ -183,20 +206,4 @@ def export(
         f"this version has decoder {DECODER}: export with basegun-fastai as in its config.json, or train again")
     data, out = Path(data or config['options']['data']), Path(out or run.path/'exported')
     raise_faults(out_faults(out, data))
-    with held(out):
-        raise_faults(out_faults(out, data))  # it may have been made meanwhile
-        rows = _rows(run, data)
-        say(f'making {out}')
-        network, unborn = served(run), out.with_name(f'.{out.name}.{os.getpid()}.new')
-        try:
-            unborn.mkdir(parents=True)
-            _write(run, unborn, network)
-            most, faults = differences(rows, data, network, unborn)
-            if faults[5:]: faults[5:] = [f'and {len(faults) - 5} more']
-            if faults: raise BasegunError('\n'.join([f"'{run.path}' is not exported, since the answers differ:", *faults,
-                'Was a photo changed since the training, give the photos of the training as --data; else report this, and do not serve the run']))
-            unborn.rename(out)
-        finally: shutil.rmtree(unborn, ignore_errors=True)
-        say(f"{number_of(len(rows))} get{'s' if len(rows) == 1 else ''} the same answer in the training, from model.safetensors and from model.onnx; "
-            f'probabilities differ by {most:.1g} at most')
-        print(out)
+    with hold(out, new=True): _make_export(run, data, out)

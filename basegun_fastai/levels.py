@@ -104,30 +104,34 @@ def refusal(
 ) -> str: # A sentence
     "Say why photos cannot vouch for a rate."
     n, fewest = int((confidences >= lowest).sum()), fewest_photos(rate, RISK / 3)
-    if n < fewest: return (f"{number_of(n)}{f' with a confidence of {lowest:.3f} or more' if lowest else ''} {'are' if n != 1 else 'is'} too few to promise {rate:.4g}: "
+    where = f' with a confidence of {lowest:.3f} or more' if lowest else ''
+    if n < fewest: return (f"{number_of(n)}{where} {'is' if n == 1 else 'are'} too few to promise {rate:.4g}: "
                            f'it takes {fewest} answers without a mistake, and more with some')
     wrong = int((~right[np.argsort(-confidences, kind='stable')[:fewest]]).sum())
     return f'these photos cannot promise {rate:.4g}: of the {fewest} surest answers {wrong} are wrong'
 
 # %% ../nbs/05d_levels.ipynb #e266fb6e
+def _interval(good, n, total):
+    "Of 95 %, for the share of `good` among `n` photos of `total`."
+    if good in (0, n):  # every resample has the same share
+        from scipy.stats import binomtest
+        return list(binomtest(good, n).proportion_ci(.95, 'exact'))
+    counts = np.random.default_rng(0).multinomial(total, np.array([good, n - good, total - n]) / total, 1000)
+    shares = counts[:, 0] / np.maximum(counts[:, :2].sum(1), 1)
+    return [float(o) for o in np.percentile(shares, (2.5, 97.5))]
+
 def bands(
     levels: Levels, # Both thresholds
     confidences: np.ndarray, # Highest probability of each photo, shape `(n,)`
     right: np.ndarray, # Was that class the true one? Shape `(n,)`
 ) -> dict[str, dict]: # By level: photos `n`, `share` of all, share `right` among them and its `interval`; the last two empty without photos
     "Count the photos of each level."
-    at, found = np.array([levels(o) for o in confidences]), {}
+    at, rows = np.array([levels(o) for o in confidences]), {}
     for name in ('high', 'medium', 'low'):
         n, good = int((at == name).sum()), int(right[at == name].sum())
-        if n and good in (0, n):  # every resample has the same share
-            from scipy.stats import binomtest
-            found[name] = dict(n=n, share=n / len(right), right=good / n, interval=list(binomtest(good, n).proportion_ci(.95, 'exact')))
-            continue
-        drawn = np.random.default_rng(0).multinomial(len(right), np.array([good, n - good, len(right) - n]) / len(right), 1000)
-        shares = drawn[:, 0] / np.maximum(drawn[:, :2].sum(1), 1)
-        found[name] = dict(n=n, share=n / len(right), right=good / n if n else None,
-                           interval=[float(o) for o in np.percentile(shares, (2.5, 97.5))] if n else None)
-    return found
+        rows[name] = dict(n=n, share=n / len(right), right=good / n if n else None,
+                          interval=_interval(good, n, len(right)) if n else None)
+    return rows
 
 # %% ../nbs/05d_levels.ipynb #23231fb4
 def separation(

@@ -25,7 +25,7 @@ import numpy as np
 from .artefact import AGAIN, open_session, place_fault, probe, raise_if_otherwise, read_description
 from .core import BasegunError, cores, number_of, out_faults, printable, raise_faults, raise_if_asked, say
 from .levels import Levels
-from .lock import held
+from .lock import hold
 from .names import class_columns
 from .photo import UnreadablePhoto, pixels
 
@@ -178,7 +178,7 @@ def _written(out):
     if out is None: return (yield sys.stdout)
     temporary = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
     try:
-        with held(out), open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
+        with hold(out), open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

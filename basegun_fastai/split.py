@@ -17,7 +17,7 @@ import pandas as pd
 from .contents import examined, progress, readable
 from .core import BasegunError, csv_text, number_of, out_faults, raise_faults, raise_if_asked, say, write_whole
 from .dataset import SPLITS, labelled_photos
-from .lock import held
+from .lock import hold
 from .problems import alike_pairs, same_photos, same_problems
 
 # %% ../nbs/02e_split.ipynb #080705d8
@@ -67,10 +67,12 @@ def _faults(photos, out, val, seed, conflicts):
 def _without_conflicts(photos, table, same, conflicts):
     wrong = [part for part in same if part.label.nunique() > 1]
     if wrong and conflicts == 'error': raise_faults([
-        f"'{photos}' has the same photo under two labels; mend the labels, or give --conflicts leave-out to leave all copies of such photos out:",
+        f"'{photos}' has the same photo under two labels; mend the labels, or give --conflicts leave-out to leave all "
+        'copies of such photos out:',
         *[o.message for o in same_problems(wrong)]])
     out = [row for part in wrong for row in part.index]
-    if out: say(f"left out, since they are under two labels: {number_of(len(wrong))} in {number_of(len(out), 'file')}; split.csv lists them")
+    if out: say(f'left out, since they are under two labels: {number_of(len(wrong))} in '
+                f"{number_of(len(out), 'file')}; split.csv lists them")
     return table.drop(out), [part for part in same if part.label.nunique() == 1], table.loc[out].sort_values('file')
 
 def _decided(photos, table, val, seed, conflicts, workers):
@@ -82,7 +84,8 @@ def _decided(photos, table, val, seed, conflicts, workers):
     table = table.assign(split=chosen(table.group, table.label, val, seed).map({True: 'val', False: 'train'}))
     raise_faults([f"class '{label}' cannot be split: its {number_of(len(part))} look alike, or are too few; add others"
                   for label, part in table.groupby('label') if part.split.nunique() < 2] +
-                 [f"class '{label}' has no photo that is under its label alone: mend its labels" for label in sorted({*left.label} - {*table.label})])
+                 [f"class '{label}' has no photo that is under its label alone: mend its labels"
+                  for label in sorted({*left.label} - {*table.label})])
     return table, left
 
 # %% ../nbs/02e_split.ipynb #008c93c4
@@ -94,6 +97,26 @@ def _place(source, target, link):
         raise BasegunError(f"'{target}' cannot be a hard link to '{source}' ({err.strerror}): give an OUT on the same disk, or "
                            "leave --link out, to copy") from err
 
+# %% ../nbs/02e_split.ipynb #dc873939
+def _make_split(photos, out, table, left, link):
+    unfinished = out.with_name(f'.{out.name}.unfinished')
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for o in progress(table.itertuples(), len(table), 'linking' if link else 'copying'):
+            raise_if_asked()
+            folder = unfinished/o.split/o.label
+            folder.mkdir(parents=True, exist_ok=True)
+            _place(photos/o.file, folder/Path(o.file).name, link)
+        rows = [dict(file=o.file, split=o.split, label=o.label, group=o.group[:16], sha256=o.digest)
+                for o in table.itertuples()]
+        rows += [dict(file=o.file, split='left-out', label=o.label, group='', sha256=o.digest)
+                 for o in left.itertuples()]
+        write_whole(unfinished/'split.csv', csv_text(rows))
+        unfinished.rename(out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
 # %% ../nbs/02e_split.ipynb #dc49325b
 def split(
     photos: Path, # Folder with <class>/*; nothing in it is changed
@@ -102,7 +125,7 @@ def split(
     seed: int = 42, # Another seed makes another split; the same one and the same photos always make the same
     link: bool = False, # Make hard links instead of copies: no disk space, but a change of one changes both
     skip_unreadable: bool = False, # Leave photos aside that cannot be read
-    conflicts: str = 'error', # 'error' where the same photo is under two labels, or 'leave-out' to leave all of its copies out
+    conflicts: str = 'error', # What one photo under two labels is: an error, or leave-out to leave all its copies out
     workers: int = None, # Processes that read photos (default: one a core)
 ) -> None: # Nothing; prints the counts and OUT, raises `BasegunError`
     "Make a fixed split out of class folders, with photos that look alike on one side."
@@ -111,27 +134,12 @@ def split(
     if there := [o for o in SPLITS if (photos/o).is_dir()]: faults.append(
         f"'{photos}' has {' and '.join(f'{o}/' for o in there)} already: give a folder with <class>/*, such as '{photos/there[0]}'")
     raise_faults(faults)
-    with held(out):
-        raise_faults(out_faults(out, photos, 'OUT'))  # it may have been made meanwhile
+    with hold(out, new=True):
         table = labelled_photos(photos)
         say(f'reading {number_of(len(table))}')
         table = examined(photos, table, workers)
         table = readable(photos, table, skip_unreadable).reset_index(drop=True)
         table, left = _decided(photos, table, val, seed, conflicts, workers)
-        unfinished = out.with_name(f'.{out.name}.unfinished')
-        shutil.rmtree(unfinished, ignore_errors=True)
-        try:
-            for o in progress(table.itertuples(), len(table), 'linking' if link else 'copying'):
-                raise_if_asked()
-                folder = unfinished/o.split/o.label
-                folder.mkdir(parents=True, exist_ok=True)
-                _place(photos/o.file, folder/Path(o.file).name, link)
-            rows = [dict(file=o.file, split=o.split, label=o.label, group=o.group[:16], sha256=o.digest) for o in table.itertuples()]
-            rows += [dict(file=o.file, split='left-out', label=o.label, group='', sha256=o.digest) for o in left.itertuples()]
-            write_whole(unfinished/'split.csv', csv_text(rows))
-            unfinished.rename(out)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        for label, part in table.groupby('label'): say(f"{label}: {' and '.join(f'{(part.split == s).sum()} {s}' for s in SPLITS)}")
-        print(out)
+        _make_split(photos, out, table, left, link)
+    for label, part in table.groupby('label'): say(f"{label}: {' and '.join(f'{(part.split == s).sum()} {s}' for s in SPLITS)}")
+    print(out)

@@ -23,7 +23,7 @@ from .cache import cache_faults, prepared
 from .contents import contents, fingerprint, part_fingerprint, readable
 from .core import BasegunError, Run, number_of, out_faults, printable, raise_faults, run_name, say, tried
 from .dataset import folder_fault, layout_faults, left_aside, photo_table
-from .lock import held
+from .lock import hold
 from .options import DEVICES, option_faults, resume_faults
 from .photo import DECODER
 from .problems import balance_problems, name_problems, same_photos, same_problems
@@ -40,7 +40,8 @@ def _versions():
 # %% ../nbs/07_train.ipynb #e607a46c
 def _listed(data):
     table = photo_table(data)
-    say(f"{number_of(len(table))} in {number_of(table.label.nunique(), 'class', 'classes')}: {' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())}")
+    parts = ' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())
+    say(f"{number_of(len(table))} in {number_of(table.label.nunique(), 'class', 'classes')}: {parts}")
     if aside := left_aside(data): say(f"not taken as photos: {printable(', '.join(aside[:10]))}{f' and {len(aside) - 10} more' if aside[10:] else ''}")
     return table
 
@@ -212,6 +213,37 @@ def _trained(run, config, table, others, make_loaders, make_learner):
         raise
     return summary(finish(run, config, learn, memory, table, make_loaders.keywords['prepared'], others), run.path)
 
+# %% ../nbs/07_train.ipynb #9424f70c
+def _train(run, options, faults, skips_head):
+    going_on = options['resume'] and run.exists
+    if going_on and run.finished:
+        from basegun_fastai.evaluate import summary
+        say(f"'{run.path}' is finished: nothing to do")
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        return print(summary(json.loads((run.path/'metrics.json').read_text()), run.path))
+    made, device, table, skipped = _prepared(options, faults)
+    others = None
+    if options['not_a_gun'] is not None:
+        from basegun_fastai.evaluate import others_read
+        others = others_read(options['not_a_gun'], options['skip_unreadable'], {*table.digest})
+    if skips_head: say('--weights none: nothing to transfer, so the head stage is skipped')
+    makers = _makers(options, made, device, table)
+    if going_on:
+        config = run.config
+        current = dict(fingerprint=fingerprint(table), counts=_counts(table), device=device)
+        raise_faults(resume_faults(config, options, current, run))
+        run.tidy()
+        if config['versions'] != _versions():
+            say(f"begun with {config['versions']}, going on with {_versions()}: results may differ")
+    else:
+        config = _new_config(options, made, table, skipped, _resolved(options, made, device, *makers))
+        _begin(run, config)
+    table = table[['file', 'label', 'split']]  # what was known of the contents is in the configuration
+    resolved = config['resolved']
+    say(f"{made.timm_name} at {made.size} pixels on the {device}, batches of {resolved['batch_size']}, "
+        f"--lr {resolved['lr']:.2g}")
+    print(_trained(run, config, table, others, *makers))
+
 # %% ../nbs/07_train.ipynb #040665e0
 def train(
     data: Path, # Folder with train/<class>/* and val/<class>/*
@@ -243,63 +275,42 @@ def train(
     asked = dict(locals())
     options = _defaults(asked)
     run = Run(Path(out)/(name or run_name(str(arch))))
-    def faults(): return out_faults(run.path, data, '--name, or --resume to continue it')
-    with held(run.path, unless=option_faults(options) + ([] if resume and run.exists else faults())):
-        going_on = resume and run.exists
-        if going_on and run.finished:
-            from basegun_fastai.evaluate import summary
-            say(f"'{run.path}' is finished: nothing to do")
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
-            return print(summary(json.loads((run.path/'metrics.json').read_text()), run.path))
-        made, device, table, skipped = _prepared(options, [] if going_on else faults())
-        others = None
-        if not_a_gun is not None:
-            from basegun_fastai.evaluate import others_read
-            others = others_read(not_a_gun, skip_unreadable, {*table.digest})
-        if weights == 'none' and head_epochs is None: say('--weights none: nothing to transfer, so the head stage is skipped')
-        makers = _makers(options, made, device, table)
-        if going_on:
-            config = run.config
-            found = dict(fingerprint=fingerprint(table), counts=_counts(table), device=device)
-            raise_faults(resume_faults(config, options, found, run))
-            run.tidy()
-            if config['versions'] != _versions(): say(f"begun with {config['versions']}, going on with {_versions()}: results may differ")
-        else:
-            config = _new_config(options, made, table, skipped, _resolved(options, made, device, *makers))
-            _begin(run, config)
-        table = table[['file', 'label', 'split']]  # what was known of the contents is in the configuration
-        resolved = config['resolved']
-        say(f"{made.timm_name} at {made.size} pixels on the {device}, batches of {resolved['batch_size']}, --lr {resolved['lr']:.2g}")
-        print(_trained(run, config, table, others, *makers))
+    faults = [] if resume and run.exists else out_faults(run.path, data, '--name, or --resume to continue it')
+    with hold(run.path, unless=option_faults(options) + faults, new=not resume):
+        _train(run, options, faults, skips_head=weights == 'none' and head_epochs is None)
+
+# %% ../nbs/07_train.ipynb #e3d2e121
+def _find_rate(run, options, faults):
+    from io import BytesIO
+
+    from matplotlib.figure import Figure
+    made, device, table, _ = _prepared(options, faults)
+    makers = _makers(options, made, device, table)
+    tried, rate = _rate_trial(options, *makers, _batch_size(options, made, device, *makers))
+    figure, picture = Figure(figsize=(7, 4), layout='constrained'), BytesIO()
+    axes = figure.add_subplot(xscale='log', xlabel='learning rate', ylabel='loss (smoothed)')
+    axes.plot(tried.learning_rate, tried.loss)
+    axes.axvline(rate, color='tab:red', label=f'suggestion: {rate:.2g}')
+    axes.legend()
+    figure.savefig(picture, format='png', dpi=100)
+    run.path.mkdir(parents=True)
+    run.write('lr-find.csv', tried.to_csv(index=False, lineterminator='\n'))
+    run.write('lr-find.png', picture.getvalue())
+    _warn_of_finder(options)
+    say(f"curve: {run.path/'lr-find.png'}")
+    print(f'{rate:.3g}')
 
 # %% ../nbs/07_train.ipynb #03e56654
-@delegates(train, but=['resume', 'high_rate', 'shown_rate', 'not_a_gun', 'lr', 'head_views', 'compile', 'head_epochs', 'fine_tune_epochs'])
+@delegates(train, but=['resume', 'high_rate', 'shown_rate', 'not_a_gun', 'lr', 'head_views', 'compile', 'head_epochs',
+                       'fine_tune_epochs'])
 def lr_find(
     data: Path, # Folder with train/<class>/* and val/<class>/*
     **kwargs
 ) -> None: # Nothing; prints the suggested rate, raises `BasegunError`
     "Find a learning rate: leave its curve as lr-find.csv and lr-find.png, and print the suggestion."
     import inspect
-    from io import BytesIO
-
-    from matplotlib.figure import Figure
     given = {k: v.default for k, v in inspect.signature(train).parameters.items() if k != 'data'} | kwargs
     options = _defaults(dict(data=data) | given | dict(resume=False))
     run = Run(Path(options['out'])/(options['name'] or 'lr-find_' + run_name(str(options['arch']))))
     faults = out_faults(run.path, data, '--name')
-    with held(run.path, unless=option_faults(options) + faults):
-        made, device, table, _ = _prepared(options, faults)
-        makers = _makers(options, made, device, table)
-        tried, rate = _rate_trial(options, *makers, _batch_size(options, made, device, *makers))
-        figure, picture = Figure(figsize=(7, 4), layout='constrained'), BytesIO()
-        axes = figure.add_subplot(xscale='log', xlabel='learning rate', ylabel='loss (smoothed)')
-        axes.plot(tried.learning_rate, tried.loss)
-        axes.axvline(rate, color='tab:red', label=f'suggestion: {rate:.2g}')
-        axes.legend()
-        figure.savefig(picture, format='png', dpi=100)
-        run.path.mkdir(parents=True)
-        run.write('lr-find.csv', tried.to_csv(index=False, lineterminator='\n'))
-        run.write('lr-find.png', picture.getvalue())
-        _warn_of_finder(options)
-        say(f"curve: {run.path/'lr-find.png'}")
-        print(f'{rate:.3g}')
+    with hold(run.path, unless=option_faults(options) + faults, new=True): _find_rate(run, options, faults)

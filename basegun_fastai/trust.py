@@ -79,5 +79,6 @@ def trust_lines(
         lines.append(f"{name:6} {where:11} {number_of(o['n'])}{right}")
     for name, reason in levels['refused'].items(): lines.append(f"{'nothing is called high' if name == 'high' else 'everything is called low'}: {reason}")
     if o := levels['not_a_gun']: lines.append(
-        f"not a gun: {number_of(o['n'])}, {o['shown']:.1%} of them not low; AUROC {o['auroc']:.4f}, FPR95 {o['fpr95']:.4f}")
+        f"not a gun: {number_of(o['n'])}, {o['shown']:.1%} of them not low; AUROC {o['auroc']:.4f}, "
+        f"FPR95 {o['fpr95']:.4f}")
     return lines

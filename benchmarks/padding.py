@@ -2,10 +2,10 @@
 
 A wide photo in a square leaves the network a small gun between two bands. EfficientNets take any multiple of 32 as width and height, so
 a rectangle whose shape is that of the train photos would show it larger at the same price. Judged by a logistic regression on what the
-frozen body makes of the photos as they are, on two sets of real photos and on wide drawn guns (2 : 1); the third real set is square. All
-photos of a set are judged, each by a model that learnt on the other four fifths, since hymenoptera's 153 val photos are too few to
-tell a point. For comparison, the square as the photo is squashed into it, and a padded square of more pixels. The folder comes from
-BASEGUN_REAL, as in real.py. Prints a table and writes it to padding.json.
+frozen body makes of the photos as they are, on two sets of real photos and on wide drawn guns (2 : 1); the third real
+set is square. All photos of a set are judged, each by a model that learnt on the other four fifths, since hymenoptera's
+153 val photos are too few to tell a point. For comparison, the square as the photo is squashed into it, and a padded
+square of more pixels. The folder comes from BASEGUN_REAL, as in real.py. Prints a table and writes it to padding.json.
 """
 import json
 import math
@@ -69,7 +69,8 @@ def accuracy(body, folder, table, framed, width, height):
         frames = [np.array(framed(folder/o, width, height)) for o in table.file[start:start + 32]]
         batches.append(body((torch.tensor(np.stack(frames)).permute(0, 3, 1, 2) / 255 - mean) / std))
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    return float(cross_val_score(LogisticRegression(max_iter=1000), torch.cat(batches).numpy(), table.label, cv=folds).mean())
+    model, features = LogisticRegression(max_iter=1000), torch.cat(batches).numpy()
+    return float(cross_val_score(model, features, table.label, cv=folds).mean())
 
 
 def main():

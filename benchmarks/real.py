@@ -1,8 +1,9 @@
 """Real photos, real weights: whole trainings through the package, beside a logistic regression and stock fastai.
 
 Three public sets, three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout), and where there is none
-nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px` the same with --size 288; `logistic regression` is
-scikit-learn's on the features of the frozen body; `stock pad` and `stock crop` are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirror;
+nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px` the same with --size 288; `logistic
+regression` is scikit-learn's on the features of the frozen body; `stock pad` and `stock crop` are fastai's
+`vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirror;
 `unequal` and `unequal, balanced` are `train` on train photos of which the rarest class has a tenth of the commonest, without and with
 --class-weights balanced; `before` is how `train` was when its fine-tuning made networks worse, so that it kept the head's epochs, noted
 once from commit cabff89. Prints a table and writes real.json after each training. BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and

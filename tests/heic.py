@@ -21,14 +21,14 @@ if turns:  # HEIF's own way to turn a picture, which pillow-heif makes of EXIF; 
     exif[274] = turns
     options['exif'] = exif.tobytes()
 pillow_heif.options.SAVE_HDR_TO_12_BIT = bits == 12
-made = pillow_heif.from_pillow(images[0])
+heif = pillow_heif.from_pillow(images[0])
 if bits > 8:
     import numpy as np
     deep = (np.asarray(images[0].convert('RGB')).astype(np.uint16) * 257).tobytes()
-    made = pillow_heif.from_bytes(mode='RGB;16', size=images[0].size, data=deep)
-for o in images[1:]: made.add_from_pillow(o)
+    heif = pillow_heif.from_bytes(mode='RGB;16', size=images[0].size, data=deep)
+for o in images[1:]: heif.add_from_pillow(o)
 out = BytesIO()
-made.save(out, **dict(quality=95, chroma=444) | options)
+heif.save(out, **dict(quality=95, chroma=444) | options)
 sys.stdout.buffer.write(out.getvalue())
 """
 
@@ -42,7 +42,8 @@ def heic(*images, **options):
         return b64encode(out.getvalue()).decode()
     options = {k: v.tobytes() if isinstance(v, Image.Exif) else v for k, v in options.items()}
     options = {k: [b64encode(v).decode()] if isinstance(v, bytes) else v for k, v in options.items()}
-    done = subprocess.run([sys.executable, '-c', MAKE], input=json.dumps([[png(o) for o in images], options]).encode(), capture_output=True)
+    request = json.dumps([[png(o) for o in images], options]).encode()
+    done = subprocess.run([sys.executable, '-c', MAKE], input=request, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 
@@ -52,15 +53,15 @@ def _full(name, *content, version=0): return _box(name, bytes([version, 0, 0, 0]
 
 
 def tiled(tiles, columns, rows, width, height):
-    "A picture in tiles, as iPhones write them: `tiles` are HEIC files of one size, whose data become items of one grid."
+    "A picture in tiles, as iPhones write them: `tiles` are HEIC files of one size, whose data become items of a grid."
     def number(value, size=2): return value.to_bytes(size)
-    def found(content, name):
+    def box_of(content, name):
         at = content.index(name) - 4
         return content[at:at + int.from_bytes(content[at:at + 4])]
-    data = [found(o, b'mdat')[8:] for o in tiles]
-    side = [int.from_bytes(found(tiles[0], b'ispe')[o:o + 4]) for o in (12, 16)]
+    data = [box_of(o, b'mdat')[8:] for o in tiles]
+    side = [int.from_bytes(box_of(tiles[0], b'ispe')[o:o + 4]) for o in (12, 16)]
     grid, n = bytes([0, 0, rows - 1, columns - 1]) + number(width) + number(height), len(tiles)
-    properties = _box(b'ipco', found(tiles[0], b'hvcC'), _full(b'ispe', number(side[0], 4), number(side[1], 4)),
+    properties = _box(b'ipco', box_of(tiles[0], b'hvcC'), _full(b'ispe', number(side[0], 4), number(side[1], 4)),
                       _full(b'ispe', number(width, 4), number(height, 4)))
     ties = number(n + 1, 4) + b''.join(number(i + 1) + b'\2\x81\x02' for i in range(n)) + number(n + 1) + b'\1\3'
     def info(i, kind): return _full(b'infe', number(i), number(0), kind, b'\0', version=2)

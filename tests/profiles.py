@@ -71,8 +71,14 @@ PROFILES = {'sRGB': (rgb_profile(SRGB, SRGB_CURVE), SRGB, None), 'Display P3': (
             'Adobe RGB': (rgb_profile(ADOBE, _gamma(563 / 256)), ADOBE, 563 / 256)}
 
 
-def chunk(name, content): return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
-def chromaticities(primaries): return chunk(b'cHRM', struct.pack('>8I', *[round(v * 100_000) for o in (D65, *primaries) for v in o]))
+def chunk(name, content):
+    "A piece of a PNG."
+    return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
+
+
+def chromaticities(primaries):
+    "The chunk of a PNG that names white, red, green and blue."
+    return chunk(b'cHRM', struct.pack('>8I', *[round(v * 100_000) for o in (D65, *primaries) for v in o]))
 
 
 def tagged(image, *chunks):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 from heic import heic
-from profiles import (ADOBE, P3, PATCHES, PROFILES, SRGB, SRGB_CURVE, chromaticities, chunk, encoded, grey_profile, ink_profile, rgb_profile,
-                      tagged, to_xyz, written)
+from profiles import (ADOBE, P3, PATCHES, PROFILES, SRGB, SRGB_CURVE, chromaticities, chunk, encoded, grey_profile,
+                      ink_profile, rgb_profile, tagged, to_xyz, written)
 
 from basegun_fastai.photo import NEUTRAL, pixels, read_photo
 
-LOSSLESS = {'PNG': {}, 'WEBP': dict(lossless=True), 'TIFF': {}, 'AVIF': dict(quality=100, subsampling='4:4:4'), 'JPEG': dict(quality=100, subsampling=0), 'HEIC': {}}
+LOSSLESS = {'PNG': {}, 'WEBP': dict(lossless=True), 'TIFF': {}, 'AVIF': dict(quality=100, subsampling='4:4:4'),
+            'JPEG': dict(quality=100, subsampling=0), 'HEIC': {}}
 
 
 def file(image, format='PNG', **options):
@@ -31,7 +32,8 @@ def close(found, wanted, by=2): assert np.abs(np.asarray(found) - np.asarray(wan
 def test_a_profile_says_what_the_numbers_mean(name, format):
     profile, primaries, power = PROFILES[name]
     content = file(three([written(o, primaries, power) for o in PATCHES]), format, icc_profile=profile)
-    for side in (None, 72): close(centres(read_photo(content, side)), PATCHES, 2 if format not in ('JPEG', 'AVIF', 'HEIC') else 4)  # those round in YCbCr
+    levels = 4 if format in ('JPEG', 'AVIF', 'HEIC') else 2  # those round in YCbCr
+    for side in (None, 72): close(centres(read_photo(content, side)), PATCHES, levels)
 
 
 @pytest.mark.parametrize('format', ['PNG', 'TIFF', 'JPEG'])
@@ -74,7 +76,8 @@ def test_what_is_srgb_already_is_not_touched(mode):
     format = 'TIFF' if mode == 'CMYK' else 'PNG'
     for side in (None, 40):
         plain = np.asarray(read_photo(file(image, format), side))
-        for profile in (PROFILES['sRGB'][0], b'no profile', PROFILES['Display P3'][0][:200], ink_profile(lambda *_: (50, 0, 0))):
+        for profile in (PROFILES['sRGB'][0], b'no profile', PROFILES['Display P3'][0][:200],
+                        ink_profile(lambda *_: (50, 0, 0))):
             if mode == 'CMYK' and profile[16:20] == b'CMYK': continue
             assert np.array_equal(np.asarray(read_photo(file(image, format, icc_profile=profile), side)), plain)
 
@@ -113,8 +116,9 @@ def test_the_tags_of_a_png_say_what_the_numbers_mean():
 
 def test_the_numbers_of_a_heic_say_what_the_levels_mean():
     photo = three([written(o, P3) for o in PATCHES])
-    close(centres(read_photo(heic(photo, color_primaries=12, transfer_characteristics=13, matrix_coefficients=6, full_range_flag=1))), PATCHES)
-    close(centres(read_photo(heic(photo, color_primaries=1, transfer_characteristics=13, matrix_coefficients=6, full_range_flag=1))), centres(photo))
+    for primaries, wanted in ((12, PATCHES), (1, centres(photo))):
+        numbers = dict(color_primaries=primaries, transfer_characteristics=13, matrix_coefficients=6, full_range_flag=1)
+        close(centres(read_photo(heic(photo, **numbers))), wanted)
 
 
 def test_a_camera_that_is_set_to_adobe_rgb_says_so_in_exif():

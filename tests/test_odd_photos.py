@@ -30,7 +30,7 @@ from basegun_fastai.formats import FORMATS
 from basegun_fastai.photo import MOST_DECODED, MOST_PIXELS, UnreadablePhoto, pixels, read_photo
 
 MOST_MEMORY = 5 * 2**28  # that decoding may add: 20 bytes for each of the pixels that are decoded at once
-MOST_SECONDS = dict(ITIMER_PROF=8, ITIMER_REAL=100)  # that one decoding takes of the processor, and by the clock of a machine with other work
+MOST_SECONDS = dict(ITIMER_PROF=8, ITIMER_REAL=100)  # of one decoding: of the processor, and by a busy machine's clock
 PROPERTIES = ['random bytes', 'bytes behind a beginning', 'truncated', 'damaged', 'spliced']
 NUMBERS = [o.to_bytes(size, order) for size in (2, 4) for order in ('big', 'little')  # that a size may overflow at
            for o in (0, 1, 256**size // 2 - 1, 256**size // 2, 256**size - 1, 20000)]
@@ -119,7 +119,8 @@ def photos():
     found = {o: saved(rgb, o) for o in FORMATS}
     found |= {f'{o} with EXIF': saved(rgb, o, exif=exif) for o in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIC')}
     found |= {f'{o} with alpha': saved(alpha, o) for o in ('PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIC')}
-    found |= {f'{o} with a profile': saved(rgb, o, icc_profile=PROFILES['Display P3'][0]) for o in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIC')}
+    found |= {f'{o} with a profile': saved(rgb, o, icc_profile=PROFILES['Display P3'][0])
+              for o in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIC')}
     found |= {f'animated {o}': saved(rgb, o, duration=100, **both) for o in ('GIF', 'WEBP', 'PNG', 'AVIF')}
     found |= {f'TIFF in {o}': saved(rgb, 'TIFF', compression=o)
               for o in ('tiff_lzw', 'tiff_adobe_deflate', 'jpeg', 'packbits')}
@@ -130,7 +131,8 @@ def photos():
         'HEIC of 10 bits': heic(rgb, bits=10),
         'HEIC of two pictures': heic(rgb, other),
         'HEIC in tiles': tiled([heic(Image.fromarray(noise(64, 64, 3, seed=i))) for i in range(2)], 2, 1, 90, 60),
-        'CMYK JPEG with a profile': saved(rgb.convert('CMYK'), 'JPEG', icc_profile=ink_profile(lambda c, m, y, k: (90 - 60 * k - 20 * c, 40 * m, 40 * y))),
+        'CMYK JPEG with a profile': saved(rgb.convert('CMYK'), 'JPEG', icc_profile=ink_profile(
+            lambda c, m, y, k: (90 - 60 * k - 20 * c, 40 * m, 40 * y))),
         'PNG with tags of colour': tagged(rgb, chunk(b'gAMA', struct.pack('>I', 55556)), chromaticities(P3)),
         'CMYK JPEG': saved(rgb.convert('CMYK'), 'JPEG'),
         'grey JPEG': saved(grey, 'JPEG', quality=30),
@@ -160,10 +162,12 @@ def bombs():
     return {
         'float TIFF': strips(side, side, zlib.compress(bytes(4 * side**2), 1), compression=8, **floats),
         'lossless WEBP': saved(Image.new('RGBA', (side, side)), 'WEBP', lossless=True, method=0),
-        'HEIC of 256 tiles': tiled([heic(Image.fromarray(noise(500, 500, 3)), chroma=420, quality=22)] * 256, 16, 16, side, side),
+        'HEIC of 256 tiles': tiled([heic(Image.fromarray(noise(500, 500, 3)), chroma=420, quality=22)] * 256, 16, 16,
+                                   side, side),
         'HEIC of too many bytes': tiled([heic(Image.fromarray(noise(500, 500, 3)))] * 256, 16, 16, side, side),
         'HEIC that claims more pixels than it may': tiled([heic(Image.new('RGB', (64, 64)))] * 4, 2, 2, 60_000, 60_000),
-        'lossless WEBP with a profile': saved(Image.new('RGBA', (side, side)), 'WEBP', lossless=True, method=0, icc_profile=PROFILES['Display P3'][0]),
+        'lossless WEBP with a profile': saved(Image.new('RGBA', (side, side)), 'WEBP', lossless=True, method=0,
+                                              icc_profile=PROFILES['Display P3'][0]),
         'JPEG of scans': scans(side, side, 40),
         'JPEG of scans above what is decoded at once': scans(claimed, claimed, 4),
         'JPEG of too many scans': scans(4000, 4000, 20_000),
@@ -294,8 +298,9 @@ def test_the_costliest_photos_are_bounded(tmp_path):
     (tmp_path/'bombs').mkdir()
     for name, content in bombs().items(): (tmp_path/'bombs'/name).write_bytes(content)
     told = outcome(tmp_path, tmp_path/'bombs')
-    for answer in ('5 read', '1 it is HEIC of 168 MiB', '1 it has 60000 × 60000', '2 it is a run-length', '2 its tags', '1 it has 70002 tags', '1 its tiles',
-                   '1 in several scans', '1 it has 20000 scans', '1 one of its sides has 15000000',
+    for answer in ('5 read', '1 it is HEIC of 168 MiB', '1 it has 60000 × 60000', '2 it is a run-length', '2 its tags',
+                   '1 it has 70002 tags', '1 its tiles', '1 in several scans', '1 it has 20000 scans',
+                   '1 one of its sides has 15000000',
                    '1 one of its sides has 60000000'):
         assert f'  {answer}' in told
 

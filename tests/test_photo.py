@@ -173,8 +173,9 @@ def test_a_photo_is_known_by_its_content_and_not_by_its_name(name, tmp_path):
     for kind in [*FORMATS, 'MPO']:
         file.write_bytes(photos()[kind])
         assert (pixels(file, 32) == pixels(photos()[kind], 32)).all(), kind
-    for content, reason in ((b'not a photo', "its content is none of .*, but text that begins with 'not a photo'"), (b'\x7fELF\2\1\1', 'its content is none of'),
-                            (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'it is SVG'), (b'%PDF-1.7\n', 'it is a PDF')):
+    for content, reason in ((b'not a photo', "its content is none of .*, but text that begins with 'not a photo'"),
+                            (b'\x7fELF\2\1\1', 'its content is none of'), (b'%PDF-1.7\n', 'it is a PDF'),
+                            (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'it is SVG')):
         file.write_bytes(content)
         with pytest.raises(UnreadablePhoto, match=reason) as found: pixels(str(file), 32)
         assert found.value.path == str(file)

@@ -120,17 +120,22 @@ def test_the_table_of_real_photos_is_that_of_the_benchmark():
     def head(o): return [e['accuracy'] for e in o['epochs'] if e['stage'] == 'head'][-1]
     def last(o): return o['epochs'][-1]['accuracy']
     words = ' '.join(table.split())
-    assert 'the last one has {:.1f}, {:.1f} and {:.1f}.'.format(*[100 * mean(o, 'ours', last) for o in ('hymenoptera', 'trash', 'caltech')]) in words
+    lasts = [100 * mean(o, 'ours', last) for o in ('hymenoptera', 'trash', 'caltech')]
+    assert 'the last one has {:.1f}, {:.1f} and {:.1f}.'.format(*lasts) in words
     larger = [100 * mean('hymenoptera', 'ours, 288 px', *o) for o in ((), (head,))]
     assert '`--size 288` has {:.1f}, and {:.1f} with the head alone'.format(*larger) in words
-    assert all(last(o) <= head(o) for o in noted if (o['set'], o['arm']) == ('hymenoptera', 'ours'))  # in no seed better
-    recalls = [100 * mean(name, arm, lambda o: o['kept']['recall']) for name in ('hymenoptera', 'trash') for arm in ('unequal', 'unequal, balanced')]
-    assert 'mean recall is {:.1f} without and {:.1f} with it on hymenoptera, {:.1f} and {:.1f} on trash'.format(*recalls) in words
+    ours = [o for o in noted if (o['set'], o['arm']) == ('hymenoptera', 'ours')]
+    assert all(last(o) <= head(o) for o in ours)  # in no seed better
+    recalls = [100 * mean(name, arm, lambda o: o['kept']['recall'])
+               for name in ('hymenoptera', 'trash') for arm in ('unequal', 'unequal, balanced')]
+    sentence = 'mean recall is {:.1f} without and {:.1f} with it on hymenoptera, {:.1f} and {:.1f} on trash'
+    assert sentence.format(*recalls) in words
     padded = json.loads((ROOT/'benchmarks'/'padding.json').read_text())
-    assert f"gains {100 * statistics.mean(o['rectangle'] - o['square'] for o in padded):.1f} points on the mean" in words
+    gain = 100 * statistics.mean(o['rectangle'] - o['square'] for o in padded)
+    assert f'gains {gain:.1f} points on the mean' in words
     for name in ('hymenoptera', 'trash', 'caltech'):
         assert len({o['seed'] for o in noted if (o['set'], o['arm']) == (name, 'ours')}) == 3
-        stock = [o for o in (mean(name, 'stock pad'), mean(name, 'stock crop')) if o is not None]  # trash is square: there is nothing to crop
+        stock = [o for o in (mean(name, 'stock pad'), mean(name, 'stock crop')) if o is not None]  # trash is square
         real = [mean(name, 'logistic regression'), max(stock, default=None), mean(name, 'before'), mean(name, 'ours', head), mean(name, 'ours')]
         for text, value in zip(shown[name], real, strict=True): assert text == f'{100 * value:.1f}', (name, text, value)
 
