@@ -2,7 +2,7 @@
 .PHONY: install demo test bench
 .ONESHELL:
 .SILENT:
-.SHELLFLAGS = -eu -c
+.SHELLFLAGS = -eu -o pipefail -c
 SHELL = bash
 PYTHON ?= python3
 BIN = .venv/bin
@@ -23,12 +23,14 @@ demo: install
 
 test: install
 	export OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES= MPLBACKEND=Agg PATH="$$PWD/$(BIN):$$PATH" XDG_CACHE_HOME="$$(mktemp -d)"
+	trap 'rm -rf "$$XDG_CACHE_HOME"' EXIT
 	before=$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)
 	nbdev-export
 	nbdev-clean
 	test "$$before" = "$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)" || { git diff --stat; echo 'nbdev-export or nbdev-clean changes files: commit what they make'; exit 1; }
 	ruff check .
-	nbdev-test --n-workers 1
+	nbdev-test --n-workers 1 2>&1 | tee "$$XDG_CACHE_HOME/lessons.log"
+	if grep -q Traceback "$$XDG_CACHE_HOME/lessons.log"; then echo 'a lesson prints a traceback'; exit 1; fi
 	pytest -n 2 --dist loadfile
 	rm -rf build dist
 	pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .

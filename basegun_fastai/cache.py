@@ -23,6 +23,7 @@ import pandas as pd
 
 from .contents import decoder_version
 from .core import BasegunError, cache_home, printable, say
+from .machine import read_at
 from .photo import UnreadablePhoto, photo_bytes, pixels
 
 # %% ../nbs/03a_cache.ipynb #8275a77e
@@ -69,7 +70,7 @@ class Squares:
     ) -> np.ndarray|None: # `uint8` of shape `(side, side, 3)`; nothing for a place that is not filled
         "Copy a square."
         head, square = bytearray(8), np.empty((self.side, self.side, 3), np.uint8)
-        os.preadv(self.opened.fileno(), [head, square], self.start + place * _record(self.side))
+        read_at(self.opened.fileno(), [head, square], self.start + place * _record(self.side))
         return square if int.from_bytes(head) == self._sum(place, square) else None
 
     def write(self,

@@ -19,6 +19,7 @@ from .core import BasegunError, Run, number_of, out_faults, printable, raise_fau
 from .dataset import labelled_photos, other_photos
 from .levels import PASSING, Levels
 from .lock import hold
+from .machine import worker_faults
 from .names import class_columns, confusable, difference
 from .mistakes import read_groups, suspect_labels, write_sheets
 from .photo import DECODER
@@ -233,7 +234,7 @@ def evaluate(
     from basegun_fastai.model import trained_model
     out = Path(out or run.path/f'evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
     table, faults = tried(labelled_photos, data)
-    faults += out_faults(out, data)
+    faults += worker_faults(workers) + out_faults(out, data)
     if table is not None: faults += unknown_classes(table, config['classes'], run)
     if not_a_gun is not None:
         faults += tried(others_listed, not_a_gun)[1]

@@ -6,7 +6,6 @@
 __all__ = ['Views', 'feature_loaders', 'on_features']
 
 # %% ../nbs/05b_features.ipynb #8b1b903f
-import os
 import random
 import sys
 import time
@@ -24,6 +23,7 @@ from torch import Tensor
 from .contents import progress
 from .core import raise_if_asked, say
 from .loaders import Reframe, seed_all
+from .machine import read_at
 
 # %% ../nbs/05b_features.ipynb #29235478
 class Views:
@@ -51,7 +51,7 @@ class Views:
     def __getitem__(self, i):
         view = random.randrange(self.views) if self.views > 1 else 0
         row = bytearray(4 * self.width)
-        os.preadv(self.file.fileno(), [row], (view * len(self) + i) * len(row))
+        read_at(self.file.fileno(), [row], (view * len(self) + i) * len(row))
         return torch.frombuffer(row, dtype=torch.float32), self.labels[i]
 
 # %% ../nbs/05b_features.ipynb #61af3f4f

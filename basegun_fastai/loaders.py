@@ -9,7 +9,10 @@ __all__ = ['P_AFFINE', 'PhotoSquare', 'Room', 'Tilt', 'Reframe', 'augmentation',
 # %% ../nbs/04_loaders.ipynb #629b9d40
 import hashlib
 import os
+import pickle
+import shutil
 import sys
+import tempfile
 from copy import copy
 from pathlib import Path
 from weakref import finalize
@@ -151,13 +154,25 @@ def seed_all(
     set_seed(mixed, reproducible=True)
     for dl in (dls.loaders if dls else []): dl.rng.seed(mixed)
 
+# %% ../nbs/04_loaders.ipynb #badc01d3
+_SOCKET_PATH, _SOCKET_NAME = 103, 32  # bytes: what macOS takes (Linux 107), and what Python adds to the temporary folder
+
+def _fits_shared_memory(n):
+    "Can workers share `n` bytes, and twice that in case another program shares too?"
+    try: folder = tempfile.gettempdir()
+    except FileNotFoundError: return False
+    if len(os.fsencode(folder)) + _SOCKET_NAME > _SOCKET_PATH: return False
+    return not os.path.isdir('/dev/shm') or shutil.disk_usage('/dev/shm').free >= 2 * n
+
 # %% ../nbs/04_loaders.ipynb #c14b2d39
 class _Batches(Dataset):
-    def __init__(self, loader): self.loader = loader
+    def __init__(self, loader, workers=0): self.loader, self.workers = loader, workers
 
-    def __getitem__(self, items):
-        found = (self.loader.do_item(o) for o in items)
-        return self.loader.do_batch([o for o in found if o is not None])
+    def __getitem__(self, indices):
+        items = [o for o in map(self.loader.do_item, indices) if o is not None]
+        if self.workers and not _fits_shared_memory(self.workers * sum(o.nbytes for item in items for o in item)):
+            return pickle.dumps(items, pickle.HIGHEST_PROTOCOL)
+        return self.loader.do_batch(items)
 
 class _Order(Sampler):
     def __init__(self, loader): self.items, self.size, self.drop_last = [], loader.bs, loader.drop_last
@@ -166,8 +181,8 @@ class _Order(Sampler):
 # %% ../nbs/04_loaders.ipynb #472214bf
 _inherited = []
 
-def _let_go(workers, process):
-    if os.getpid() == process: workers.clear()
+def _let_go(workers, process, getpid=os.getpid):  # bound now: when the interpreter ends, the module may be empty
+    if getpid() == process: workers.clear()
     else: _inherited.append(workers)  # this process is itself a worker: they are not its to end
 
 # %% ../nbs/04_loaders.ipynb #82dcaa98
@@ -185,7 +200,8 @@ class Loader(TfmdDL):
         theirs = copy(self)
         theirs.fake_l = None  # which leads back
         self._workers = [DataLoader(
-            _Batches(theirs), batch_size=None, sampler=_Order(self), num_workers=self.fake_l.num_workers, persistent_workers=True,
+            _Batches(theirs, self.fake_l.num_workers), batch_size=None, sampler=_Order(self),
+            num_workers=self.fake_l.num_workers, persistent_workers=True,
             pin_memory=self.pin_memory, worker_init_fn=_begin_worker, generator=torch.Generator())]
         finalize(self, _let_go, self._workers, os.getpid())
 
@@ -193,7 +209,7 @@ class Loader(TfmdDL):
         if not self.fake_l.num_workers: return map(_Batches(self).__getitem__, self.chunkify(items))
         if not self._workers: self._begin()
         self._workers[0].sampler.items = items
-        return iter(self._workers[0])
+        return (self.do_batch(pickle.loads(o)) if isinstance(o, bytes) else o for o in self._workers[0])
 
     def __iter__(self):
         self.randomize()

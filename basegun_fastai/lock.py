@@ -35,8 +35,10 @@ def _is_current(descriptor, file):
     except FileNotFoundError: return False
 
 # %% ../nbs/00c_lock.ipynb #45893b93
-def _release(descriptor, file):
-    "Remove the file, if it is this process that holds it or can, and give the lock back."
+def _release(file):
+    "Remove the file, if it is this process that holds it or can."
+    try: descriptor = os.open(file, os.O_RDWR)
+    except (FileNotFoundError, PermissionError): return
     try:
         _try_lock(descriptor)
         if _is_current(descriptor, file): file.unlink()
@@ -44,29 +46,26 @@ def _release(descriptor, file):
     finally: os.close(descriptor)
 
 def _acquire(file, path):
+    "Lock the file, write in it who has it, and return its descriptor."
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
         try: descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError: continue  # another command that ends has just removed the folder that it had made
-        try:
-            if not _try_lock(descriptor):
-                say(f"warning: the disk of '{path}' has no locks: see to it yourself that no other command writes "
-                    'there')
-            if not _is_current(descriptor, file):
-                os.close(descriptor)
-                continue
-            os.ftruncate(descriptor, 0)
-            now = f'{datetime.now():%Y-%m-%d %H:%M:%S}'
-            os.write(descriptor, f'process {os.getpid()} on {socket.gethostname()} since {now}\n'.encode())
-            return descriptor
+        try: has_locks = _try_lock(descriptor)
         except (BlockingIOError, PermissionError) as err:
             holder = os.read(descriptor, 1000).decode(errors='replace').strip() or 'another process'
             os.close(descriptor)
             raise BasegunError(
                 f"'{path}' is being written by {holder}: wait for its end, or give another name") from err
-        except BaseException:
-            _release(descriptor, file)
-            raise
+        if not has_locks: say(f"warning: the disk of '{path}' has no locks: see to it yourself that no other command "
+                              'writes there')
+        if not _is_current(descriptor, file):
+            os.close(descriptor)
+            continue
+        os.ftruncate(descriptor, 0)
+        now = f'{datetime.now():%Y-%m-%d %H:%M:%S}'
+        os.write(descriptor, f'process {os.getpid()} on {socket.gethostname()} since {now}\n'.encode())
+        return descriptor
 
 # %% ../nbs/00c_lock.ipynb #ae981a8e
 @contextmanager
@@ -88,7 +87,8 @@ def hold(
             f"'{path}' exists, and nothing is overwritten: give another name")
         yield
     finally:
-        if descriptor is not None: _release(descriptor, file)
+        _release(file)  # by its name: a signal may have come before the descriptor was known here
+        if descriptor is not None: os.close(descriptor)
         for folder in missing:
             try: folder.rmdir()
             except OSError: break  # there is something in it

@@ -24,6 +24,7 @@ from .contents import contents, fingerprint, part_fingerprint, readable
 from .core import BasegunError, Run, number_of, out_faults, printable, raise_faults, run_name, say, tried
 from .dataset import folder_fault, layout_faults, left_aside, photo_table
 from .lock import hold
+from .machine import worker_faults
 from .options import DEVICES, option_faults, resume_faults
 from .photo import DECODER
 from .problems import balance_problems, name_problems, same_photos, same_problems
@@ -83,7 +84,8 @@ def _defaults(options):
 def _prepared(options, faults):
     data = Path(options['data'])
     elsewhere = options['not_a_gun'] and folder_fault(Path(options['not_a_gun']))
-    faults = option_faults(options) + layout_faults(data) + cache_faults(options['cache'], data) + ([f'--not-a-gun: {elsewhere}'] if elsewhere else []) + faults
+    faults = (option_faults(options) + worker_faults(options['workers']) + layout_faults(data) + cache_faults(options['cache'], data)
+              + ([f'--not-a-gun: {elsewhere}'] if elsewhere else []) + faults)
     if options['arch'] in EFFICIENTNETS and options['weights'] in ('imagenet', 'none') and options['device'] != 'cuda': raise_faults(faults)
     table = None if faults else _listed(data)  # the first sign of life, before seconds of imports
     from basegun_fastai.model import architecture, check_weights, usable_device, weight_faults

@@ -1,6 +1,7 @@
 "What the tests share: a drawn data set, a trained run, and the installed command."
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,14 @@ import pytest
 import torch
 
 torch.set_num_threads(2)
-os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')  # what is remembered of photos, for this session alone
+CACHE = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')  # what is remembered of photos, for this session alone
 
 COMMAND = str(Path(sys.executable).with_name('basegun-fastai'))
 TINY = dict(arch='test_efficientnet', size=32, weights='none', batch_size=16, workers=0)
+
+
+def pytest_unconfigure():
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def tree(folder):

@@ -1,0 +1,110 @@
+"What a machine may lack: shared memory, a folder for temporary files, `fork`."
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import COMMAND, TINY, as_arguments, run_command
+
+from basegun_fastai.machine import read_at
+
+NAMESPACE = ['unshare', '--mount'] if os.getuid() == 0 else ['unshare', '--map-root-user', '--mount']
+WORKERS = as_arguments(**TINY | dict(workers=2)) + ['--head-epochs', '1', '--fine-tune-epochs', '1', '--name', 'tiny']
+ODD = {'shm of 128 kB': 'mount -t tmpfs -o size=128k tmpfs /dev/shm', 'read-only shm': 'mount -t tmpfs -o ro tmpfs /dev/shm',
+       'read-only root': 'mount -o remount,bind,ro /; for o in /tmp /var/tmp; do mount -t tmpfs -o ro tmpfs $o; done; cd /usr'}
+
+
+def on_a_machine_with(what, *arguments, **options):
+    "Run the installed command where some of the system's folders are others."
+    if subprocess.run([*NAMESPACE, 'sh', '-ec', ODD[what]], capture_output=True).returncode:
+        pytest.skip('this user may not mount anything here')
+    script = f'set -e; {ODD[what]}; exec "$@"'
+    return subprocess.run([*NAMESPACE, 'sh', '-c', script, 'sh', COMMAND, *map(str, arguments)], capture_output=True,
+                          text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope='module')
+def without_workers(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp('without workers')
+    done = run_command('train', data, *WORKERS, '--workers', 0, '--out', out)
+    assert done.returncode == 0, done.stderr
+    return (out/'tiny'/'model.safetensors').read_bytes()
+
+
+def trained(done, out):
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
+    return (out/'tiny'/'model.safetensors').read_bytes()
+
+
+def test_workers_do_without_the_shared_memory_that_a_container_lacks(data, without_workers, tmp_path):
+    done = on_a_machine_with('shm of 128 kB', 'train', data, *WORKERS, '--out', tmp_path)  # a batch has 62
+    assert trained(done, tmp_path) == without_workers
+
+
+def test_workers_do_with_a_temporary_folder_too_deep_for_a_socket(data, without_workers, tmp_path):
+    deep = tmp_path/('deep' * 30)
+    deep.mkdir()
+    done = run_command('train', data, *WORKERS, '--out', tmp_path, env=os.environ | dict(TMPDIR=str(deep)))
+    assert trained(done, tmp_path) == without_workers
+
+
+def test_workers_that_begin_anew_do_what_forked_ones_do(data, without_workers, tmp_path):
+    (tmp_path/'sitecustomize.py').write_text('import multiprocessing\nmultiprocessing.set_start_method("spawn")\n')
+    spawning = os.environ | dict(PYTHONPATH=str(tmp_path))
+    done = run_command('train', data, *WORKERS, '--out', tmp_path, env=spawning)
+    assert trained(done, tmp_path) == without_workers and 'is deprecated' not in done.stderr
+
+
+def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_path):
+    for command in (['train', data, *WORKERS, '--name', 'a'], ['lr-find', data, '--name', 'b'], ['evaluate', run.path, data]):
+        done = on_a_machine_with('read-only shm', *command, '--out', tmp_path/'out')
+        assert done.returncode == 1 and 'Traceback' not in done.stderr
+        assert 'no locks here (/dev/shm: Read-only file system): give --workers 0' in done.stderr
+    assert not (tmp_path/'out').exists()
+    done = on_a_machine_with('read-only shm', 'evaluate', run.path, data, '--workers', 0, '--out', tmp_path/'out')
+    assert done.returncode == 0 and 'joblib' not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize('command', ['train', 'lr-find', 'evaluate', 'export'])
+def test_what_needs_temporary_files_says_where_none_can_be_written(command, data, run):
+    given = dict(evaluate=[run.path, data], export=[run.path]).get(command, [data])
+    done = on_a_machine_with('read-only root', command, *given)
+    assert done.returncode == 1 and done.stderr.startswith('basegun-fastai: no folder for temporary files can be written')
+    assert '--tmpfs /tmp' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('command', ['archs', 'cache'])
+def test_what_needs_no_temporary_files_works_without(command):
+    done = on_a_machine_with('read-only root', command)
+    assert done.returncode == 0 and not done.stderr
+
+
+def test_reading_at_an_offset_is_the_same_without_preadv(tmp_path, monkeypatch):
+    (tmp_path/'file').write_bytes(bytes(range(100)))
+    found = []
+    for _ in range(2):
+        with open(tmp_path/'file', 'rb') as file:
+            buffers = bytearray(3), bytearray(50), bytearray(60)
+            read_at(file.fileno(), buffers, 10)
+            found.append((*buffers, file.tell()))
+        monkeypatch.delattr(os, 'preadv', raising=False)
+    assert found[0] == found[1] and found[1][1] == bytes(range(13, 63)) and found[1][2] == bytes(range(63, 100)) + bytes(23)
+
+
+STUCK = """
+import threading
+from basegun_fastai.cli import main
+threading.Thread(target=threading.Event().wait).start()  # as one is that was being started when the signal came
+main()
+"""
+
+
+def test_a_thread_that_waits_for_ever_does_not_hold_up_the_end(data, tmp_path):
+    command = [sys.executable, '-c', STUCK, 'train', data, *WORKERS, '--workers', '0', '--out', tmp_path]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr.readline()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 143
+        finally: process.kill()
