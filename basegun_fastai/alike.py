@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'MARGIN', 'LUMA', 'MIRROR', 'MOST_ASPECT', 'MOST_HUE', 'NEARLY', 'NEAR', 'NEAR_FIRST', 'KEPT', 'ZOOMS',
-           'thumbnail', 'signature', 'distance', 'look', 'near', 'candidates', 'likeness', 'is_alike']
+           'thumbnail', 'window', 'wave_signs', 'signature', 'distance', 'look', 'near', 'candidates', 'likeness',
+           'register', 'compare_colours', 'is_alike']
 
 # %% ../nbs/01a_alike.ipynb #ad685425
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageStat
 
 from .core import cores, raise_if_asked
 
@@ -21,9 +22,10 @@ SIDE = 64
 # %% ../nbs/01a_alike.ipynb #6a7cf1e9
 def thumbnail(
     photo: Image.Image, # RGB, of any size
+    box: tuple|None = None, # The part to take: left, top, right, bottom in pixels; empty means all
 ) -> np.ndarray: # `uint8` of shape `(SIDE, SIDE, 3)`
     "Squeeze a photo into a small square, whatever its shape."
-    return np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
 
 # %% ../nbs/01a_alike.ipynb #0f364ace
 def _cosines(n, waves):
@@ -39,26 +41,36 @@ _LOWEST = np.lexsort((_ACROSS, _DOWN ** 2 + _ACROSS ** 2))[1:257]
 MARGIN = .04
 
 # %% ../nbs/01a_alike.ipynb #462ab723
-def _window(lowest, highest):
+def window(
+    lowest: float, # Where it begins, as a share of the width or of the height
+    highest: float, # Where it ends
+) -> np.ndarray: # `float32` of shape `(32, SIDE)`, by which a column of pixels is multiplied
+    "Take the 32 longest waves of a part of a thumbnail, stretched over its whole side."
     edges = np.linspace(lowest * SIDE, highest * SIDE, SIDE + 1)
     low, high = edges[:-1, None], edges[1:, None]
     pixel = np.arange(SIDE)
     shares = (np.minimum(high, pixel + 1) - np.maximum(low, pixel)).clip(0)
-    return (shares / shares.sum(1, keepdims=True)).astype(np.float32)
+    return _WAVES @ (shares / shares.sum(1, keepdims=True)).astype(np.float32)
 
 # %% ../nbs/01a_alike.ipynb #aa0ba0f2
-_INSIDE = _window(MARGIN, 1 - MARGIN)
+_WHOLE, _INSIDE = [np.stack([window(o, 1 - o)]) for o in (0, MARGIN)]
 LUMA = np.array([.299, .587, .114], np.float32)  # luma of ITU-R BT.601
 
 # %% ../nbs/01a_alike.ipynb #40ae00b2
+def wave_signs(
+    thumb: np.ndarray, # What `thumbnail` returned
+    down: np.ndarray, # For each signature what `window` returned for the height, shape `(n, 32, SIDE)`
+    across: np.ndarray, # The same for the width
+) -> np.ndarray: # `uint64` of shape `(n, 4)`
+    "Sum up what each part of a photo shows in 256 bits."
+    waves = (down @ (thumb @ LUMA) @ across.swapaxes(1, 2)).reshape(len(down), -1)[:, _LOWEST]
+    return np.ascontiguousarray(np.packbits(waves > 0, axis=1)).view(np.uint64)
+
 def signature(
     thumb: np.ndarray, # What `thumbnail` returned
 ) -> np.ndarray: # `uint64` of shape `(2, 4)`: of the whole, and of the inside
     "Sum up what a photo shows in 256 bits, and what its inside shows in another 256."
-    grey = thumb @ LUMA
-    pictures = np.stack([grey, _INSIDE @ grey @ _INSIDE.T])
-    waves = (_WAVES @ pictures @ _WAVES.T).reshape(2, -1)[:, _LOWEST]
-    return np.ascontiguousarray(np.packbits(waves > 0, axis=1)).view(np.uint64)
+    return np.concatenate([wave_signs(thumb, o, o) for o in (_WHOLE, _INSIDE)])
 
 # %% ../nbs/01a_alike.ipynb #a3bd95f1
 MIRROR = np.ascontiguousarray(np.packbits(_ACROSS[_LOWEST] % 2 == 1)).view(np.uint64)
@@ -79,21 +91,21 @@ def look(
     photo: Image.Image, # RGB
 ) -> np.ndarray: # `float32`: logarithms of width / height, of mean red / green and of mean blue / green
     "Say what shape and hue a photo has."
-    red, green, blue = np.asarray(photo).reshape(-1, 3).mean(0) + 16
+    red, green, blue = np.array(ImageStat.Stat(photo).mean) + 16
     return np.log([photo.width / photo.height, red / green, blue / green]).astype(np.float32)
 
 # %% ../nbs/01a_alike.ipynb #ea1cbc93
-def _plausible(a, b, bits):
+def _plausible(a, b, bits, hue):
     apart = np.abs(a - b)
-    hue = (apart[:, 1:] <= np.log(MOST_HUE)).all(1) | (bits <= NEARLY)
+    hue = (apart[:, 1:] <= np.log(hue)).all(1) | (bits <= NEARLY)
     return hue & (apart[:, 0] <= np.log(MOST_ASPECT))
 
 # %% ../nbs/01a_alike.ipynb #deed771a
 NEAR, NEAR_FIRST, KEPT = 80, 17, 16
 
 # %% ../nbs/01a_alike.ipynb #22ae7bb4
-def _nearest(queries, first, rest, looks, block):
-    found = []
+def _nearest(queries, first, rest, looks, limits, block):
+    found, (hue, most, first_most) = [], limits
     buffers = np.empty(block, np.uint64), np.empty(block, np.uint8), np.empty(block, bool)
     for start in range(0, len(first), block):
         part = first[start:start+block]
@@ -101,12 +113,12 @@ def _nearest(queries, first, rest, looks, block):
         for i, query in enumerate(queries):
             np.bitwise_xor(part, query[0], out=bits)
             np.bitwise_count(bits, out=counts)
-            np.less_equal(counts, NEAR_FIRST, out=close)
+            np.less_equal(counts, first_most, out=close)
             if not close.any(): continue
             j = np.flatnonzero(close)
             d = counts[j] + distance(rest[start + j], query[1:])
-            j, d = start + j[d <= NEAR], d[d <= NEAR]
-            if looks: j, d = (o[_plausible(looks[0][i], looks[1][j], d)] for o in (j, d))
+            j, d = start + j[d <= most], d[d <= most]
+            if looks: j, d = (o[_plausible(looks[0][i], looks[1][j], d, hue)] for o in (j, d))
             found.append(np.stack([np.full(len(j), i), j, d], 1))
     found = np.concatenate(found) if found else np.empty((0, 3), np.int64)
     found = found[np.lexsort((found[:, 1], found[:, 2], found[:, 0]))]
@@ -120,13 +132,16 @@ def near(
     looks: tuple|None = None, # What `look` returned for the queries and for the others, shapes `(n, 3)` and `(m, 3)`
     workers: int|None = None, # Threads; empty means one a core
     chunk: int = 1024, # Queries that a thread takes at a time
+    hue: float = MOST_HUE, # Factor by which the hues of a pair may differ
+    bits: int = NEAR, # In which the signatures of a pair may differ
+    first_bits: int = NEAR_FIRST, # The same of the first 64
 ) -> Iterator[tuple[int, np.ndarray]]: # How many queries are done, and rows of `(query, other, distance)`, chunk by chunk
-    "Find for each query its nearest signatures, at most `KEPT` within `NEAR` bits."
+    "Find for each query its nearest signatures, at most `KEPT` within `bits`."
     first, rest = np.ascontiguousarray(among[:, 0]), np.ascontiguousarray(among[:, 1:])
     def search(start):
         raise_if_asked()
         part = looks and (looks[0][start:start+chunk], looks[1])
-        return _nearest(queries[start:start+chunk], first, rest, part, 2**17) + [start, 0, 0]
+        return _nearest(queries[start:start+chunk], first, rest, part, (hue, bits, first_bits), 2**17) + [start, 0, 0]
     starts = range(0, len(queries), chunk)
     with ThreadPoolExecutor(workers or cores()) as pool:
         for start, rows in zip(starts, pool.map(search, starts), strict=True): yield min(start + chunk, len(queries)), rows
@@ -168,13 +183,12 @@ def _placed(images, place): return _moved(_moved(images, place[:, 0], place[:, 1
 _SOFT, _TRIES = _blur(SIDE // 2, 1.), 6
 
 # %% ../nbs/01a_alike.ipynb #e89e05ff
-def _fit(ours, others, zoom):
+def _fit(ours, others, place, reach, tries=_TRIES):
     n, size = len(ours), SIDE // 2
     ours, others = (_SOFT @ o.reshape(n, size, 2, size, 2).mean((2, 4)) @ _SOFT.T for o in (ours, others))
-    place = np.tile(np.array([-1, 0, -1, 0], np.float32), (n, 1)) * zoom[:, None].astype(np.float32)
     grid = (np.arange(size, dtype=np.float32) - (size - 1) / 2)
     inner = (slice(None), slice(1, -1), slice(1, -1))
-    for _ in range(_TRIES):
+    for _ in range(tries):
         now = _placed(ours, place)
         down, across = np.gradient(now, axis=(1, 2))
         slopes = across * grid, across * size, down * grid[:, None], down * size, now, np.ones_like(now)
@@ -183,7 +197,7 @@ def _fit(ours, others, zoom):
         square += np.eye(6, dtype=np.float32) * (1e-4 * np.trace(square, axis1=1, axis2=2) / 6 + 1)[:, None, None]
         answer = np.linalg.solve(square, slopes.swapaxes(1, 2) @ others[inner].reshape(n, -1, 1))[..., 0]
         step = answer[:, :4] / answer[:, 4:5].clip(.3)
-        place = (place + step.clip(-.05, .05)).clip(-.16, .16)
+        place = (place + step.clip(-.05, .05)).clip(-reach, reach)
     return place
 
 # %% ../nbs/01a_alike.ipynb #6c5ec0e1
@@ -209,11 +223,30 @@ def likeness(
 ) -> np.ndarray: # Correlation from -1 to 1 of what remains when they lie over each other, shape `(n,)`
     "Lay photos over each other, and say how well they fit; in colour where they fit in grey."
     grey = [o.astype(np.float32) @ LUMA for o in (ours, others)]
-    place = _fit(*grey, zoom)
+    start = np.tile(np.array([-1, 0, -1, 0], np.float32), (len(zoom), 1)) * zoom[:, None].astype(np.float32)
+    place = _fit(*grey, start, .16)
     fit = _correlation(_placed(_band(grey[0]), place), _band(grey[1]))
     close = fit > .95
     if close.any(): fit[close] = _in_colour(ours[close], others[close], place[close])
     return fit
+
+# %% ../nbs/01a_alike.ipynb #65592568
+def register(
+    ours: np.ndarray, # Thumbnails, `uint8` of shape `(n, SIDE, SIDE, 3)`
+    others: np.ndarray, # The same, of the photos to lay each over
+    place: np.ndarray, # Where to begin: zoom and shift across, zoom and shift down, shares of the side, shape `(n, 4)`
+    reach: np.ndarray, # How large each of these may become, shape `(n,)`
+) -> np.ndarray: # Where they fit best, shape `(n, 4)`
+    "Find the part of each thumbnail that another one shows."
+    return _fit(*(o.astype(np.float32) @ LUMA for o in (ours, others)), place.astype(np.float32), reach[:, None],
+                2 * _TRIES)
+
+def compare_colours(
+    ours: np.ndarray, # Thumbnails, `uint8` of shape `(n, SIDE, SIDE, 3)`
+    others: np.ndarray, # The same
+) -> np.ndarray: # Correlation from -1 to 1, shape `(n,)`
+    "Say how well photos fit as they lie."
+    return _in_colour(ours, others, np.zeros((len(ours), 4), np.float32))
 
 # %% ../nbs/01a_alike.ipynb #a7515051
 def is_alike(

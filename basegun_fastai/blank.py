@@ -7,10 +7,10 @@ __all__ = ['MIN_STD', 'MIN_LAPLACIAN_STD', 'MIN_BACKGROUND', 'MIN_COMPONENTS', '
 
 # %% ../nbs/01a_blank.ipynb #748dff0f
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageStat
 from scipy.ndimage import label, laplace
 
-from .alike import LUMA, thumbnail
+from .alike import LUMA
 
 # %% ../nbs/01a_blank.ipynb #119e0d36
 MIN_STD = 3  # levels of 255, of the grey; the least of 4,147 real photos is 7.4
@@ -20,10 +20,9 @@ MIN_LAPLACIAN_STD = 1.4  # levels, at 64 × 64 pixels; 8 bits alone give 1.1, an
 MIN_BACKGROUND = .9  # share of the page's colour
 MIN_COMPONENTS, MAX_COMPONENT = 12, .01  # letters, share of the largest one
 
-def _is_page_of_words(pixels):
-    coarse = (pixels // 8).astype(int) @ [1024, 32, 1]
-    background = pixels[coarse == np.bincount(coarse.ravel()).argmax()].mean(0)
-    distance = np.abs(pixels - background).max(-1)
+def _is_page_of_words(photo):
+    pixels, background = np.asarray(photo).astype(np.int16), ImageStat.Stat(photo).median
+    distance = np.maximum.reduce([np.abs(pixels[..., i] - level) for i, level in enumerate(background)])
     if (distance <= 10).mean() < MIN_BACKGROUND: return False
     components, count = label(distance > 32, np.ones((3, 3)))
     return count >= MIN_COMPONENTS and np.bincount(components.ravel())[1:].max() <= MAX_COMPONENT * distance.size
@@ -31,9 +30,9 @@ def _is_page_of_words(pixels):
 # %% ../nbs/01a_blank.ipynb #f31e7dd9
 def blank(
     photo: Image.Image, # RGB, with a longest side of 128 pixels
+    thumb: np.ndarray, # Its `thumbnail`
 ) -> str: # Such as 'one colour'; empty where there is something to see
     "Say that a photo shows next to nothing."
-    small = thumbnail(photo).astype(np.float32)
-    if small.std((0, 1)).max() < MIN_STD: return 'one colour'
-    if laplace(small @ LUMA)[1:-1, 1:-1].std() < MIN_LAPLACIAN_STD: return 'nothing but blur'
-    return 'a few words on an empty page' if _is_page_of_words(np.asarray(photo)) else ''
+    if max(thumb[..., i].std() for i in range(3)) < MIN_STD: return 'one colour'
+    if laplace(thumb @ LUMA)[1:-1, 1:-1].std() < MIN_LAPLACIAN_STD: return 'nothing but blur'
+    return 'a few words on an empty page' if _is_page_of_words(photo) else ''

@@ -18,6 +18,7 @@ import pandas as pd
 
 from .contents import examined, marks, remember
 from .core import BasegunError, file_faults, number_of, printable, raise_faults, say, write_whole
+from .crops import CropRecords
 from .dataset import NOT_TAKEN, SPLITS, Problem, classes, listed_photos, missing_folders, odd_files
 from .problems import (alike_problems, balance_problems, blank_problems, folder_problems,
                                      repeated_problems, same_photos, same_problems, small_problems, unreadable_problems)
@@ -32,12 +33,13 @@ def all_problems(
     table: pd.DataFrame, # What `examined` returned
     size: int = 224, # Pixels of the longest side under which a photo is small
     workers: int|None = None, # Processes; empty means one a core
+    records: CropRecords|None = None, # What `examined` took down for the search for crops
 ) -> list[Problem]: # Errors before warnings, and each in the order of `WORST_FIRST`
     "Say everything that is wrong with a data set."
     same = same_photos(data, table, workers)
     found = [*folder_problems(data), *unreadable_problems(table), *same_problems(same), *balance_problems(table),
              *blank_problems(table), *repeated_problems(same), *small_problems(table, size),
-             *alike_problems(data, table, same, workers)]
+             *alike_problems(data, table, same, workers, records)]
     return sorted(found, key=lambda o: (o.level != 'error', WORST_FIRST.index(o.kind)))
 
 # %% ../nbs/02d_check.ipynb #f61522ab
@@ -90,8 +92,9 @@ def check(
     since, table = time.time_ns(), listed_photos(data)
     say(f'reading {number_of(len(table))}')
     before = marks(data, table.file.tolist())
-    table = examined(data, table, workers)
-    problems = all_problems(data, table, size, workers)
+    with CropRecords() as records:
+        table = examined(data, table, workers, records)
+        problems = all_problems(data, table, size, workers, records)
     remember(data, table, before, since)
     found = counted(data, table, problems)
     print(told(found, problems, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6))

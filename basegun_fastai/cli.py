@@ -35,7 +35,7 @@ COMMANDS = {  # command: (module, function, what it does)
     'cache': ('cache', 'cache', 'list or clear what is kept of photos'),
 }
 
-_TEMPORARY = ('lr-find', 'train', 'evaluate', 'export')  # what they import wants a folder for temporary files
+_TEMPORARY = ('check', 'split', 'lr-find', 'train', 'evaluate', 'export')  # they, or what they import, want temporary files
 
 # %% ../nbs/13_cli.ipynb #39538ada
 def _parser():

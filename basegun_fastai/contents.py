@@ -23,12 +23,13 @@ from PIL import features
 from tqdm import tqdm
 
 from .core import BasegunError, cache_home, printable, say, write_whole
+from .crops import CropRecords
 from .photo import DECODER
 from .reading import answers
 
 # %% ../nbs/02a_contents.ipynb #1e1e3c92
 BITS, LOOK = [f'bits{i}' for i in range(8)], ['aspect', 'red', 'blue']
-_EMPTY = dict(digest='', reason='', form='', width=0, height=0, shrunk=0, blank='', bits=[0] * 8, look=[0] * 3)
+_EMPTY = dict(digest='', record='', reason='', form='', width=0, height=0, shrunk=0, blank='', bits=[0] * 8, look=[0] * 3)
 
 # %% ../nbs/02a_contents.ipynb #2f76fd4a
 def progress(
@@ -45,18 +46,22 @@ def examined(
     data: Path, # The folder that `table.file` is relative to
     table: pd.DataFrame, # Photos, as `photo_table` lists them
     workers: int|None = None, # Processes; empty means one a core
+    records: CropRecords|None = None, # Takes what a search for crops needs
 ) -> pd.DataFrame: # `table` with `digest` (SHA-256 of the file), `reason` (empty for a readable photo), `form` (one of
                    # `FORMATS`), `width`, `height`, `shrunk` (digest of the pixels of a small copy), `blank` (why it
-                   # shows next to nothing), `BITS` and `LOOK`
+                   # shows next to nothing), `BITS` and `LOOK`; with `records` also `record`, its number there
     "Read every photo once, to know its content and whether it can be used."
     n, names = len(table), table.file.tolist()
     columns = {k: np.zeros(n, t) for k, t in dict(width=np.int32, height=np.int32, shrunk=np.uint64).items()}
     columns |= {o: np.empty(n, object) for o in ('digest', 'reason', 'form', 'blank')}
     bits, looks = np.zeros((n, 8), np.uint64), np.zeros((n, 3), np.float32)
-    for i, found in enumerate(progress(answers(data, names, 'examine', workers), n, 'reading photos')):
+    if records: columns['record'] = records.n + np.arange(n, dtype=np.int32)
+    task = 'crops' if records else 'examine'
+    for i, found in enumerate(progress(answers(data, names, task, workers), n, 'reading photos')):
         found = _EMPTY | found
+        if records: records.add(bytes.fromhex(found['record']))
         bits[i], looks[i] = found['bits'], found['look']
-        for k, column in columns.items(): column[i] = found[k]
+        for k in columns.keys() - {'record'}: columns[k][i] = found[k]
     return table.assign(**columns, **dict(zip(BITS, bits.T, strict=True)), **dict(zip(LOOK, looks.T, strict=True)))
 
 # %% ../nbs/02a_contents.ipynb #343c2251

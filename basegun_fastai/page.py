@@ -45,7 +45,7 @@ def in_order(
 
 # %% ../nbs/02c_page.ipynb #1f2c7255
 MOST_PAIRS, MOST_SHEET, MOST_ROWS = 60, 200, 500
-_PAIRED = ('leak', 'conflict', 'near-duplicate')
+_SHOWN = ('leak', 'conflict', 'near-duplicate', 'blank', 'repeated')  # kinds of which a person judges by the photos
 
 # %% ../nbs/02c_page.ipynb #47f341c6
 _STYLE = """
@@ -100,7 +100,8 @@ _PAGE = """<!doctype html>
 </body></html>
 """
 _TITLES = {'leak': 'The same photo in train/ and val/', 'conflict': 'The same photo under two labels',
-           'near-duplicate': 'Nearly the same in train/ and val/'}
+           'near-duplicate': 'Nearly the same in train/ and val/', 'blank': 'Next to nothing to see',
+           'repeated': 'One picture many times in a class'}
 
 # %% ../nbs/02c_page.ipynb #63003cb2
 def page(
@@ -113,11 +114,11 @@ def page(
     "Write what a check found as a page to look at."
     val = table[(table.split == 'val') & (table.reason == '')]
     seen = {label: part.file.sample(min(len(part), MOST_SHEET), random_state=0).sort_index().tolist() for label, part in val.groupby('label')}
-    pairs = [(kind, [o for o in problems if o.kind == kind]) for kind in _PAIRED]
+    pairs = [(kind, [o for o in problems if o.kind == kind]) for kind in _SHOWN]
     needed = {*sum(seen.values(), [])} | {file for _, part in pairs for o in part[:MOST_PAIRS] for file in o.files[:6]}
     shown = pictures(data, sorted(needed), workers)
     sheets = [(label, in_order({o: shown[o] for o in files if o in shown}), int((val.label == label).sum())) for label, files in seen.items()]
-    rest = [(level, [o for o in problems if o.level == level and o.kind not in _PAIRED]) for level in ('error', 'warning')]
+    rest = [(level, [o for o in problems if o.level == level and o.kind not in _SHOWN]) for level in ('error', 'warning')]
     counts = found['counts']
     environment = Environment(autoescape=True, trim_blocks=True)
     environment.filters['printable'] = printable

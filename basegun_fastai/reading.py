@@ -16,6 +16,7 @@ from base64 import b64encode
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,23 +24,32 @@ from queue import SimpleQueue
 from .alike import SIDE, look, signature, thumbnail
 from .blank import blank
 from .core import cores, raise_if_asked
+from .crops import crop_record, inside
 from .photo import UnreadablePhoto, photo_bytes, photo_header, read_photo
 
 # %% ../nbs/01b_reading.ipynb #14ff6e9b
 def _digest(image): return int(hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16], 16)
 
-def _examined(path):
+def _examined(path, crops=False):
     content = photo_bytes(path)
     digest = hashlib.sha256(content).hexdigest()
     try:
         form, width, height = photo_header(content)
         photo = read_photo(content, 2 * SIDE)
     except UnreadablePhoto as err: return dict(digest=digest, reason=err.reason)
-    return dict(digest=digest, form=form, width=width, height=height, shrunk=_digest(photo), blank=blank(photo),
-                look=look(photo).tolist(), bits=signature(thumbnail(photo)).ravel().tolist())
+    thumb = thumbnail(photo)
+    record = crop_record(photo, thumb, inside(photo, content)).tobytes().hex() if crops else ''
+    return dict(digest=digest, record=record, form=form, width=width, height=height, shrunk=_digest(photo),
+                blank=blank(photo, thumb), look=look(photo).tolist(), bits=signature(thumb).ravel().tolist())
 
 # %% ../nbs/01b_reading.ipynb #47d287a8
 def _thumbnailed(path): return dict(thumbnail=thumbnail(read_photo(path, 2 * SIDE)).tobytes().hex())
+
+def _inside(path):
+    content = photo_bytes(path)
+    photo = read_photo(content, 2 * SIDE)
+    images = [o for o in (photo, inside(photo, content)) if o]
+    return dict(images=[(*o.size, o.tobytes().hex()) for o in images])
 
 def _whole(path): return dict(pixels=_digest(read_photo(path)))
 
@@ -48,7 +58,8 @@ def _pictured(path):
     read_photo(path, 128).save(out, 'JPEG', quality=70)
     return dict(picture=b64encode(out.getvalue()).decode())
 
-TASKS = dict(examine=_examined, thumbnail=_thumbnailed, whole=_whole, picture=_pictured)
+TASKS = dict(examine=_examined, crops=partial(_examined, crops=True), thumbnail=_thumbnailed, inside=_inside, whole=_whole,
+             picture=_pictured)
 
 # %% ../nbs/01b_reading.ipynb #19e46ab1
 def answer(

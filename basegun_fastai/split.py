@@ -16,9 +16,11 @@ import pandas as pd
 
 from .contents import examined, progress, readable
 from .core import BasegunError, csv_text, number_of, out_faults, raise_faults, raise_if_asked, say, write_whole
+from .crops import CropRecords
 from .dataset import SPLITS, labelled_photos
 from .lock import hold
-from .problems import alike_pairs, same_photos, same_problems
+from .near_duplicates import alike_pairs
+from .problems import same_photos, same_problems
 
 # %% ../nbs/02e_split.ipynb #080705d8
 def grouped(
@@ -75,10 +77,10 @@ def _without_conflicts(photos, table, same, conflicts):
                 f"{number_of(len(out), 'file')}; split.csv lists them")
     return table.drop(out), [part for part in same if part.label.nunique() == 1], table.loc[out].sort_values('file')
 
-def _decided(photos, table, val, seed, conflicts, workers):
+def _decided(photos, table, val, seed, conflicts, workers, records):
     same = same_photos(photos, table, workers)
     table, same, left = _without_conflicts(photos, table, same, conflicts)
-    alike = alike_pairs(photos, table, table, workers)
+    alike = alike_pairs(photos, table, table, workers, records)
     links = [(part.index[0], o) for part in same for o in part.index[1:]] + [o[:2] for o in alike]
     table = table.assign(group=grouped(table, links))
     table = table.assign(split=chosen(table.group, table.label, val, seed).map({True: 'val', False: 'train'}))
@@ -137,9 +139,10 @@ def split(
     with hold(out, new=True):
         table = labelled_photos(photos)
         say(f'reading {number_of(len(table))}')
-        table = examined(photos, table, workers)
-        table = readable(photos, table, skip_unreadable).reset_index(drop=True)
-        table, left = _decided(photos, table, val, seed, conflicts, workers)
+        with CropRecords() as records:
+            table = examined(photos, table, workers, records)
+            table = readable(photos, table, skip_unreadable).reset_index(drop=True)
+            table, left = _decided(photos, table, val, seed, conflicts, workers, records)
         _make_split(photos, out, table, left, link)
     for label, part in table.groupby('label'): say(f"{label}: {' and '.join(f'{(part.split == s).sum()} {s}' for s in SPLITS)}")
     print(out)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run_command, tree, typed
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from basegun_fastai.dataset import SPLITS
 
@@ -123,7 +123,10 @@ def test_classes_that_differ_or_are_empty(clean, tmp_path):
 EDITS = {'saved again': lambda o: o, 'shrunk': lambda o: o.resize((o.width // 2, o.height // 2)),
          'mirrored': lambda o: o.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 'darker': lambda o: ImageEnhance.Brightness(o).enhance(.8),
          'brighter': lambda o: ImageEnhance.Brightness(o).enhance(1.2), 'grey': lambda o: o.convert('L'),
-         'cropped': lambda o: o.crop((o.width // 20, o.height // 20, o.width, o.height))}
+         'cropped': lambda o: o.crop((o.width // 20, o.height // 20, o.width, o.height)),
+         'cropped by a sixth': lambda o: o.crop((o.width // 6, 0, o.width, o.height - o.height // 6)),
+         'captioned': lambda o: ImageOps.expand(o, (0, 0, 0, o.height // 6), 'white'),
+         'on a phone': lambda o: ImageOps.pad(o, (390, 844))}
 
 
 def test_near_duplicates_across_the_folders_are_warnings(clean, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [re.sub(r'^\d+[a-z]?_', '', o.stem) for o in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))]
-LIGHT = {'core', 'lock', 'machine', 'blank', 'colour', 'formats', 'names', 'photo', 'alike', 'reading', 'dataset', 'contents',
+LIGHT = {'core', 'lock', 'machine', 'blank', 'crops', 'near_duplicates', 'colour', 'formats', 'names', 'photo', 'alike', 'reading', 'dataset', 'contents',
          'problems', 'page', 'check', 'split', 'demo', 'cache', 'archs', 'options', 'calibration', 'levels',
          'mistakes', 'predictions', 'trust', 'artefact', 'predict', 'export', 'cli', 'train', 'evaluate'}
 

@@ -66,9 +66,9 @@ def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_
     assert done.returncode == 0 and 'joblib' not in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize('command', ['train', 'lr-find', 'evaluate', 'export'])
+@pytest.mark.parametrize('command', ['check', 'split', 'train', 'lr-find', 'evaluate', 'export'])
 def test_what_needs_temporary_files_says_where_none_can_be_written(command, data, run):
-    given = dict(evaluate=[run.path, data], export=[run.path]).get(command, [data])
+    given = dict(evaluate=[run.path, data], export=[run.path], split=[data/'train', 'out']).get(command, [data])
     done = on_a_machine_with('read-only root', command, *given)
     assert done.returncode == 1 and done.stderr.startswith('basegun-fastai: no folder for temporary files can be written')
     assert '--tmpfs /tmp' in done.stderr and 'Traceback' not in done.stderr

@@ -34,6 +34,8 @@ def page(tmp_path_factory):
     Image.open(data/'train'/'revolver'/'une photo, 2.jpg').convert('L').save(data/'val'/'revolver'/'grey.jpg')
     (data/'val'/'revolver'/'bad.jpg').write_bytes(b'x')
     (data/'val'/'revolver'/os.fsdecode(b'caf\xe9\n.jpg')).write_bytes(b'')
+    Image.new('RGB', (300, 200), 'white').save(data/'train'/'revolver'/'white.png')
+    for i in range(4): shutil.copy(data/'train'/'revolver'/'une photo, 4.jpg', data/'train'/'revolver'/f'again {i}.jpg')
     (data/'val'/'vide').mkdir()
     told = typed('check', data, '--json', out/'found.json', '--report', out/'page.html')
     assert told.returncode == 1 and 'Traceback' not in told.stderr
@@ -79,8 +81,9 @@ def test_the_numbers_of_the_page_are_those_of_json(page, tmp_path):
     for level in ('error', 'warning'):
         for kind in {o['kind'] for o in found['problems'] if o['level'] == level}:
             assert shown.found[level, kind] == sum((o['level'], o['kind']) == (level, kind) for o in found['problems'])
-    assert sorted(shown.pairs) == sorted(o['kind'] for o in found['problems'] if o['kind'] in ('leak', 'conflict', 'near-duplicate'))
-    assert {'leak', 'conflict', 'near-duplicate', 'unreadable', 'class-mismatch', 'few-val'} <= {o['kind'] for o in found['problems']}
+    pictured = {'leak', 'conflict', 'near-duplicate', 'blank', 'repeated'}
+    assert sorted(shown.pairs) == sorted(o['kind'] for o in found['problems'] if o['kind'] in pictured)
+    assert pictured | {'unreadable', 'class-mismatch', 'few-val'} <= {o['kind'] for o in found['problems']}
 
 
 def test_the_page_needs_nothing_but_itself_and_runs_nothing(page):
