@@ -83,7 +83,7 @@ def _crop_search(queries, among, records, workers, skip):
             with_bars = -1 in (first, second)
             best, keep = (bars, 1) if with_bars else (cuts, 2)
             _keep_closest(best, keep, skip, ours, others, rows, first, second)
-    return pd.concat([_table(o, ['first', 'second']) for o in (bars, cuts)])
+    return pd.concat([_table(o, ['first', 'second']) for o in (bars, cuts) if o] or [_table({}, ['first', 'second'])])
 
 def _images(answer):
     return [Image.frombytes('RGB', (width, height), bytes.fromhex(o)) for width, height, o in
