@@ -29,7 +29,8 @@ from .reading import answers
 
 # %% ../nbs/02a_contents.ipynb #1e1e3c92
 BITS, LOOK = [f'bits{i}' for i in range(8)], ['aspect', 'red', 'blue']
-_EMPTY = dict(digest='', record='', reason='', form='', width=0, height=0, shrunk=0, blank='', bits=[0] * 8, look=[0] * 3)
+_EMPTY = dict(digest='', record='', reason='', form='', width=0, height=0, shrunk=0, blank='', bits=[0] * 8,
+              look=[0] * 3)
 
 # %% ../nbs/02a_contents.ipynb #2f76fd4a
 def progress(

@@ -20,12 +20,12 @@ from .photo import read_photo
 # %% ../nbs/01a_crops.ipynb #f5bc2b35
 MAX_GAP, MIN_INSIDE, TOLERANCE = .12, .15, 10  # shares of the photo's side; levels of 255
 
-def _is_plain(lines, colour): return (np.abs(lines - colour) <= TOLERANCE).all(2).mean(1) >= .98
+def _is_plain(lines, colour): return (np.abs(lines - colour) <= TOLERANCE).all(2).mean(1) >= .95
 
 def _bar(lines):
-    "Count the lines of a bar that begins with the first of `lines`, of shape `(n, pixels, 3)`."
+    "Count the lines of a bar that begins with the first or so of `lines`, of shape `(n, pixels, 3)`."
     colour = np.sort(lines[0], axis=0)[len(lines[0]) // 2]
-    if not _is_plain(lines[:1], colour)[0]: return 0
+    if not _is_plain(lines[:3], colour).any(): return 0
     rows = np.flatnonzero(_is_plain(lines, colour))
     gaps = np.flatnonzero(np.diff(rows) > max(2, MAX_GAP * len(lines)))
     return int(rows[gaps[0]] if len(gaps) else rows[-1]) + 1

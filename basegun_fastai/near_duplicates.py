@@ -80,9 +80,8 @@ def _crop_search(queries, among, records, workers, skip):
     for ours, others in progress(parts, len(parts), 'comparing parts', 'step'):
         both = (records.read(o.record.to_numpy()) for o in (ours, others))
         for first, second, rows in crop_candidates(*both, workers):
-            with_bars = -1 in (first, second)
-            best, keep = (bars, 1) if with_bars else (cuts, 2)
-            _keep_closest(best, keep, skip, ours, others, rows, first, second)
+            best = bars if -1 in (first, second) else cuts
+            _keep_closest(best, 2, skip, ours, others, rows, first, second)
     return pd.concat([_table(o, ['first', 'second']) for o in (bars, cuts) if o] or [_table({}, ['first', 'second'])])
 
 def _images(answer):
