@@ -20,7 +20,7 @@ from .photo import read_photo
 # %% ../nbs/01a_crops.ipynb #f5bc2b35
 MAX_GAP, MIN_INSIDE, TOLERANCE = .12, .15, 10  # shares of the photo's side; levels of 255
 
-def _is_plain(lines, colour): return (np.abs(lines - colour) <= TOLERANCE).all(2).mean(1) >= .95
+def _is_plain(lines, colour): return (np.abs(lines - colour) <= TOLERANCE).all(2).mean(1) >= .97
 
 def _bar(lines):
     "Count the lines of a bar that begins with the first or so of `lines`, of shape `(n, pixels, 3)`."
