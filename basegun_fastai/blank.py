@@ -22,10 +22,10 @@ MIN_COMPONENTS, MAX_COMPONENT = 12, .01  # letters, share of the largest one
 
 def _is_page_of_words(photo):
     pixels, background = np.asarray(photo).astype(np.int16), ImageStat.Stat(photo).median
-    distance = np.maximum.reduce([np.abs(pixels[..., i] - level) for i, level in enumerate(background)])
-    if (distance <= 10).mean() < MIN_BACKGROUND: return False
-    components, count = label(distance > 32, np.ones((3, 3)))
-    return count >= MIN_COMPONENTS and np.bincount(components.ravel())[1:].max() <= MAX_COMPONENT * distance.size
+    difference = np.maximum.reduce([np.abs(pixels[..., i] - level) for i, level in enumerate(background)])
+    if (difference <= 10).mean() < MIN_BACKGROUND: return False
+    components, count = label(difference > 32, np.ones((3, 3)))
+    return count >= MIN_COMPONENTS and np.bincount(components.ravel())[1:].max() <= MAX_COMPONENT * difference.size
 
 # %% ../nbs/01a_blank.ipynb #f31e7dd9
 def blank(

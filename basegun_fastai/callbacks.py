@@ -26,9 +26,9 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from .calibration import quality, temperature
-from .core import BasegunError, Run, csv_text, raise_if_asked, say, write_whole
-from .predictions import plot_confusion_matrix
+from .core import BasegunError, Run, csv_text, raise_if_interrupted, say, write_whole
 from .loaders import seed_all
+from .predictions import plot_confusion_matrix
 
 # %% ../nbs/06a_callbacks.ipynb #517486c3
 @dataclass
@@ -71,7 +71,7 @@ class History(Callback):
         self.memory, self.stage, self.epochs_before, self.calibrated = memory, stage, epochs_before, calibrated
 
     def before_train(self): self.total, self.count, self.started, self.bad = 0., 0, time.monotonic(), None
-    def before_batch(self): raise_if_asked()
+    def before_batch(self): raise_if_interrupted()
 
     def after_loss(self):
         loss = self.loss.detach().as_subclass(torch.Tensor)

@@ -17,8 +17,8 @@ from importlib.metadata import version
 
 from fastcore.script import anno_parser
 
-from .core import (BasegunError, Terminated, disk_fault, heed_signals, name_the_home, raise_faults,
-                                 raise_if_asked)
+from .core import BasegunError, Terminated, disk_fault, handle_signals, raise_faults
+from .core import raise_if_interrupted, set_home
 from .machine import machine_faults
 
 # %% ../nbs/13_cli.ipynb #c72b5c72
@@ -74,7 +74,7 @@ def exit_code(
         return _told(fault)
     except KeyboardInterrupt as err: return _interrupted(err)
     except Exception:
-        try: raise_if_asked()  # the same signal may have ended a worker process first, and PyTorch raised for that
+        try: raise_if_interrupted()  # the same signal may have ended a worker process first, and PyTorch raised for that
         except KeyboardInterrupt as wish: return _interrupted(wish)
         raise
     return 0
@@ -97,8 +97,8 @@ def main() -> None: # Nothing; ends the process with its exit code
     warnings.filterwarnings('ignore', '.*joblib will operate in serial mode')  # which is as fast here
     os.environ['PYTHONWARNINGS'] = ','.join(filter(None, [os.environ.get('PYTHONWARNINGS'), _SPAWNED]))
     os.environ.setdefault('COLUMNS', str(min(shutil.get_terminal_size((100, 30)).columns, 120)))
-    heed_signals()
-    name_the_home()
+    handle_signals()
+    set_home()
     for o in (sys.stdout, sys.stderr):  # names of files may be no text
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
     code = exit_code(sys.argv[1:])

@@ -14,23 +14,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .contents import contents, part_fingerprint, readable
-from .core import BasegunError, Run, number_of, out_faults, printable, raise_faults, say, tried, write_whole
-from .dataset import labelled_photos, other_photos
+from .contents import keep_readable, known_contents, part_fingerprint
+from .core import BasegunError, Run, attempt, number_of, out_faults, printable, raise_faults, say
+from .core import write_whole
+from .dataset import folder_fault, list_photos
 from .levels import PASSING, Levels
 from .lock import hold
 from .machine import worker_faults
-from .names import class_columns, confusable, difference
 from .mistakes import read_groups, suspect_labels, write_sheets
+from .names import class_columns, confusable, difference
 from .photo import DECODER
-from .predictions import (Predictions, confusion_matrix, elsewhere, metrics, normalized, passed,
-                                        plot_confusion_matrix, prediction_columns, prediction_rows, predictions)
+from .predictions import Predictions, confusion_matrix, elsewhere, metrics, normalized, passed
+from .predictions import plot_confusion_matrix, prediction_columns, prediction_rows, predictions
 from .trust import plot_trust, trust, trust_lines
 
 if TYPE_CHECKING:
     from fastai.data.core import DataLoaders
 
-    from basegun_fastai.cache import Prepared
+    from basegun_fastai.cache import PhotoCache
 
 # %% auto #0
 __all__ = ['MOST_VALUES', 'write_tables', 'unknown_classes', 'run_loaders', 'summary', 'provenance', 'run_trust', 'others_listed',
@@ -63,7 +64,7 @@ def write_tables(
 
 # %% ../nbs/06_evaluate.ipynb #d97ea9ed
 def unknown_classes(
-    table: pd.DataFrame, # Photos, as `labelled_photos` lists them
+    table: pd.DataFrame, # Photos, as `list_photos` lists them
     classes: list[str], # The model's classes
     run: Run, # The model's run, for the message
 ) -> list[str]: # A message for each class that the model does not know
@@ -81,14 +82,14 @@ def run_loaders(
     table: pd.DataFrame, # Photos to judge on
     workers: int|None = None, # Processes that read photos
     device: str = 'auto', # 'auto', 'cpu' or 'cuda'
-    prepared: Prepared|None = None, # Where squares are kept
+    photo_cache: PhotoCache|None = None, # Where squares are kept
 ) -> DataLoaders: # As `loaders.judging_loader` makes them
     "Make the loaders of photos that a run is judged on."
     from basegun_fastai.loaders import judging_loader
     from basegun_fastai.model import run_architecture, usable_device
     config, made = run.config, run_architecture(run.config)
     return judging_loader(data, table, config['classes'], made.size, made.mean, made.std,
-                          min(32, config['resolved']['batch_size']), workers, usable_device(device), prepared)
+                          min(32, config['resolved']['batch_size']), workers, usable_device(device), photo_cache)
 
 # %% ../nbs/06_evaluate.ipynb #413cc95c
 def summary(
@@ -100,7 +101,7 @@ def summary(
 
 # %% ../nbs/06_evaluate.ipynb #cd18ba81
 def provenance(
-    table: pd.DataFrame, # Photos to judge on, as `contents` describes them
+    table: pd.DataFrame, # Photos to judge on, as `known_contents` describes them
     config: dict, # The run's configuration
 ) -> str: # One line
     "Say how photos are related to those of a training."
@@ -133,9 +134,10 @@ def _raise_for_few(folder, n):
 
 def others_listed(
     folder: Path, # Folder with photos of other things
-) -> pd.DataFrame: # As `other_photos` lists them; raises `BasegunError` where they are too few
+) -> pd.DataFrame: # As `list_photos` lists them; raises `BasegunError` where they are too few
     "List the photos of other things, before any is read."
-    table = other_photos(folder)
+    if fault := folder_fault(folder): raise BasegunError(f'--not-a-gun: {fault}')
+    table = list_photos(folder, 'any')
     _raise_for_few(folder, len(table))
     return table
 
@@ -146,7 +148,7 @@ def others_read(
 ) -> list[str]: # Files; raises `BasegunError`
     "Read the photos of other things."
     table = others_listed(folder)
-    table = readable(folder, contents(folder, table), skip_unreadable)
+    table = keep_readable(folder, known_contents(folder, table), skip_unreadable)
     _raise_for_few(folder, len(table))
     same = table[table.digest.isin(digests)].file.tolist()
     if same: raise BasegunError(
@@ -188,7 +190,7 @@ def write_groups(
 
 # %% ../nbs/06_evaluate.ipynb #213d22ff
 def _read(data, table, skip_unreadable):
-    table = readable(data, contents(data, table), skip_unreadable)
+    table = keep_readable(data, known_contents(data, table), skip_unreadable)
     if not len(table): raise BasegunError(f"'{data}' has no photo that can be read")
     return table
 
@@ -198,7 +200,7 @@ def _pickle_judged(file, data, out, skip_unreadable, workers, trust_pickle):
         "only for a file whose origin you know, add --trust-pickle")
     if not file.is_file(): raise BasegunError(f"no file '{file}': give a learner.pkl, or the folder of a run")
     from fastai.learner import load_learner
-    table, out = labelled_photos(data), Path(out or f'{file.stem}_evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
+    table, out = list_photos(data, 'classes'), Path(out or f'{file.stem}_evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
     learn = load_learner(file)
     raise_faults(unknown_classes(table, list(learn.dls.vocab), Run(file)) + out_faults(out, data))
     with hold(out, new=True):
@@ -233,14 +235,14 @@ def evaluate(
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
     from basegun_fastai.model import trained_model
     out = Path(out or run.path/f'evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
-    table, faults = tried(labelled_photos, data)
+    table, faults = attempt(list_photos, data, 'classes')
     faults += worker_faults(workers) + out_faults(out, data)
     if table is not None: faults += unknown_classes(table, config['classes'], run)
     if not_a_gun is not None:
-        faults += tried(others_listed, not_a_gun)[1]
+        faults += attempt(others_listed, not_a_gun)[1]
         faults += [o for o in out_faults(out, not_a_gun) if o not in faults]
     if groups is not None and table is not None:
-        known, wrong = tried(read_groups, groups, table.file.tolist())
+        known, wrong = attempt(read_groups, groups, table.file.tolist())
         faults += wrong
     raise_faults(faults)
     with hold(out, new=True):

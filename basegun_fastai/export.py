@@ -22,11 +22,11 @@ from PIL import ExifTags, Image
 
 from .artefact import FORMAT, essentials, probed, sealed
 from .core import BasegunError, Run, number_of, out_faults, raise_faults, say, write_whole
-from .demo import drawn_photo
+from .demo import draw_photo
 from .lock import hold
-from .predictions import prediction_columns
 from .photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
 from .predict import load
+from .predictions import prediction_columns
 
 if TYPE_CHECKING:
     import onnx
@@ -68,6 +68,7 @@ def served(
 ) -> torch.nn.Module: # Takes `uint8` of shape `(n, size, size, 3)`, gives probabilities `(n, classes)`
     "Make the network that takes photos and gives probabilities."
     import torch
+
     from basegun_fastai.model import run_architecture, trained_model
     made, net = run_architecture(run.config), trained_model(run)
     class Served(torch.nn.Module):
@@ -159,7 +160,7 @@ def differences(
 def _turned(size):
     exif, content = Image.Exif(), BytesIO()
     exif[ExifTags.Base.Orientation] = 6
-    drawn_photo('revolver', np.random.default_rng(0), (4 * size, 3 * size)).save(content, 'JPEG', quality=90, exif=exif)
+    draw_photo('revolver', np.random.default_rng(0), (4 * size, 3 * size)).save(content, 'JPEG', quality=90, exif=exif)
     return content.getvalue()
 
 def _write(run, unborn, network):

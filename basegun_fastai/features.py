@@ -21,7 +21,7 @@ from fastai.learner import Learner
 from torch import Tensor
 
 from .contents import progress
-from .core import raise_if_asked, say
+from .core import raise_if_interrupted, say
 from .loaders import Reframe, seed_all
 from .machine import read_at
 
@@ -58,7 +58,7 @@ class Views:
 def _passed(learn, dl, what):
     last = time.monotonic()
     for i, (xb, yb) in enumerate(progress(dl, len(dl), what, 'batch')):
-        raise_if_asked()
+        raise_if_interrupted()
         if not sys.stderr.isatty() and time.monotonic() - last > 60: last = say(f'{what}: batch {i + 1} of {len(dl)}') or time.monotonic()
         yield learn.model[0](xb.as_subclass(Tensor)), yb.as_subclass(Tensor)
 

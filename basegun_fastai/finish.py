@@ -20,7 +20,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import to_device
 
-from .cache import Prepared
+from .cache import PhotoCache
 from .calibration import temperature
 from .callbacks import Memory
 from .core import Run, csv_text, say
@@ -70,7 +70,7 @@ def finish(
     learn: Learner, # As it was trained
     memory: Memory, # Rows and best weights
     table: pd.DataFrame, # The photos of the training
-    prepared: Prepared|None = None, # Where squares are kept
+    photo_cache: PhotoCache|None = None, # Where squares are kept
     others: list[str]|None = None, # Photos of other things
 ) -> dict: # What `evaluate.write_tables` returned
     "Keep the best weights, judge them, and write what a training leaves."
@@ -84,7 +84,7 @@ def finish(
         'warning: no epoch of the fine-tuning was better than the head alone, so that is what is kept; give a smaller --lr, '
         'or more photos')
     val = table[table.split == 'val']
-    dls = run_loaders(run, Path(options['data']), val, options['workers'], config['resolved']['device'], prepared)
+    dls = run_loaders(run, Path(options['data']), val, options['workers'], config['resolved']['device'], photo_cache)
     model = copy.deepcopy(learn.model) if options['compile'] else learn.model
     found = predictions(model, dls, val.file.tolist())
     dls.valid.close()

@@ -20,8 +20,8 @@ import torch
 from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage
 
-from .callbacks import (Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress, WeightAverage,
-                                      newest_checkpoint, restore)
+from .callbacks import Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress
+from .callbacks import WeightAverage, newest_checkpoint, restore
 from .core import BasegunError, Run
 from .features import on_features
 from .forward import Precision, forward_only, stage_precision

@@ -8,8 +8,16 @@ __all__ = ['PILLOW', 'FORMATS', 'RAW', 'format_of']
 # %% ../nbs/00b_formats.ipynb #9d4eed7e
 import re
 
-from PIL import (AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Image,  # noqa: F401 each makes its format known
-                 JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
+from PIL import (  # noqa: F401 each makes its format known
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 # %% ../nbs/00b_formats.ipynb #7193dca0
 PILLOW = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF')  # of these Pillow reads what is in the file

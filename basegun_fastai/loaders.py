@@ -23,17 +23,17 @@ from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import GrandparentSplitter, IntToFloatTensor, Normalize, parent_label
 from fastai.torch_core import TensorImage, set_seed, to_device
-from fastai.vision.augment import (AffineCoordTfm, Brightness, Contrast, PadMode, RandTransform, Rotate, Saturation, find_coeffs,
-                                   setup_aug_tfms)
+from fastai.vision.augment import AffineCoordTfm, Brightness, Contrast, PadMode, RandTransform, Rotate, Saturation
+from fastai.vision.augment import find_coeffs, setup_aug_tfms
 from fastcore.basics import chunked
 from fastcore.foundation import L
 from fasttransform import compose_tfms
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .cache import Prepared
+from .cache import PhotoCache
 from .core import cores
-from .dataset import photo_table
+from .dataset import list_photos
 from .photo import NEUTRAL, pixels
 
 # %% ../nbs/04_loaders.ipynb #52df467a
@@ -44,10 +44,10 @@ class PhotoSquare(RandTransform):
     def __init__(self,
         size: int, # Width and height of the network's input
         before_crop: int, # Width and height of the square that the augmentation resamples
-        prepared: Prepared|None = None, # Where squares are kept; empty reads every photo as it is
+        photo_cache: PhotoCache|None = None, # Where squares are kept; empty reads every photo as it is
     ):
         super().__init__(p=1.)
-        self.size, self.before_crop, self.prepared = size, before_crop, prepared
+        self.size, self.before_crop, self.photo_cache = size, before_crop, photo_cache
 
     def before_call(self,
         b: Path|str|bytes, # noqa: ARG002 A file, or the bytes of one; fastai passes it by this name
@@ -57,7 +57,7 @@ class PhotoSquare(RandTransform):
         self.side = self.before_crop if split_idx == 0 else self.size
 
     def encodes(self, o: Path|str|bytes):
-        square = (self.prepared or pixels)(o, self.side)
+        square = (self.photo_cache or pixels)(o, self.side)
         return TensorImage(torch.from_numpy(square).permute(2, 0, 1).contiguous())
 
 # %% ../nbs/04_loaders.ipynb #ac142c87
@@ -235,19 +235,19 @@ def dataloaders(
     before_crop: int, # Width and height of training photos before the augmentation
     mean: tuple = (.485, .456, .406), # Mean of each channel, as the weights expect; ImageNet's by default
     std: tuple = (.229, .224, .225), # Standard deviation of each channel, likewise
-    table: pd.DataFrame|None = None, # The photos to use, as `photo_table` lists them; empty means all
+    table: pd.DataFrame|None = None, # The photos to use, as `list_photos` lists them; empty means all
     batch_size: int = 32, # Photos in a batch; fewer when there are fewer training photos
     workers: int|None = None, # Processes that read photos; empty means one a core, at most 16
     device: str|None = None, # 'cpu' or 'cuda'; empty is fastai's choice
-    prepared: Prepared|None = None, # Where squares are kept, as `cache.prepared` finds them
+    photo_cache: PhotoCache|None = None, # Where squares are kept, as `cache.open_cache` finds them
     p_affine: float = 1., # Probability that a train photo is rotated and tilted
 ) -> DataLoaders: # fastai's, with shuffled and augmented `train`, and `valid` without randomness
     "Make the loaders of a data set, after its fixed split."
     data = Path(data)
-    table = photo_table(data) if table is None else table
+    table = list_photos(data) if table is None else table
     n = int((table.split == 'train').sum())
     batch_size = min(batch_size, n)
-    block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, before_crop, prepared), batch_tfms=IntToFloatTensor),
+    block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, before_crop, photo_cache), batch_tfms=IntToFloatTensor),
                               CategoryBlock(vocab=sorted(table.label.unique()))),
                       get_items=lambda folder: [str(folder/o) for o in table.file], get_y=parent_label,
                       splitter=GrandparentSplitter(train_name='train', valid_name='val'), dl_type=Loader,
@@ -258,7 +258,7 @@ def dataloaders(
 # %% ../nbs/04_loaders.ipynb #223699af
 def judging_loader(
     data: Path, # The folder that `table.file` is relative to
-    table: pd.DataFrame, # Photos, as `labelled_photos` lists them
+    table: pd.DataFrame, # Photos, as `list_photos` lists them
     classes: list[str], # The model's classes, in index order
     size: int, # Width and height of the network's input
     mean: tuple, # Mean of each channel
@@ -266,11 +266,11 @@ def judging_loader(
     batch_size: int = 32, # Photos in a batch
     workers: int|None = None, # Processes that read photos; empty means one a core, at most 16
     device: str|None = None, # 'cpu' or 'cuda'; empty is fastai's choice
-    prepared: Prepared|None = None, # Where squares are kept, as `cache.prepared` finds them
+    photo_cache: PhotoCache|None = None, # Where squares are kept, as `cache.open_cache` finds them
 ) -> DataLoaders: # fastai's; `valid` has the photos of `table` in its order
     "Make loaders whose validation side is all of `table`."
     data = Path(data)
-    block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, size, prepared), batch_tfms=IntToFloatTensor),
+    block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, size, photo_cache), batch_tfms=IntToFloatTensor),
                               CategoryBlock(vocab=classes)),
                       get_items=lambda folder: [str(folder/o) for o in table.file], get_y=parent_label,
                       splitter=lambda items: (range(len(items)), range(len(items))), dl_type=Loader,

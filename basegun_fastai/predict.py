@@ -23,7 +23,8 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from .artefact import AGAIN, open_session, place_fault, probe, raise_if_otherwise, read_description
-from .core import BasegunError, cores, number_of, out_faults, printable, raise_faults, raise_if_asked, say
+from .core import BasegunError, cores, number_of, out_faults, printable, raise_faults
+from .core import raise_if_interrupted, say
 from .levels import Levels
 from .lock import hold
 from .names import class_columns
@@ -119,7 +120,7 @@ def listed(
 
 # %% ../nbs/10_predict.ipynb #7e54f326
 def _looked(model, photo):
-    raise_if_asked()
+    raise_if_interrupted()
     try: return model(photo)
     except UnreadablePhoto as err: return err
 

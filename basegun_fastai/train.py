@@ -10,8 +10,8 @@ import json
 import shutil
 import sys
 from dataclasses import asdict, replace
-from functools import partial
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,10 +19,11 @@ import pandas as pd
 from fastcore.meta import delegates
 
 from .archs import EFFICIENTNETS
-from .cache import cache_faults, prepared
-from .contents import contents, fingerprint, part_fingerprint, readable
-from .core import BasegunError, Run, number_of, out_faults, printable, raise_faults, run_name, say, tried
-from .dataset import folder_fault, layout_faults, left_aside, photo_table
+from .cache import cache_faults, open_cache
+from .contents import fingerprint, keep_readable, known_contents, part_fingerprint
+from .core import BasegunError, Run, attempt, number_of, out_faults, printable, raise_faults, run_name
+from .core import say
+from .dataset import folder_fault, ignored_files, layout_faults, list_photos
 from .lock import hold
 from .machine import worker_faults
 from .options import DEVICES, option_faults, resume_faults
@@ -40,21 +41,21 @@ def _versions():
 
 # %% ../nbs/07_train.ipynb #e607a46c
 def _listed(data):
-    table = photo_table(data)
+    table = list_photos(data)
     parts = ' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())
     say(f"{number_of(len(table))} in {number_of(table.label.nunique(), 'class', 'classes')}: {parts}")
-    if aside := left_aside(data): say(f"not taken as photos: {printable(', '.join(aside[:10]))}{f' and {len(aside) - 10} more' if aside[10:] else ''}")
+    if aside := ignored_files(data): say(f"not taken as photos: {printable(', '.join(aside[:10]))}{f' and {len(aside) - 10} more' if aside[10:] else ''}")
     return table
 
 # %% ../nbs/07_train.ipynb #dc431183
 def readable_photos(
     data: Path, # Folder with `train/<class>/*` and `val/<class>/*`
-    table: pd.DataFrame, # Its photos, as `photo_table` lists them
+    table: pd.DataFrame, # Its photos, as `list_photos` lists them
     skip_unreadable: bool, # Leave photos aside that cannot be read?
 ) -> tuple: # The table of photos to use, with their digests, and the files left aside; raises `BasegunError`
     "Read every photo of a data set, and decide about those that cannot be read."
-    table = contents(data, table)
-    good = readable(data, table, skip_unreadable)
+    table = known_contents(data, table)
+    good = keep_readable(data, table, skip_unreadable)
     gone = [f"'{data/split/label}' has no photo that can be read" for split, label in
             sorted(set(zip(table.split, table.label, strict=True)) - set(zip(good.split, good.label, strict=True)))]
     wrong = [printable(o.message) for o in same_problems(same_photos(data, good))]
@@ -90,9 +91,9 @@ def _prepared(options, faults):
     table = None if faults else _listed(data)  # the first sign of life, before seconds of imports
     from basegun_fastai.model import architecture, check_weights, usable_device, weight_faults
     size = None if any(o.startswith('--size') for o in faults) else options['size']
-    made, unknown = tried(architecture, options['arch'], size)
+    made, unknown = attempt(architecture, options['arch'], size)
     if made and options['weights'] not in ('imagenet', 'none'): faults += weight_faults(made, options['weights'])
-    device, unusable = tried(usable_device, options['device']) if options['device'] in DEVICES else (None, [])
+    device, unusable = attempt(usable_device, options['device']) if options['device'] in DEVICES else (None, [])
     if (device, options['precision']) == ('cpu', 'float16'): faults.append('--precision float16: a CPU has no use for it; give bfloat16 or auto')
     raise_faults(faults + unknown + unusable)
     check_weights(made, options['weights'])
@@ -107,9 +108,9 @@ def _makers(options, made, device, table):
     from basegun_fastai.loaders import dataloaders
     from basegun_fastai.model import balanced_weights, learner
     train, val = table[table.split == 'train'], table[table.split == 'val']
-    squares = prepared(options['data'], [(made.before_crop, train), (made.size, val)], options['cache'])
+    squares = open_cache(options['data'], [(made.before_crop, train), (made.size, val)], options['cache'])
     make_loaders = partial(dataloaders, options['data'], made.size, made.before_crop, made.mean, made.std, table[['file', 'label', 'split']],
-                           workers=options['workers'], device=device, prepared=squares, p_affine=_p_affine(options))
+                           workers=options['workers'], device=device, photo_cache=squares, p_affine=_p_affine(options))
     class_weights = balanced_weights(train.label) if options['class_weights'] == 'balanced' else None
     return make_loaders, partial(learner, architecture=made, weights=options['weights'], head=options['head'],
                                  class_weights=class_weights)
@@ -213,7 +214,7 @@ def _trained(run, config, table, others, make_loaders, make_learner):
     except KeyboardInterrupt:
         say(f"interrupted: the same command with --name {run.path.name} --resume goes on from the last finished epoch")
         raise
-    return summary(finish(run, config, learn, memory, table, make_loaders.keywords['prepared'], others), run.path)
+    return summary(finish(run, config, learn, memory, table, make_loaders.keywords['photo_cache'], others), run.path)
 
 # %% ../nbs/07_train.ipynb #9424f70c
 def _train(run, options, faults, skips_head):
@@ -288,15 +289,15 @@ def _find_rate(run, options, faults):
     from matplotlib.figure import Figure
     made, device, table, _ = _prepared(options, faults)
     makers = _makers(options, made, device, table)
-    tried, rate = _rate_trial(options, *makers, _batch_size(options, made, device, *makers))
+    attempt, rate = _rate_trial(options, *makers, _batch_size(options, made, device, *makers))
     figure, picture = Figure(figsize=(7, 4), layout='constrained'), BytesIO()
     axes = figure.add_subplot(xscale='log', xlabel='learning rate', ylabel='loss (smoothed)')
-    axes.plot(tried.learning_rate, tried.loss)
+    axes.plot(attempt.learning_rate, attempt.loss)
     axes.axvline(rate, color='tab:red', label=f'suggestion: {rate:.2g}')
     axes.legend()
     figure.savefig(picture, format='png', dpi=100)
     run.path.mkdir(parents=True)
-    run.write('lr-find.csv', tried.to_csv(index=False, lineterminator='\n'))
+    run.write('lr-find.csv', attempt.to_csv(index=False, lineterminator='\n'))
     run.write('lr-find.png', picture.getvalue())
     _warn_of_finder(options)
     say(f"curve: {run.path/'lr-find.png'}")

@@ -39,17 +39,17 @@ from fastai.vision.data import ImageBlock  # noqa: E402
 from fastai.vision.learner import vision_learner  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from basegun_fastai.cache import prepared  # noqa: E402
+from basegun_fastai.cache import open_cache  # noqa: E402
 from basegun_fastai.callbacks import EpochSeed, History, Memory, PlainTensors, Progress  # noqa: E402
-from basegun_fastai.contents import contents  # noqa: E402
+from basegun_fastai.contents import known_contents  # noqa: E402
 from basegun_fastai.core import cores, write_whole  # noqa: E402
-from basegun_fastai.dataset import photo_table  # noqa: E402
-from basegun_fastai.demo import GUNS, drawn_photo  # noqa: E402
+from basegun_fastai.dataset import list_photos  # noqa: E402
+from basegun_fastai.demo import GUNS, draw_photo  # noqa: E402
 from basegun_fastai.fit import Stage, as_fast  # noqa: E402
 from basegun_fastai.forward import Forward, stage_precision  # noqa: E402
 from basegun_fastai.loaders import dataloaders, seed_all  # noqa: E402
 from basegun_fastai.model import architecture, learner  # noqa: E402
-from basegun_fastai.photo import CLOSEST, pixels  # noqa: E402
+from basegun_fastai.photo import MIN_DRAFT_SCALE, pixels  # noqa: E402
 
 HERE, DEVICE = Path(__file__).parent, 'cuda' if torch.cuda.is_available() else 'cpu'
 REPEATS, BATCH, STEPS, TRAIN, VAL, MANY = 7, 16, 3, 24, 6, 64
@@ -82,7 +82,7 @@ def in_turn(arms, repeats=REPEATS):
 def saved(task):
     "Draw a photo of 12 megapixels, and save it with as many bits a pixel as asked."
     file, label, number, bits = task
-    photo, low, high = drawn_photo(label, np.random.default_rng([7, number]), (4032, 3024)), 5, 98
+    photo, low, high = draw_photo(label, np.random.default_rng([7, number]), (4032, 3024)), 5, 98
     while low < high:
         quality, content = (low + high + 1) // 2, BytesIO()
         photo.save(content, 'JPEG', quality=quality)
@@ -118,14 +118,14 @@ def drained(dl):
 
 def loading(folder):
     "First and later epochs of our loader, and of fastai's with `ImageBlock` and `Resize`, with as many processes."
-    table, caches = contents(folder, photo_table(folder)), TemporaryDirectory()
+    table, caches = known_contents(folder, list_photos(folder)), TemporaryDirectory()
     stock = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
                       splitter=GrandparentSplitter(valid_name='val'),
                       item_tfms=Resize(MADE.before_crop, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8, num_workers=cores())
     files = [folder/o for o in table[table.split == 'train'].file]
     def ours(cache, listed):
-        squares = prepared(folder, [(MADE.before_crop, table[table.split == 'train'])], cache)
-        return dataloaders(folder, MADE.size, MADE.before_crop, table=listed, batch_size=8, prepared=squares, workers=cores()).train
+        squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train'])], cache)
+        return dataloaders(folder, MADE.size, MADE.before_crop, table=listed, batch_size=8, photo_cache=squares, workers=cores()).train
     def first():
         with TemporaryDirectory() as empty: return timed(drained, ours(empty, table))
     listed = pd.concat([table] * MANY, ignore_index=True)  # an epoch long enough to be timed
@@ -246,10 +246,10 @@ class Ready:
 
 def feed(folder):
     "An epoch of fine-tuning from the cache, with ready uint8 squares, and with ready floats that need no augmentation."
-    table, caches = contents(folder, photo_table(folder)), TemporaryDirectory()
-    squares = prepared(folder, [(MADE.before_crop, table[table.split == 'train']), (MADE.size, table[table.split == 'val'])], caches.name)
+    table, caches = known_contents(folder, list_photos(folder)), TemporaryDirectory()
+    squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train']), (MADE.size, table[table.split == 'val'])], caches.name)
     def arm(stack, ready=None):
-        dls = dataloaders(folder, MADE.size, MADE.before_crop, table=table, batch_size=8, workers=cores(), device=DEVICE, prepared=squares)
+        dls = dataloaders(folder, MADE.size, MADE.before_crop, table=table, batch_size=8, workers=cores(), device=DEVICE, photo_cache=squares)
         seed_all(0, 0, dls)
         learn = learner(dls, MADE, 'none')
         if ready is not None:
@@ -262,7 +262,7 @@ def feed(folder):
 
 def head(folder):
     "Five epochs of the head on the photos, with stock fastai and with the features of two views, from photos of 12 megapixels each."
-    table = contents(folder, photo_table(folder))
+    table = known_contents(folder, list_photos(folder))
     stock_dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
                           splitter=GrandparentSplitter(valid_name='val'),
                           item_tfms=Resize(MADE.size, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8, num_workers=cores())
@@ -273,10 +273,10 @@ def head(folder):
     def our_stage(views, cached):
         def arm():
             with TemporaryDirectory() as caches, ExitStack() as stack:
-                squares = prepared(folder, [(MADE.before_crop, table[table.split == 'train']), (MADE.size, table[table.split == 'val'])], caches) \
+                squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train']), (MADE.size, table[table.split == 'val'])], caches) \
                     if cached else None
                 started = waited()
-                dls = dataloaders(folder, MADE.size, MADE.before_crop, table=table, batch_size=8, device=DEVICE, workers=cores(), prepared=squares)
+                dls = dataloaders(folder, MADE.size, MADE.before_crop, table=table, batch_size=8, device=DEVICE, workers=cores(), photo_cache=squares)
                 learn, stage = learner(dls, MADE, 'none'), stages(views)[0]
                 learn.freeze()
                 learn.model.to(DEVICE)
@@ -305,6 +305,7 @@ def exported(arch, folder):
 def bare_session(run, threads):
     "The session that one would make of the same network: normalised floats in, logits out."
     import onnxruntime
+
     from basegun_fastai.core import Run
     from basegun_fastai.model import trained_model
     net, content = trained_model(Run(run)), BytesIO()
@@ -331,7 +332,7 @@ def resize(content, size):
     with Image.open(BytesIO(content)) as image:
         scale = size / max(image.size)
         fitted, (width, height) = (round(image.width * scale), round(image.height * scale)), image.size
-        image.draft('RGB', (round(CLOSEST * width * scale), round(CLOSEST * height * scale)))
+        image.draft('RGB', (round(MIN_DRAFT_SCALE * width * scale), round(MIN_DRAFT_SCALE * height * scale)))
         image.load()
         return timed(partial(image.resize, fitted, Image.Resampling.BICUBIC))
 
@@ -339,6 +340,7 @@ def resize(content, size):
 def serving(arch, number):
     "From the bytes of a JPEG to its typology, one photo at a time: stock fastai, the run's own learner.pkl, ours, and its two parts alone."
     from fastai.learner import load_learner
+
     from basegun_fastai.predict import load
     with TemporaryDirectory() as folder:
         run, served = exported(arch, Path(folder))
@@ -357,7 +359,7 @@ def serving(arch, number):
             session()
         for name, shape in shapes.items():
             content = BytesIO()
-            drawn_photo('revolver', np.random.default_rng(7), shape).save(content, 'JPEG', quality=92)
+            draw_photo('revolver', np.random.default_rng(7), shape).save(content, 'JPEG', quality=92)
             file, content = Path(folder)/f'{name}.jpg', content.getvalue()
             file.write_bytes(content)
             def fastai(learn, file=file):

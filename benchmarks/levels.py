@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from basegun_fastai.core import write_whole  # noqa: E402
-from basegun_fastai.demo import GUNS, demo_data, drawn_photo  # noqa: E402
+from basegun_fastai.demo import GUNS, demo_data, draw_photo  # noqa: E402
 from basegun_fastai.evaluate import evaluate  # noqa: E402
 from basegun_fastai.levels import found_levels  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
@@ -29,7 +29,7 @@ HERE, SPLITS = Path(__file__).parent, 1000
 def saved(task):
     "Draw and save a photo."
     file, label, number = task
-    drawn_photo(label, np.random.default_rng([9, number])).save(file, quality=90)
+    draw_photo(label, np.random.default_rng([9, number])).save(file, quality=90)
 
 
 def drawn(folder, n=3000):

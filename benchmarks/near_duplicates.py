@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageEnhance
 
-from basegun_fastai.alike import near
-from basegun_fastai.contents import examined
+from basegun_fastai.alike import nearest
+from basegun_fastai.contents import examine
 from basegun_fastai.core import cores, write_whole
 from basegun_fastai.crops import RECORD, CropRecords, crop_candidates
-from basegun_fastai.demo import GUNS, drawn_photo
-from basegun_fastai.near_duplicates import alike_pairs
+from basegun_fastai.demo import GUNS, draw_photo
+from basegun_fastai.near_duplicates import near_duplicate_pairs
 from basegun_fastai.photo import read_photo
 
 HERE = Path(__file__).parent
@@ -110,7 +110,7 @@ def made(task):
     "Write one photo to train/, and every edit of it to val/; or an unrelated one to val/."
     folder, number, source = task
     random = np.random.default_rng([7, number])
-    photo = read_photo(source).copy() if source else drawn_photo(list(GUNS)[number % len(GUNS)], random)
+    photo = read_photo(source).copy() if source else draw_photo(list(GUNS)[number % len(GUNS)], random)
     quality = int(random.integers(70, 96))
     if number >= TRAIN: return photo.save(folder/'val'/f'unrelated {number}.jpg', quality=quality)
     photo.save(folder/'train'/f'{number}.jpg', quality=quality)
@@ -125,9 +125,9 @@ def searched(folder):
     "Search as `check` does; return the pairs as (file in val, file in train), and how many photos there are."
     files = [f'{split}/{o}' for split in ('val', 'train') for o in sorted(os.listdir(folder/split))]
     with CropRecords() as records:
-        table = examined(folder, pd.DataFrame(dict(file=files)), records=records)
+        table = examine(folder, pd.DataFrame(dict(file=files)), records=records)
         val, train = (table[table.file.str.startswith(o)] for o in ('val', 'train'))
-        pairs = alike_pairs(folder, val, train, records=records)
+        pairs = near_duplicate_pairs(folder, val, train, records=records)
     return [(val.file[a], train.file[b], fit) for a, b, fit in pairs], len(val), len(train)
 
 
@@ -150,7 +150,7 @@ def search_time(many, few):
     random = np.random.default_rng(0)
     some, others = (random.integers(0, 2**64, (n, 4), dtype=np.uint64) for n in (few, many))
     started = time.perf_counter()
-    found = sum(len(rows) for _, rows in near(some, others))
+    found = sum(len(rows) for _, rows in nearest(some, others))
     return time.perf_counter() - started, found
 
 
@@ -158,7 +158,7 @@ def crop_search_time(many, few):
     "Seconds for the search for crops, over `few` × `many` random records without bars."
     random = np.random.default_rng(0)
     some, others = (np.zeros(n, RECORD) for n in (few, many))
-    for o in (some, others): o['bits'] = random.integers(0, 2**64, o['bits'].shape, dtype=np.uint64)
+    for o in (some, others): o['phash'] = random.integers(0, 2**64, o['phash'].shape, dtype=np.uint64)
     started = time.perf_counter()
     found = sum(len(rows) for *_, rows in crop_candidates(some, others))
     return time.perf_counter() - started, found

@@ -25,10 +25,10 @@ from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.model_selection import StratifiedKFold, cross_val_score  # noqa: E402
 
 from basegun_fastai.core import write_whole  # noqa: E402
-from basegun_fastai.demo import GUNS, drawn_photo  # noqa: E402
+from basegun_fastai.demo import GUNS, draw_photo  # noqa: E402
 from basegun_fastai.forward import Forward  # noqa: E402
-from basegun_fastai.model import architecture, learner  # noqa: E402
 from basegun_fastai.loaders import dataloaders  # noqa: E402
+from basegun_fastai.model import architecture, learner  # noqa: E402
 from basegun_fastai.photo import NEUTRAL, read_photo  # noqa: E402
 
 HERE, MADE = Path(__file__).parent, architecture(ARCH)
@@ -39,7 +39,7 @@ def wide_guns(folder, per_class=dict(train=80, val=20)):  # noqa: B006 it is not
     for s, (split, n) in enumerate(per_class.items()):
         for c, label in enumerate(GUNS):
             (folder/split/label).mkdir(parents=True)
-            for i in range(n): drawn_photo(label, np.random.default_rng([5, s, c, i]), (640, 320)).save(folder/split/label/f'{i}.jpg', quality=90)
+            for i in range(n): draw_photo(label, np.random.default_rng([5, s, c, i]), (640, 320)).save(folder/split/label/f'{i}.jpg', quality=90)
 
 
 def rectangle(ratio, size):

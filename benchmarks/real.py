@@ -40,7 +40,7 @@ from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.metrics import log_loss, recall_score  # noqa: E402
 
 from basegun_fastai.core import write_whole  # noqa: E402
-from basegun_fastai.dataset import photo_table  # noqa: E402
+from basegun_fastai.dataset import list_photos  # noqa: E402
 from basegun_fastai.loaders import judging_loader  # noqa: E402
 from basegun_fastai.model import architecture, learner  # noqa: E402
 from basegun_fastai.train import readable_photos, train  # noqa: E402
@@ -54,7 +54,7 @@ WEIGHTS, BATCH, EPOCHS = REAL/'weights'/f'{ARCH}.safetensors', 32, 5  # EPOCHS o
 
 def photos(data):
     "The photos of a set that can be read."
-    with redirect_stderr(StringIO()): return readable_photos(data, photo_table(data), skip_unreadable=True)[0]
+    with redirect_stderr(StringIO()): return readable_photos(data, list_photos(data), skip_unreadable=True)[0]
 
 
 def numbers(labels, probabilities):

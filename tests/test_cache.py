@@ -25,10 +25,10 @@ from PIL import Image
 
 from basegun_fastai import cache as module
 from basegun_fastai import photo
-from basegun_fastai.cache import ChangedPhoto, Squares, make_squares, prepared
-from basegun_fastai.contents import contents, fingerprint
+from basegun_fastai.cache import ChangedPhoto, SquareFile, make_square_file, open_cache
+from basegun_fastai.contents import fingerprint, known_contents
 from basegun_fastai.core import BasegunError
-from basegun_fastai.dataset import photo_table
+from basegun_fastai.dataset import list_photos
 from basegun_fastai.photo import UnreadablePhoto, pixels
 
 SIDE = 36
@@ -39,11 +39,11 @@ OPTIONS = as_arguments(**TINY, fine_tune_epochs=1)
 
 FILL = '''
 import pickle, sys
-from basegun_fastai.cache import prepared
+from basegun_fastai.cache import open_cache
 data, table, side, folder = pickle.load(open(sys.argv[1], 'rb'))
 print('ready', flush=True)
 sys.stdin.readline()
-made = prepared(data, [(side, table)], folder)
+made = open_cache(data, [(side, table)], folder)
 for o in table.file:
     if not sys.stdin.readline(): break
     made(f'{data}/{o}', side)
@@ -63,7 +63,7 @@ def one_thread():
 @pytest.fixture(scope='module')
 def table(data):
     "The photos of the data, examined."
-    return contents(data, photo_table(data))
+    return known_contents(data, list_photos(data))
 
 
 @pytest.fixture(scope='module')
@@ -111,7 +111,7 @@ def fill_up(disk, left=0): (disk/'filler').write_bytes(bytes(shutil.disk_usage(d
 def make_read_only(disk): subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)
 
 
-def opened(data, table, folder, side=SIDE): return prepared(data, [(side, table)], folder)
+def opened(data, table, folder, side=SIDE): return open_cache(data, [(side, table)], folder)
 
 
 def read(made, data, table): return {o: made(Path(data)/o, SIDE) for o in table.file}
@@ -129,7 +129,7 @@ def filled(data, table, folder):
 
 def kept(folder):
     "Count the places that are filled."
-    return sum(o.read(i) is not None for o in map(Squares, folder.glob('*.squares')) for i in range(o.photos))
+    return sum(o.read(i) is not None for o in map(SquareFile, folder.glob('*.squares')) for i in range(o.photos))
 
 
 def same(found, right): return found.keys() == right.keys() and all(np.array_equal(found[o], right[o]) for o in right)
@@ -165,7 +165,7 @@ def loaders(data, table, made, workers):
 
 
 def two_sides(data, table, folder):
-    return prepared(data, [(side, table[table.split == o]) for side, o in ((SIDE, 'train'), (32, 'val'))], folder)
+    return open_cache(data, [(side, table[table.split == o]) for side, o in ((SIDE, 'train'), (32, 'val'))], folder)
 
 
 def trained(data, out, name, **options):
@@ -260,7 +260,7 @@ def test_two_processes_fill_one_file_at_once(filling, table, expected, tmp_path)
 def test_making_the_file_again_leaves_what_is_in_it(data, table, tmp_path):
     file = filled(data, table, tmp_path)
     before = tree(tmp_path)
-    again = make_squares(tmp_path, SIDE, Squares(file).digests)
+    again = make_square_file(tmp_path, SIDE, SquareFile(file).digests)
     assert again.file == file and again.read(71) is not None and tree(tmp_path) == before
 
 
@@ -386,7 +386,7 @@ def test_auto_takes_half_of_the_room_and_a_named_folder_all(data, table, disk, m
 def test_no_room_for_the_file_itself_leaves_nothing(data, table, disk):
     fill_up(disk)
     with pytest.raises(BasegunError, match='--cache off'): opened(data, table, disk)
-    with pytest.raises(OSError, match='No space'): make_squares(disk, SIDE, module._digests(table))
+    with pytest.raises(OSError, match='No space'): make_square_file(disk, SIDE, module._digests(table))
     assert [o.name for o in disk.iterdir()] == ['filler']
 
 
@@ -450,7 +450,7 @@ def test_a_full_cache_of_another_user_is_used(filling, data, table, tmp_path):
 def test_a_photo_that_is_replaced_between_two_trainings_is_seen(copy, table, expected, tmp_path):
     before = squares(copy, table, tmp_path/'cache')
     replace(copy/ONE, copy/OTHER)
-    now = contents(copy, photo_table(copy))
+    now = known_contents(copy, list_photos(copy))
     after = squares(copy, now, tmp_path/'cache')
     assert same(before, expected) and same(after, expected | {ONE: expected[OTHER]})
     assert (after[ONE] != before[ONE]).any() and fingerprint(now) != fingerprint(table)
@@ -498,7 +498,7 @@ def test_photos_that_are_moved_or_renamed_keep_their_squares(data, table, expect
 def test_new_photos_alone_get_new_places(data, table, expected, tmp_path):
     for part in (table[::3], table, table[::2]):
         assert same(squares(data, part, tmp_path), {o: expected[o] for o in part.file})
-    assert sorted(Squares(o).photos for o in tmp_path.iterdir()) == [24, 48] and kept(tmp_path) == 72
+    assert sorted(SquareFile(o).photos for o in tmp_path.iterdir()) == [24, 48] and kept(tmp_path) == 72
 
 
 def with_digest(content, start, end):
@@ -522,14 +522,14 @@ def odd(tmp_path):
 
 
 def test_odd_photos_are_kept(odd, tmp_path, capsys):
-    table = contents(odd, photo_table(odd))
+    table = known_contents(odd, list_photos(odd))
     assert len(table) == 24 and not table.reason.any() and sum(o.endswith('00') for o in table.digest) >= 4
     cache, right = tmp_path/'cache \udce9', {o: pixels(odd/o, 24) for o in table.file}
     for data in (odd, Path(NOWHERE)):
-        made = prepared(data, [(24, table[table.split == o]) for o in ('train', 'val')], cache)  # of one side
+        made = open_cache(data, [(24, table[table.split == o]) for o in ('train', 'val')], cache)  # of one side
         assert same({o: made(data/o, 24) for o in table.file}, right)
     [file] = cache.iterdir()
-    assert kept(cache) == 20 == Squares(file).photos and not capsys.readouterr().err
+    assert kept(cache) == 20 == SquareFile(file).photos and not capsys.readouterr().err
 
 
 def test_a_training_on_odd_photos(odd, tmp_path):
@@ -560,7 +560,7 @@ def test_data_may_be_the_working_folder(data, table, expected, tmp_path, monkeyp
 
 
 def test_the_cache_is_listed_and_cleared_under_a_training(home, data, expected):
-    table = contents(data, photo_table(data))
+    table = known_contents(data, list_photos(data))
     file = filled(data, table, home/'squares')
     made, before, told = opened(NOWHERE, table, 'auto'), tree(home), typed('cache')
     assert told.returncode == 0 and f'{SIDE:>6} ' in told.stdout and file.stem.split('-')[1] in told.stdout
@@ -582,7 +582,7 @@ def test_a_place_is_filled_after_the_cache_was_cleared(home, data, table, expect
 def test_clearing_a_folder_removes_squares_and_nothing_else(home, data, table, tmp_path):
     folder = tmp_path/'cache'
     filled(data, table, folder)
-    contents(data, table[['file', 'label', 'split']])
+    known_contents(data, table[['file', 'label', 'split']])
     (folder/'notes.txt').touch()
     (folder/f'.{"0" * 16}.new').touch()  # as a process leaves that was killed when it made a file
     (folder/'.run.new').mkdir()  # as a training leaves that was killed when it began a run here

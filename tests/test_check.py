@@ -35,12 +35,12 @@ def large(tmp_path_factory):
     "Drawn data with enough photos of each class, 24 and 20, that nothing is wrong with it."
     import numpy as np
 
-    from basegun_fastai.demo import GUNS, drawn_photo
+    from basegun_fastai.demo import GUNS, draw_photo
     out = tmp_path_factory.mktemp('large')/'data'
     for split, n in dict(train=24, val=20).items():
         for c, label in enumerate(GUNS):
             (out/split/label).mkdir(parents=True)
-            for i in range(n): drawn_photo(label, np.random.default_rng([n, c, i]), (320, 240)).save(out/split/label/f'{i:04d}.jpg')
+            for i in range(n): draw_photo(label, np.random.default_rng([n, c, i]), (320, 240)).save(out/split/label/f'{i:04d}.jpg')
     return out
 
 

@@ -4,10 +4,10 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
 from heic import heic
-from profiles import (ADOBE, P3, PATCHES, PROFILES, SRGB, SRGB_CURVE, chromaticities, chunk, encoded, grey_profile,
-                      ink_profile, rgb_profile, tagged, to_xyz, written)
+from PIL import ExifTags, Image
+from profiles import ADOBE, P3, PATCHES, PROFILES, SRGB, SRGB_CURVE, chromaticities, chunk, encoded, grey_profile
+from profiles import ink_profile, rgb_profile, tagged, to_xyz, written
 
 from basegun_fastai.photo import NEUTRAL, pixels, read_photo
 

@@ -7,8 +7,8 @@ import pytest
 from conftest import as_arguments, typed
 
 from basegun_fastai import contents as module
-from basegun_fastai.contents import contents, fingerprint, memory_file, part_fingerprint
-from basegun_fastai.dataset import photo_table
+from basegun_fastai.contents import fingerprint, index_file, known_contents, part_fingerprint
+from basegun_fastai.dataset import list_photos
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def settled(copy, monkeypatch):
         return plain(data, names, *more)
     monkeypatch.setattr(module, 'answers', counting)
     monkeypatch.setattr(module.time, 'time_ns', lambda: time.monotonic_ns() * 0 + int((time.time() + 3600) * 1e9))
-    contents(copy, photo_table(copy))
+    known_contents(copy, list_photos(copy))
     assert len(read) == 72
     read.clear()
     return copy, read
@@ -28,14 +28,14 @@ def settled(copy, monkeypatch):
 
 def test_nothing_is_read_twice(settled):
     data, read = settled
-    before = contents(data, photo_table(data))
+    before = known_contents(data, list_photos(data))
     assert read == [] and len(fingerprint(before)) == 64
 
 
 @pytest.mark.parametrize('change', ['content', 'content of the same size and time', 'touch', 'new file', 'swap'])
 def test_what_changed_is_read_again(settled, change):
     data, read = settled
-    before = fingerprint(contents(data, photo_table(data)))
+    before = fingerprint(known_contents(data, list_photos(data)))
     file, other = data/'train'/'revolver'/'0005.jpg', data/'train'/'revolver'/'0006.jpg'
     status, content = file.stat(), file.read_bytes()
     if change == 'new file': (data/'train'/'revolver'/'new.jpg').write_bytes(content)
@@ -50,48 +50,48 @@ def test_what_changed_is_read_again(settled, change):
         file.unlink()
         file.write_bytes(content[:-1] + b'\0')
         if 'time' in change: os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    table = contents(data, photo_table(data))
+    table = known_contents(data, list_photos(data))
     assert read == {'new file': ['train/revolver/new.jpg'], 'swap': ['train/revolver/0005.jpg', 'train/revolver/0006.jpg']}.get(change, ['train/revolver/0005.jpg'])
     assert (fingerprint(table) == before) == (change == 'touch')
     read.clear()
-    assert fingerprint(contents(data, photo_table(data))) == fingerprint(table) and read == []
+    assert fingerprint(known_contents(data, list_photos(data))) == fingerprint(table) and read == []
 
 
 def test_a_file_written_just_now_is_not_remembered(copy, monkeypatch):
-    contents(copy, photo_table(copy))
+    known_contents(copy, list_photos(copy))
     (copy/'train'/'revolver'/'new.jpg').write_bytes((copy/'train'/'revolver'/'0005.jpg').read_bytes())
-    contents(copy, photo_table(copy))
+    known_contents(copy, list_photos(copy))
     read, plain = [], module.answers
     monkeypatch.setattr(module, 'answers', lambda data, names, *more: read.extend(names) or plain(data, names, *more))
-    contents(copy, photo_table(copy))
+    known_contents(copy, list_photos(copy))
     assert 'train/revolver/new.jpg' in read
 
 
 def test_unreadable_photos_and_odd_names_are_remembered_too(settled):
     data, read = settled
     (data/'val'/'revolver'/os.fsdecode(b'caf\xe9\n.jpg')).write_bytes(b'no photo')
-    first = contents(data, photo_table(data))
+    first = known_contents(data, list_photos(data))
     read.clear()
-    again = contents(data, photo_table(data))
+    again = known_contents(data, list_photos(data))
     assert read == [] and again.equals(first) and 'none of' in ''.join(again.reason)
 
 
 @pytest.mark.parametrize('damage', [b'', b'PK\x03\x04 nonsense', None])
 def test_a_damaged_memory_is_told_and_made_again(settled, capsys, damage):
     data, read = settled
-    file = memory_file(data)
+    file = index_file(data)
     file.write_bytes(file.read_bytes()[:-200] if damage is None else damage)
-    contents(data, photo_table(data))
+    known_contents(data, list_photos(data))
     assert len(read) == 72 and 'every photo is read again' in capsys.readouterr().err
     read.clear()
-    contents(data, photo_table(data))
+    known_contents(data, list_photos(data))
     assert read == []
 
 
 def test_another_decoder_forgets_all(settled, monkeypatch):
     data, read = settled
     monkeypatch.setattr(module, 'DECODER', 99)
-    contents(data, photo_table(data))
+    known_contents(data, list_photos(data))
     assert len(read) == 72
 
 
@@ -99,13 +99,13 @@ def test_a_memory_that_cannot_be_written_is_told(copy, monkeypatch, tmp_path, ca
     (tmp_path/'file').touch()
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'file'))
     monkeypatch.setattr(module.time, 'time_ns', lambda: int((time.time() + 3600) * 1e9))
-    assert len(contents(copy, photo_table(copy))) == 72
+    assert len(known_contents(copy, list_photos(copy))) == 72
     assert 'cannot be written' in capsys.readouterr().err
 
 
 def test_the_fingerprint_of_a_part_does_not_depend_on_its_place(data):
-    from basegun_fastai.dataset import labelled_photos
-    whole, flat = (contents(o, labelled_photos(o)) for o in (data, data/'val'))
+    from basegun_fastai.dataset import list_photos
+    whole, flat = (known_contents(o, list_photos(o, 'classes')) for o in (data, data/'val'))
     assert part_fingerprint(whole) == part_fingerprint(flat) and fingerprint(whole) != fingerprint(flat)
 
 
@@ -138,5 +138,5 @@ def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
     (data/'aside').rename(data/file)  # it changed, and is read again
     with monkeypatch.context() as failing:
         failing.setattr(module, 'answers', lambda _data, names, *_: iter([dict(reason='Input/output error') for _ in names]))
-        assert contents(data, photo_table(data)).set_index('file').reason[file] == 'Input/output error'
-    assert module.answers is plain and contents(data, photo_table(data)).set_index('file').reason[file] == '' and read == [file]
+        assert known_contents(data, list_photos(data)).set_index('file').reason[file] == 'Input/output error'
+    assert module.answers is plain and known_contents(data, list_photos(data)).set_index('file').reason[file] == '' and read == [file]

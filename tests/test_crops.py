@@ -7,9 +7,10 @@ from test_alike import scene
 
 from basegun_fastai import near_duplicates
 from basegun_fastai.alike import thumbnail
-from basegun_fastai.contents import examined
-from basegun_fastai.crops import PART_FIT, RECORD, CropRecords, crop_candidates, crop_record, inside, inside_bars, part_likeness
-from basegun_fastai.near_duplicates import alike_pairs
+from basegun_fastai.contents import examine
+from basegun_fastai.crops import PART_FIT, RECORD, CropRecords, crop_candidates, crop_record, part_correlation, trim
+from basegun_fastai.crops import trim_box
+from basegun_fastai.near_duplicates import near_duplicate_pairs
 
 
 def grainy(seed, size=(320, 240)):
@@ -28,19 +29,19 @@ def framed(photo, left, top, right, bottom, colour='black'):
 @pytest.mark.parametrize('colour', ['black', 'white', (120, 30, 200)])
 def test_what_is_inside_of_bars_is_found_to_the_pixel(bars, colour):
     photo = framed(grainy(1), *bars, colour)
-    assert inside_bars(photo) == (bars[0], bars[1], bars[0] + 320, bars[1] + 240)
+    assert trim_box(photo) == (bars[0], bars[1], bars[0] + 320, bars[1] + 240)
 
 
 def test_bars_in_bars_and_words_in_bars_are_bars():
     photo = framed(framed(grainy(2), 0, 20, 0, 20), 10, 0, 10, 40, 'white')
     ImageDraw.Draw(photo).text((30, 288), 'for sale, as new', 'black', font_size=18)
-    assert inside_bars(photo) == (10, 20, 330, 260)
+    assert trim_box(photo) == (10, 20, 330, 260)
 
 
 @pytest.mark.parametrize('photo', [grainy(3), Image.new('RGB', (60, 40), 'white'), Image.new('RGB', (1, 1)),
                                    framed(grainy(3, (40, 30)), 200, 0, 200, 0)], ids=['none', 'one colour', 'a pixel', 'next to nothing'])
 def test_nothing_is_a_bar_where_nothing_would_remain(photo):
-    assert inside_bars(photo) == (0, 0, *photo.size) and inside(photo, b'') is None
+    assert trim_box(photo) == (0, 0, *photo.size) and trim(photo, b'') is None
 
 
 def closest(a, b):
@@ -59,9 +60,9 @@ def test_nine_in_ten_parts_are_found_wherever_they_were_cut(share):
         photos = [o.resize((128, 96)) for o in (photo, photo.crop((x, y, x + width, y + height)), grainy(seed + 1))]
         whole, part, other = (np.array([crop_record(o, thumbnail(o), None)]) for o in photos)
         which = closest(whole, part) if seed % 2 else closest(part, whole)
-        found += which is not None and part_likeness(photos[:1], photos[1:2], which)[0] >= PART_FIT
+        found += which is not None and part_correlation(photos[:1], photos[1:2], which)[0] >= PART_FIT
         which = closest(other, part)
-        wrong += which is not None and part_likeness(photos[2:], photos[1:2], which)[0] >= PART_FIT
+        wrong += which is not None and part_correlation(photos[2:], photos[1:2], which)[0] >= PART_FIT
     assert found >= 45 and not wrong
 
 
@@ -88,9 +89,9 @@ def folder(tmp_path):
 
 def pairs(folder):
     with CropRecords() as records:
-        table = examined(folder, pd.DataFrame(dict(file=[f'{o}.jpg' for o in 'abcde'])), records=records)
+        table = examine(folder, pd.DataFrame(dict(file=[f'{o}.jpg' for o in 'abcde'])), records=records)
         table = table[table.reason == ''].reset_index(drop=True)
-        return {''.join(sorted(table.file[[a, b]].str[0])) for a, b, _ in alike_pairs(folder, table, table, records=records)}
+        return {''.join(sorted(table.file[[a, b]].str[0])) for a, b, _ in near_duplicate_pairs(folder, table, table, records=records)}
 
 
 def test_pairs_are_those_of_the_files_also_beside_one_that_cannot_be_read(folder): assert pairs(folder) >= {'ab', 'ad'}

@@ -3,9 +3,9 @@ import os
 
 import pytest
 
-from basegun_fastai.contents import examined, fingerprint, unreadable
+from basegun_fastai.contents import examine, fingerprint, unreadable_lines
 from basegun_fastai.core import BasegunError
-from basegun_fastai.dataset import labelled_photos, layout_faults, left_aside, photo_table
+from basegun_fastai.dataset import ignored_files, layout_faults, list_photos
 
 
 def replaced(file, content):
@@ -14,7 +14,7 @@ def replaced(file, content):
 
 
 def test_a_good_data_set_has_no_faults(data):
-    assert layout_faults(data) == [] and left_aside(data) == [] and unreadable(examined(data, photo_table(data))) == ''
+    assert layout_faults(data) == [] and ignored_files(data) == [] and unreadable_lines(examine(data, list_photos(data))) == ''
 
 
 def test_a_missing_folder_names_its_neighbours(data):
@@ -36,7 +36,7 @@ def test_all_faults_are_told_at_once(copy):
     faults = '\n'.join(layout_faults(copy))
     for part in ("class 'Revolver' is in train/ but not in val/", "class 'revolver' is in val/ but not in train/",
                  "epaule_a_pompe' holds no photo", "vieux' is a folder inside a class"): assert part in faults
-    with pytest.raises(BasegunError) as found: photo_table(copy)
+    with pytest.raises(BasegunError) as found: list_photos(copy)
     assert str(found.value) == faults
 
 
@@ -53,8 +53,8 @@ def test_hidden_and_loose_files_are_left_aside_and_named(copy):
     (copy/'train'/'revolver'/'.DS_Store').touch()
     (copy/'train'/'liste.txt').touch()
     os.mkfifo(copy/'val'/'revolver'/'pipe')
-    assert left_aside(copy) == ['train/liste.txt', 'train/revolver/.DS_Store', 'val/revolver/pipe']
-    assert len(photo_table(copy)) == len(photo_table(copy.parent/'copy')) == 48 + 24
+    assert ignored_files(copy) == ['train/liste.txt', 'train/revolver/.DS_Store', 'val/revolver/pipe']
+    assert len(list_photos(copy)) == len(list_photos(copy.parent/'copy')) == 48 + 24
 
 
 def test_unreadable_photos_are_named_with_their_reason(copy):
@@ -62,30 +62,30 @@ def test_unreadable_photos_are_named_with_their_reason(copy):
     replaced(copy/'val'/'revolver'/'0003.png', b'not a photo')
     whole = (copy/'train'/'epaule_a_pompe'/'0005.jpg').read_bytes()
     replaced(copy/'train'/'epaule_a_pompe'/'0005.jpg', whole[:len(whole) // 2])
-    lines = unreadable(examined(copy, photo_table(copy))).splitlines()
+    lines = unreadable_lines(examine(copy, list_photos(copy))).splitlines()
     assert [o.split(':')[0].strip() for o in lines] == ['train/epaule_a_pompe/0005.jpg', 'train/revolver/0004.jpg', 'val/revolver/0003.png']
     assert 'truncated' in lines[0] and 'empty' in lines[1] and 'none of' in lines[2]
-    assert unreadable(examined(copy, photo_table(copy)), most=1).endswith('and 2 more')
+    assert unreadable_lines(examine(copy, list_photos(copy)), limit=1).endswith('and 2 more')
 
 
 def test_a_link_to_nowhere_is_left_aside(copy):
     file = copy/'train'/'revolver'/'0005.jpg'
     file.unlink()
     file.symlink_to(copy/'nowhere')
-    assert 'train/revolver/0005.jpg' not in photo_table(copy).file.tolist() and 'train/revolver/0005.jpg' in left_aside(copy)
+    assert 'train/revolver/0005.jpg' not in list_photos(copy).file.tolist() and 'train/revolver/0005.jpg' in ignored_files(copy)
 
 
 def test_the_fingerprint_sees_a_photo_replaced_under_its_name(copy):
-    before = fingerprint(examined(copy, photo_table(copy)))
-    assert fingerprint(examined(copy, photo_table(copy), workers=1)) == before
+    before = fingerprint(examine(copy, list_photos(copy)))
+    assert fingerprint(examine(copy, list_photos(copy), workers=1)) == before
     replaced(copy/'train'/'revolver'/'0005.jpg', (copy/'train'/'revolver'/'0006.jpg').read_bytes())
-    assert fingerprint(examined(copy, photo_table(copy))) != before
+    assert fingerprint(examine(copy, list_photos(copy))) != before
 
 
 def test_labelled_photos_of_a_flat_folder(data, tmp_path):
-    assert (labelled_photos(data/'val').label == labelled_photos(data).label).all()
+    assert (list_photos(data/'val', 'classes').label == list_photos(data, 'classes').label).all()
     (tmp_path/'empty').mkdir()
-    with pytest.raises(BasegunError, match='no class folder'): labelled_photos(tmp_path/'empty')
+    with pytest.raises(BasegunError, match='no class folder'): list_photos(tmp_path/'empty', 'classes')
 
 
 MAC, LINUX = 'pistolet a\u0300 percussion', 'pistolet à percussion'
@@ -95,7 +95,7 @@ def test_a_class_from_a_mac_and_one_from_linux_are_one(copy):
     (copy/'train'/'revolver').rename(copy/'train'/MAC)
     (copy/'val'/'revolver').rename(copy/'val'/LINUX)
     assert layout_faults(copy) == []
-    table = photo_table(copy)
+    table = list_photos(copy)
     assert LINUX in set(table.label) and MAC not in set(table.label) and len(table) == 48 + 24
     assert all(part.label.is_monotonic_increasing for _, part in table.groupby('split'))
     first = table.file[table.label == LINUX].iloc[0]
@@ -108,7 +108,7 @@ def test_a_class_in_both_forms_in_one_folder_is_an_error(copy):
     (copy/'train'/'epaule_a_pompe').rename(copy/'train'/MAC)
     [fault] = [o for o in layout_faults(copy) if 'twice' in o]
     assert f"class '{LINUX}' twice" in fault and 'NFC' in fault and 'NFD' in fault and 'move the photos' in fault
-    with pytest.raises(BasegunError, match='twice'): labelled_photos(copy/'train')
+    with pytest.raises(BasegunError, match='twice'): list_photos(copy/'train', 'classes')
 
 
 @pytest.mark.parametrize(('name', 'says'), [

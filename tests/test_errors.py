@@ -145,13 +145,13 @@ def test_a_reader_that_goes_away_is_no_traceback():
 def test_what_was_half_made_when_a_signal_came_says_nothing(asked):
     script = f'''
 import os, signal
-from basegun_fastai.core import heed_signals
+from basegun_fastai.core import handle_signals
 class Half:
     def __init__(self):
         if {asked}: os.kill(os.getpid(), signal.SIGINT)
         raise KeyboardInterrupt
     def __del__(self): return self.missing
-heed_signals()
+handle_signals()
 try: Half()
 except KeyboardInterrupt: print('ended')'''
     told = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)

@@ -45,10 +45,11 @@ def test_two_hundred_photos_get_one_answer_from_everything(made):
     from fastai.learner import load_learner
     learn = load_learner(made/'run'/'learner.pkl')
     with learn.no_bar(): pickled = learn.get_preds(dl=learn.dls.test_dl([str(o) for o in photos], num_workers=0))[0].numpy()
+    import torch
+
     from basegun_fastai.core import Run
     from basegun_fastai.export import served
     from basegun_fastai.photo import pixels
-    import torch
     with torch.no_grad(): weights = served(Run(made/'run'))(torch.from_numpy(np.stack([pixels(o, 48) for o in photos]))).numpy()
     one = np.array([list(model(o).probabilities.values()) for o in photos])
     told = run_command('predict', made/'served', made/'data'/'val')

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from basegun_fastai.cache import prepared
+from basegun_fastai.cache import open_cache
 from basegun_fastai.callbacks import Checkpoint, EpochSeed, newest_checkpoint
-from basegun_fastai.contents import contents
+from basegun_fastai.contents import known_contents
 from basegun_fastai.core import Run
-from basegun_fastai.dataset import photo_table
+from basegun_fastai.dataset import list_photos
 from basegun_fastai.features import Views, feature_loaders
 from basegun_fastai.fit import Stage, fit, largest_batch_size, out_of_memory
 from basegun_fastai.forward import Forward, folded, forward_only, stage_precision
@@ -279,9 +279,9 @@ def test_what_is_known_of_a_photo_takes_less_than_a_kilobyte(tmp_path):
         for i in range(n): Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(
             folder/('val' if i % 10 < 2 else 'train')/'ab'[i % 2]/f'photo {i:06d}.png', compress_level=0)
         tracemalloc.start()
-        table = contents(folder, photo_table(folder))
-        squares = prepared(folder, [(36, table[table.split == 'train']), (32, table[table.split == 'val'])], tmp_path/'cache')
-        dls = dataloaders(folder, 32, 36, table=table, batch_size=64, workers=2, prepared=squares)
+        table = known_contents(folder, list_photos(folder))
+        squares = open_cache(folder, [(36, table[table.split == 'train']), (32, table[table.split == 'val'])], tmp_path/'cache')
+        dls = dataloaders(folder, 32, 36, table=table, batch_size=64, workers=2, photo_cache=squares)
         for _ in dls.train: pass
         sizes[n] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

@@ -11,8 +11,8 @@ from fastai.vision.augment import Flip
 from PIL import Image, ImageDraw
 from torch.nn.functional import interpolate
 
+from basegun_fastai.dataset import list_photos
 from basegun_fastai.loaders import PhotoSquare, Reframe, Room, augmentation, dataloaders, judging_loader, seed_all
-from basegun_fastai.dataset import photo_table
 
 RED, BLUE = 0, 2
 
@@ -125,7 +125,7 @@ def test_validation_shows_the_pixels_of_the_decoder(data):
 
 
 def test_the_split_and_the_classes_are_the_folders(data):
-    dls, table = dataloaders(data, 32, 36, batch_size=8, workers=0), photo_table(data)
+    dls, table = dataloaders(data, 32, 36, batch_size=8, workers=0), list_photos(data)
     for split, dl in (('train', dls.train), ('val', dls.valid)):
         mine = table[table.split == split]
         assert [Path(o).relative_to(data).as_posix() for o in dl.items] == mine.file.tolist()
@@ -149,7 +149,7 @@ def test_workers_give_the_same_photos(data):
 
 
 def test_judging_keeps_the_order_of_the_table(data):
-    table = photo_table(data).query('split == "val"').sample(frac=1, random_state=0)
+    table = list_photos(data).query('split == "val"').sample(frac=1, random_state=0)
     dls = judging_loader(data, table, sorted(table.label.unique()), 32, (0, 0, 0), (1, 1, 1), 7, 0)
     labels = torch.cat([y for _, y in dls.valid])
     assert [dls.vocab[o] for o in labels] == table.label.tolist()
@@ -157,6 +157,7 @@ def test_judging_keeps_the_order_of_the_table(data):
 
 def test_a_tilt_is_the_perspective_of_fastai():
     from fastai.vision.augment import Warp
+
     from basegun_fastai.loaders import Tilt
     ours, theirs, photos = Tilt(.1), Warp(.1, p=1.).coord_fs[0], torch.zeros(5, 3, 8, 8)
     torch.manual_seed(0)

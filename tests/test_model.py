@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from basegun_fastai.core import BasegunError
 from basegun_fastai.loaders import dataloaders
-from basegun_fastai.model import (EFFICIENTNETS, HEADS, architecture, balanced_weights, check_weights, learner, plain_model,
-                                  plain_state, unbuilt_gpu, usable_device, weight_faults)
+from basegun_fastai.model import EFFICIENTNETS, HEADS, architecture, balanced_weights, check_weights, learner
+from basegun_fastai.model import plain_model, plain_state, unbuilt_gpu, usable_device, weight_faults
 
 SIZES = {0: (224, 256), 1: (240, 256), 2: (288, 288), 3: (300, 320), 4: (380, 384), 5: (456, 489), 6: (528, 561), 7: (600, 633)}
 TINY = architecture('test_efficientnet', size=32)

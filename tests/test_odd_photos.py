@@ -27,10 +27,10 @@ from PIL import Image
 from profiles import P3, PROFILES, chromaticities, chunk, ink_profile, tagged
 
 from basegun_fastai.formats import FORMATS
-from basegun_fastai.photo import MOST_DECODED, MOST_PIXELS, UnreadablePhoto, pixels, read_photo
+from basegun_fastai.photo import MAX_DECODED, MAX_PIXELS, UnreadablePhoto, pixels, read_photo
 
-MOST_MEMORY = 5 * 2**28  # that decoding may add: 20 bytes for each of the pixels that are decoded at once
-MOST_SECONDS = dict(ITIMER_PROF=8, ITIMER_REAL=100)  # of one decoding: of the processor, and by a busy machine's clock
+MAX_MEMORY = 5 * 2**28  # that decoding may add: 20 bytes for each of the pixels that are decoded at once
+MAX_SECONDS = dict(ITIMER_PROF=8, ITIMER_REAL=100)  # of one decoding: of the processor, and by a busy machine's clock
 PROPERTIES = ['random bytes', 'bytes behind a beginning', 'truncated', 'damaged', 'spliced']
 NUMBERS = [o.to_bytes(size, order) for size in (2, 4) for order in ('big', 'little')  # that a size may overflow at
            for o in (0, 1, 256**size // 2 - 1, 256**size // 2, 256**size - 1, 20000)]
@@ -158,7 +158,7 @@ def bombs():
     "What costs the most for its bytes: photos of all the pixels that are decoded at once, and claims to refuse."
     def entry(tag, kind, count, value): return struct.pack('<HHQQ', tag, kind, count, value)
     tags = entry(256, 4, 1, 20) * 70_000 + entry(257, 4, 1, 20) + entry(282, 5, 3_000_000, 16 + 8 + 70_002 * 20 + 8)
-    side, claimed, floats = isqrt(MOST_DECODED), isqrt(MOST_PIXELS), dict(bits=32, more={339: (3, 3)})
+    side, claimed, floats = isqrt(MAX_DECODED), isqrt(MAX_PIXELS), dict(bits=32, more={339: (3, 3)})
     return {
         'float TIFF': strips(side, side, zlib.compress(bytes(4 * side**2), 1), compression=8, **floats),
         'lossless WEBP': saved(Image.new('RGBA', (side, side)), 'WEBP', lossless=True, method=0),
@@ -235,7 +235,7 @@ def decoded(source):
     "Decode a photo in both ways, and return the pixels or the reason of the first."
     found = []
     for decode in (lambda: pixels(source, 64), lambda: read_photo(source)):
-        for timer, seconds in MOST_SECONDS.items(): signal.setitimer(getattr(signal, timer), seconds)
+        for timer, seconds in MAX_SECONDS.items(): signal.setitimer(getattr(signal, timer), seconds)
         try: found.append(decode())
         except UnreadablePhoto as error:
             assert error.reason.strip() and not isinstance(error.__cause__, MemoryError), error
@@ -258,8 +258,8 @@ def main(last, what, most=None):
     def check(source):
         Path(last).write_bytes(base64.b64encode(source) if isinstance(source, bytes) else os.fsencode(source))
         found = decoded(source)
-        for timer in MOST_SECONDS: signal.setitimer(getattr(signal, timer), 0)
-        if memory('VmHWM') - held > MOST_MEMORY:  # which stays, so that there is no simpler example
+        for timer in MAX_SECONDS: signal.setitimer(getattr(signal, timer), 0)
+        if memory('VmHWM') - held > MAX_MEMORY:  # which stays, so that there is no simpler example
             print(f'it took {memory("VmHWM") - held >> 20} MiB', flush=True)
             os._exit(1)
         return found

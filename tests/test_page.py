@@ -21,13 +21,13 @@ def page(tmp_path_factory):
     "A report on 12 classes with long names and faults of most kinds; returns its file and what `--json` says."
     import numpy as np
 
-    from basegun_fastai.demo import GUNS, drawn_photo
+    from basegun_fastai.demo import GUNS, draw_photo
     out = tmp_path_factory.mktemp('été & <b>')
     for split, n in dict(train=7, val=4).items():
         for c, label in enumerate(CLASSES):
             (out/'data'/split/label).mkdir(parents=True)
             for i in range(n + c % 3):
-                drawn_photo(list(GUNS)[c % 6], np.random.default_rng([n, c, i]), (320, 240)).save(out/'data'/split/label/f'une photo, {i}.jpg')
+                draw_photo(list(GUNS)[c % 6], np.random.default_rng([n, c, i]), (320, 240)).save(out/'data'/split/label/f'une photo, {i}.jpg')
     data = out/'data'
     shutil.copy(data/'train'/'revolver'/'une photo, 0.jpg', data/'val'/'revolver'/'<script>alert(1)</script>.jpg'.replace('/', '_'))
     shutil.copy(data/'train'/'revolver'/'une photo, 1.jpg', data/'train'/'autre_pistolet'/('long ' * 40 + '.jpg'))

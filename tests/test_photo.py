@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageDraw
 from test_odd_photos import chunk, photos, png, saved, strips, twelve_bits
 
 from basegun_fastai.formats import FORMATS
-from basegun_fastai.photo import _TURNS, MOST_BYTES, NEUTRAL, UnreadablePhoto, pixels, read_photo
+from basegun_fastai.photo import _TURNS, MAX_BYTES, NEUTRAL, UnreadablePhoto, pixels, read_photo
 
 UNDO = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
 
@@ -251,5 +251,5 @@ def test_a_file_of_too_many_bytes_is_refused_and_not_read(tmp_path):
     with open(path, 'wb') as file:
         file.write(photos()['JPEG'])
         file.truncate(2**40)
-    with pytest.raises(UnreadablePhoto, match=f'MiB, more than {MOST_BYTES >> 20}'): pixels(path, 32)
+    with pytest.raises(UnreadablePhoto, match=f'MiB, more than {MAX_BYTES >> 20}'): pixels(path, 32)
     assert time.process_time() - start < 1

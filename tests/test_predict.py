@@ -24,7 +24,7 @@ from PIL import ExifTags, Image
 from basegun_fastai import photo
 from basegun_fastai.artefact import FORMAT, essentials, probed, sealed
 from basegun_fastai.core import BasegunError
-from basegun_fastai.demo import GUNS, drawn_photo
+from basegun_fastai.demo import GUNS, draw_photo
 from basegun_fastai.photo import DECODER, NEUTRAL, UnreadablePhoto
 from basegun_fastai.predict import Answer, answers, columns, listed, load
 
@@ -51,7 +51,7 @@ def turned():
     "A photo that lies on its side."
     exif, content = Image.Exif(), io.BytesIO()
     exif[ExifTags.Base.Orientation] = 6
-    drawn_photo('revolver', np.random.default_rng(1), (64, 48)).save(content, 'JPEG', exif=exif)
+    draw_photo('revolver', np.random.default_rng(1), (64, 48)).save(content, 'JPEG', exif=exif)
     return content.getvalue()
 
 
@@ -84,7 +84,7 @@ def photos(tmp_path_factory):
     folder, random = tmp_path_factory.mktemp('photos')/'taken', np.random.default_rng(0)
     for label in ('revolver', 'epaule_a_pompe'):
         (folder/label).mkdir(parents=True)
-        for i in range(2): drawn_photo(label, random, (160, 120)).save(folder/label/f'{i}.jpg')
+        for i in range(2): draw_photo(label, random, (160, 120)).save(folder/label/f'{i}.jpg')
     (folder/'.hidden').mkdir()
     (folder/'.hidden'/'a.jpg').write_bytes(b'no')
     (folder/'.DS_Store').write_bytes(b'no')
@@ -333,7 +333,7 @@ def contents(upright, kinds):
 
 
 def test_containers_and_orientations_of_the_same_pixels_give_one_answer(exported):
-    model, upright = load(exported), drawn_photo('revolver', np.random.default_rng(3), (SIZE, 12))
+    model, upright = load(exported), draw_photo('revolver', np.random.default_rng(3), (SIZE, 12))
     found = [model(o) for o in contents(upright, [('PNG', {}), ('TIFF', {}), ('WEBP', dict(lossless=True, exact=True))])]
     for kind in ('BMP', 'PNG', 'TIFF'):
         out = io.BytesIO()
@@ -343,7 +343,7 @@ def test_containers_and_orientations_of_the_same_pixels_give_one_answer(exported
 
 
 def test_a_photo_in_16_orientations_and_containers_has_one_prediction(exported):
-    model, upright = load(exported), drawn_photo('epaule_a_pompe', np.random.default_rng(3), (640, 480))
+    model, upright = load(exported), draw_photo('epaule_a_pompe', np.random.default_rng(3), (640, 480))
     wanted = model(next(contents(upright, [('PNG', {})])))
     found = [model(o) for o in contents(upright, [('JPEG', dict(quality=95)), ('PNG', {})])]
     for kind, options in (('WEBP', dict(quality=95)), ('AVIF', dict(quality=95)), ('TIFF', {}), ('BMP', {})):
@@ -416,7 +416,7 @@ def test_a_row_does_not_wait_for_the_photo_after_it():
 
 def test_a_wish_to_end_cannot_get_lost(exported, photos, monkeypatch):
     from basegun_fastai import core, predict
-    monkeypatch.setattr(core, '_wishes', [core.Terminated])
+    monkeypatch.setattr(core, '_signals', [core.Terminated])
     with pytest.raises(core.Terminated): predict.predict(exported, [photos])
 
 

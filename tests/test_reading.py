@@ -63,7 +63,7 @@ def test_check_reports_a_photo_that_crashes_the_decoder_and_goes_on(photos, tmp_
     for split in ('train', 'val'):
         for label in ('a', 'b'): (tmp_path/'data'/split/label).mkdir(parents=True)
     for i, o in enumerate(sorted(photos.iterdir())): o.rename(tmp_path/'data'/('train', 'val')[i % 2]/'ab'[i // 2 % 2]/o.name)
-    code = "import basegun_fastai.reading as r; r.MOST_SECONDS = 1; from basegun_fastai.cli import main; main()"
+    code = "import basegun_fastai.reading as r; r.MAX_SECONDS = 1; from basegun_fastai.cli import main; main()"
     told = subprocess.run([sys.executable, '-c', code, 'check', tmp_path/'data', '--json', tmp_path/'found.json'], capture_output=True, text=True, timeout=120)
     found = json.loads((tmp_path/'found.json').read_text())
     reasons = sorted(o['message'].split(': ')[1] for o in found['problems'] if o['kind'] == 'unreadable')
@@ -77,7 +77,7 @@ def test_a_photo_that_takes_too_much_memory_is_an_error(photos, monkeypatch):
     monkeypatch.setitem(TASKS, 'examine', greedy)
     with pytest.raises(MemoryError): answer(photos/'00.png')
     Image.new('L', (7900, 7900)).save(photos/'99.png')
-    code = 'import basegun_fastai.reading as r; r.MOST_MEMORY = 2**26; r.serve()'
+    code = 'import basegun_fastai.reading as r; r.MAX_MEMORY = 2**26; r.run_worker()'
     told = subprocess.run([sys.executable, '-c', code, photos, 'examine', '60'], input='"99.png"\n"00.png"\n', capture_output=True, text=True, timeout=60)
     large, small = told.stdout.splitlines()[1:]
     assert 'more memory than there is' in large and '"width": 60' in small

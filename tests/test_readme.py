@@ -107,6 +107,7 @@ def test_training_takes_little_memory_for_each_photo():
 def test_the_default_number_of_views_is_one_that_the_measurement_supports():
     import inspect
     import statistics
+
     from basegun_fastai.train import train
     rows = json.loads((ROOT/'benchmarks'/'head-views.json').read_text())['rows']
     accuracy = {views: statistics.mean(o['accuracy'] for o in rows if o['views'] == views) for views in {o['views'] for o in rows}}
