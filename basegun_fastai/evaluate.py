@@ -83,12 +83,12 @@ def run_loaders(
     workers: int|None = None, # Processes that read photos
     device: str = 'auto', # 'auto', 'cpu' or 'cuda'
     photo_cache: PhotoCache|None = None, # Where squares are kept
-) -> DataLoaders: # As `loaders.judging_loader` makes them
+) -> DataLoaders: # As `loaders.evaluation_loaders` makes them
     "Make the loaders of photos that a run is judged on."
-    from basegun_fastai.loaders import judging_loader
+    from basegun_fastai.loaders import evaluation_loaders
     from basegun_fastai.model import run_architecture, usable_device
     config, made = run.config, run_architecture(run.config)
-    return judging_loader(data, table, config['classes'], made.size, made.mean, made.std,
+    return evaluation_loaders(data, table, config['classes'], made.size, made.mean, made.std,
                           min(32, config['resolved']['batch_size']), workers, usable_device(device), photo_cache)
 
 # %% ../nbs/06_evaluate.ipynb #413cc95c

@@ -39,11 +39,11 @@ class Views:
     ) -> None: # Nothing; raises `OSError` where there is no room
         "Add a view of every photo."
         labels = []
-        for features, found in batches:
+        for features, batch_labels in batches:
             features = features.cpu().contiguous().numpy()
             data, self.width = memoryview(features).cast('B'), features.shape[1]
             while data: data = data[self.file.write(data):]
-            labels.append(found.cpu().clone())  # a worker's own tensor keeps a file open
+            labels.append(batch_labels.cpu().clone())  # a worker's own tensor keeps a file open
         self.labels, self.views = torch.cat(labels), self.views + 1
 
     def __len__(self): return len(self.labels)
@@ -55,7 +55,7 @@ class Views:
         return torch.frombuffer(row, dtype=torch.float32), self.labels[i]
 
 # %% ../nbs/05b_features.ipynb #61af3f4f
-def _passed(learn, dl, what):
+def _body_features(learn, dl, what):
     last = time.monotonic()
     for i, (xb, yb) in enumerate(progress(dl, len(dl), what, 'batch')):
         raise_if_interrupted()
@@ -64,7 +64,7 @@ def _passed(learn, dl, what):
 
 # %% ../nbs/05b_features.ipynb #e4d6c598
 @contextmanager
-def _turned(dl, every):
+def _affine_for_all(dl, every):
     tfms = [o for o in dl.after_batch.fs if isinstance(o, Reframe) and o.p_affine < 1]
     before = [o.p_affine for o in tfms]
     for o in tfms: o.p_affine = float(every)
@@ -80,18 +80,18 @@ def feature_loaders(
     folder: Path, # On a disk with room
 ) -> DataLoaders: # Batches of features like those of the learner's own loaders
     "Compute the features of all photos."
-    dls, made = learn.dls, []
-    for dl, many, what in ((dls.train, views, 'train'), (dls.valid, 1, 'val')):
-        found, whole = Views(folder), dl.new(shuffle=False, drop_last=False)
-        for view in range(many):
+    dls, loaders = learn.dls, []
+    for dl, count, what in ((dls.train, views, 'train'), (dls.valid, 1, 'val')):
+        features, ordered = Views(folder), dl.new(shuffle=False, drop_last=False)
+        for view in range(count):
             seed_all(seed, -1 - view)  # no epoch's
-            with _turned(dl, view % 2 == 1): found.add(_passed(learn, whole, f'features of {what} {view + 1}/{many}'))
-        whole.close()
-        made.append(DataLoader(found, bs=dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last, device=dls.device))
-    made = DataLoaders(*made, device=dls.device)
-    made.c, made.vocab = dls.c, dls.vocab
+            with _affine_for_all(dl, view % 2 == 1): features.add(_body_features(learn, ordered, f'features of {what} {view + 1}/{count}'))
+        ordered.close()
+        loaders.append(DataLoader(features, bs=dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last, device=dls.device))
+    loaders = DataLoaders(*loaders, device=dls.device)
+    loaders.c, loaders.vocab = dls.c, dls.vocab
     say(f'features of {views} view{"s"[:views > 1]} of each train photo are computed')
-    return made
+    return loaders
 
 # %% ../nbs/05b_features.ipynb #5f0bc420
 @contextmanager

@@ -25,7 +25,7 @@ from .calibration import temperature
 from .callbacks import Memory
 from .core import Run, csv_text, say
 from .evaluate import run_loaders, write_tables
-from .model import plain_state, soften, trained_model, weights_bytes
+from .model import plain_state, fold_temperature, trained_model, weights_bytes
 from .predictions import Predictions, elsewhere, predictions
 
 # %% ../nbs/06d_finish.ipynb #6f79fe49
@@ -89,7 +89,7 @@ def finish(
     found = predictions(model, dls, val.file.tolist())
     dls.valid.close()
     heat = temperature(found.logits, found.labels)
-    for o in {learn.model, model}: soften(o, heat)
+    for o in {learn.model, model}: fold_temperature(o, heat)
     found = replace(found, logits=found.logits / heat)
     save_weights(run, config, learn, best['epoch'])
     raise_unless_kept(run, dls, found)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'Architecture', 'architecture', 'weight_faults', 'check_weights', 'FrozenBody', 'BatchNormInference',
-           'batch_norm_inference', 'ClassWeights', 'balanced_weights', 'learner', 'plain_state', 'soften',
-           'plain_model', 'weights_bytes', 'trained_model', 'run_architecture', 'unbuilt_gpu', 'usable_device']
+           'batch_norm_inference', 'ClassWeights', 'balanced_weights', 'learner', 'plain_state', 'fold_temperature',
+           'plain_model', 'weights_bytes', 'trained_model', 'run_architecture', 'is_unsupported_gpu', 'usable_device']
 
 # %% ../nbs/05_model.ipynb #55483685
 import json
@@ -66,9 +66,9 @@ def architecture(
         "dense layer, so there is no head to train; `basegun-fastai archs` lists others")
     own_size = own_size or max(config.input_size[1:])
     before_crop = before_crop or math.floor(own_size / config.crop_pct)
-    found = Architecture(name, timm_name, own_size, before_crop, tuple(config.mean), tuple(config.std), config.classifier)
-    if size is None or size == own_size: return found
-    return replace(found, size=size, before_crop=round(size * before_crop / own_size))
+    arch = Architecture(name, timm_name, own_size, before_crop, tuple(config.mean), tuple(config.std), config.classifier)
+    if size is None or size == own_size: return arch
+    return replace(arch, size=size, before_crop=round(size * before_crop / own_size))
 
 # %% ../nbs/05_model.ipynb #a181d073
 def weight_faults(
@@ -78,15 +78,15 @@ def weight_faults(
     "Say how the weights in `file` differ from what the network's body needs."
     file = Path(file)
     if not file.is_file(): return [f"--weights '{file}': no such file. Give a file of weights, 'imagenet' or 'none'"]
-    try: found = load_state_dict(str(file), device='cpu', weights_only=True)
+    try: state = load_state_dict(str(file), device='cpu', weights_only=True)
     except Exception as err:  # a damaged or foreign file raises nearly any class
         return [f"--weights '{file}': not a file of weights that can be read safely ({type(err).__name__}: "
                 f"{str(err).splitlines()[0][:200] if str(err) else ''}). Save the network's state_dict with safetensors"]
-    with torch.device('meta'): needed = timm.create_model(architecture.timm_name, num_classes=0).state_dict()
-    def some(keys): return f"{len(keys)} of {len(needed)}: {', '.join(sorted(keys)[:5])}{', …' if len(keys) > 5 else ''}"
-    missing = [k for k in needed if k not in found and not k.endswith('num_batches_tracked')]
-    extra = [k for k in found if k not in needed and not k.startswith(architecture.classifier + '.')]
-    shapes = [k for k in needed if k in found and found[k].shape != needed[k].shape]
+    with torch.device('meta'): expected = timm.create_model(architecture.timm_name, num_classes=0).state_dict()
+    def some(keys): return f"{len(keys)} of {len(expected)}: {', '.join(sorted(keys)[:5])}{', …' if len(keys) > 5 else ''}"
+    missing = [k for k in expected if k not in state and not k.endswith('num_batches_tracked')]
+    extra = [k for k in state if k not in expected and not k.startswith(architecture.classifier + '.')]
+    shapes = [k for k in expected if k in state and state[k].shape != expected[k].shape]
     remedy = f"Give weights of timm's '{architecture.timm_name}'"
     return [f"--weights '{file}': {what} ({some(keys)}). {remedy}" for what, keys in [
         ('weights are missing', missing), ('weights that the network does not have', extra),
@@ -202,7 +202,7 @@ def plain_state(
     return state | {f'{classifier}.weight': weight.cpu().contiguous(), f'{classifier}.bias': bias.cpu().contiguous()}
 
 # %% ../nbs/05_model.ipynb #d908b020
-def soften(
+def fold_temperature(
     model: nn.Sequential, # The learner's model: body and head; changed in place
     temperature: float, # What its logits are divided by
 ) -> None: # Nothing
@@ -248,7 +248,7 @@ def run_architecture(
                         **{k: tuple(config['architecture'][k]) for k in ('mean', 'std')})
 
 # %% ../nbs/05_model.ipynb #9ae9673f
-def unbuilt_gpu(
+def is_unsupported_gpu(
     capability: tuple[int, int], # Compute capability of the GPU, such as (7, 0)
     built_for: list[str], # What `torch.cuda.get_arch_list()` says, such as ['sm_80', 'compute_90']
 ) -> bool: # True if none of it runs on that GPU
@@ -267,10 +267,10 @@ def usable_device(
         if device == 'cuda': raise BasegunError(f"--device cuda: PyTorch {torch.__version__} sees no GPU here. Give --device cpu, "
             "or start on a machine with an NVIDIA GPU and its driver")
         return 'cpu'
-    if not unbuilt_gpu(torch.cuda.get_device_capability(), torch.cuda.get_arch_list()): return 'cuda'
-    told = (f"the GPU {torch.cuda.get_device_name()} (sm_{''.join(map(str, torch.cuda.get_device_capability()))}) is not one that "
+    if not is_unsupported_gpu(torch.cuda.get_device_capability(), torch.cuda.get_arch_list()): return 'cuda'
+    reason = (f"the GPU {torch.cuda.get_device_name()} (sm_{''.join(map(str, torch.cuda.get_device_capability()))}) is not one that "
             f"PyTorch {torch.__version__} was built for ({', '.join(torch.cuda.get_arch_list())}); install one that was, "
             "from another wheel index (README, OVH)")
-    if device == 'cuda': raise BasegunError(f'--device cuda: {told}')
-    say(f'{told}. Going on with the CPU')
+    if device == 'cuda': raise BasegunError(f'--device cuda: {reason}')
+    say(f'{reason}. Going on with the CPU')
     return 'cpu'

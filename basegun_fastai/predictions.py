@@ -82,7 +82,7 @@ def passed(
 # %% ../nbs/05f_predictions.ipynb #363f9d19
 def predictions(
     model: torch.nn.Module, # Network that turns photos into logits `(n, classes)`
-    dls: DataLoaders, # As `loaders.judging_loader` makes them
+    dls: DataLoaders, # As `loaders.evaluation_loaders` makes them
     files: list[str], # Paths of its validation photos, relative to the data
 ) -> Predictions: # Of every photo on the validation side
     "Run the model once over the validation side of `dls`."
@@ -92,7 +92,7 @@ def predictions(
 # %% ../nbs/05f_predictions.ipynb #ab2ee762
 def elsewhere(
     model: torch.nn.Module, # Network that turns photos into logits `(n, classes)`
-    dls: DataLoaders, # As `loaders.judging_loader` makes them
+    dls: DataLoaders, # As `loaders.evaluation_loaders` makes them
     photos: list[str], # Files
 ) -> np.ndarray: # Highest probability of each photo, shape `(n,)`
     "Run the model over photos that show none of its classes."

@@ -46,7 +46,7 @@ from basegun_fastai.core import cores, write_whole  # noqa: E402
 from basegun_fastai.dataset import list_photos  # noqa: E402
 from basegun_fastai.demo import GUNS, draw_photo  # noqa: E402
 from basegun_fastai.fit import Stage, as_fast  # noqa: E402
-from basegun_fastai.forward import Forward, stage_precision  # noqa: E402
+from basegun_fastai.forward import FrozenBodyForward, stage_precision  # noqa: E402
 from basegun_fastai.loaders import dataloaders, seed_all  # noqa: E402
 from basegun_fastai.model import architecture, learner  # noqa: E402
 from basegun_fastai.photo import MIN_DRAFT_SCALE, pixels  # noqa: E402
@@ -196,7 +196,7 @@ def frozen():
     stock = vision_learner(dls, MADE.timm_name, n_out=6, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
     stock.freeze()
     ours = learner(dls, MADE, 'none')
-    body = Forward(copy.deepcopy(ours.model[0]).to(DEVICE), head.precision)
+    body = FrozenBodyForward(copy.deepcopy(ours.model[0]).to(DEVICE), head.precision)
     batch = dls.train.one_batch()[0].as_subclass(torch.Tensor)
     with ExitStack() as stack:
         return in_turn({'stock fastai': stock_arm(stock), 'ours': our_arm(ours, head, stack, StepTime()),

@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score  # noqa: E4
 
 from basegun_fastai.core import write_whole  # noqa: E402
 from basegun_fastai.demo import GUNS, draw_photo  # noqa: E402
-from basegun_fastai.forward import Forward  # noqa: E402
+from basegun_fastai.forward import FrozenBodyForward  # noqa: E402
 from basegun_fastai.loaders import dataloaders  # noqa: E402
 from basegun_fastai.model import architecture, learner  # noqa: E402
 from basegun_fastai.photo import NEUTRAL, read_photo  # noqa: E402
@@ -84,7 +84,7 @@ def main():
             sizes = [read_photo(data/o, 224).size for o in table[table.split == 'train'].file]
             ratio = statistics.median(w / h for w, h in sizes)
             dls = dataloaders(data, MADE.size, MADE.before_crop, table=table, workers=0, device='cpu')
-            body = Forward(learner(dls, MADE, str(WEIGHTS)).model[0], 'float32')
+            body = FrozenBodyForward(learner(dls, MADE, str(WEIGHTS)).model[0], 'float32')
             wide, larger = rectangle(ratio, MADE.size), (288, 288)
             row = dict(set=name, photos=len(table), ratio=round(ratio, 2), rectangle=wide, larger=larger)
             for what, framed, size in (('square', padded, (MADE.size, MADE.size)), ('rectangle', padded, wide),

@@ -41,7 +41,7 @@ from sklearn.metrics import log_loss, recall_score  # noqa: E402
 
 from basegun_fastai.core import write_whole  # noqa: E402
 from basegun_fastai.dataset import list_photos  # noqa: E402
-from basegun_fastai.loaders import judging_loader  # noqa: E402
+from basegun_fastai.loaders import evaluation_loaders  # noqa: E402
 from basegun_fastai.model import architecture, learner  # noqa: E402
 from basegun_fastai.train import readable_photos, train  # noqa: E402
 
@@ -91,7 +91,7 @@ def logistic_regression(name, seed):  # noqa: ARG001 it has no randomness
     table, made = photos(REAL/name), architecture(ARCH)
     labels = sorted(table.label.unique())
     def features(split):
-        dls = judging_loader(REAL/name, table[table.split == split], labels, made.size, made.mean, made.std)
+        dls = evaluation_loaders(REAL/name, table[table.split == split], labels, made.size, made.mean, made.std)
         body = learner(dls, made, str(WEIGHTS)).model[0].eval().to(dls.device)
         with torch.no_grad(): batches = [(body(x.as_subclass(torch.Tensor)).cpu(), y.cpu()) for x, y in dls.valid]
         dls.valid.close()

@@ -23,11 +23,11 @@ from basegun_fastai.core import Run
 from basegun_fastai.dataset import list_photos
 from basegun_fastai.features import Views, feature_loaders
 from basegun_fastai.fit import Stage, fit, largest_batch_size, out_of_memory
-from basegun_fastai.forward import Forward, folded, forward_only, stage_precision
+from basegun_fastai.forward import FrozenBodyForward, fold_batch_norms, forward_only, stage_precision
 from basegun_fastai.loaders import dataloaders, seed_all
 from basegun_fastai.model import architecture, learner
 from basegun_fastai.optimiser import AdamW
-from basegun_fastai.scores import accuracy_of, counted, precision_of, recall_of
+from basegun_fastai.scores import accuracy_of, confusion_counts, precision_of, recall_of
 from basegun_fastai.train import train
 
 MADE = architecture('test_efficientnet', size=32)
@@ -110,7 +110,7 @@ def test_no_normalisation_of_an_efficientnet_is_left(arch):
     body = timm.create_model(arch, num_classes=0).eval()
     for o in body.modules():
         if isinstance(o, nn.BatchNorm2d): o.running_mean.normal_(0, .1), o.running_var.uniform_(.5, 2.)
-    quick, photos = folded(body), torch.randn(2, 3, 64, 64)
+    quick, photos = fold_batch_norms(body), torch.randn(2, 3, 64, 64)
     assert not any(isinstance(o, nn.BatchNorm2d) for o in quick.modules())
     with torch.no_grad(): assert torch.dist(quick(photos), body(photos)) < 1e-4 * body(photos).norm()
 
@@ -131,8 +131,8 @@ def test_a_network_that_cannot_be_folded_is_used_as_it_is_and_that_is_said(capsy
     photos = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         wanted = body(photos)
-        assert torch.dist(folded(body)(photos), wanted) > .01 * wanted.norm()
-    assert torch.allclose(Forward(body, 'float32')(photos), wanted, atol=1e-6) and 'cannot be folded' in capsys.readouterr().err
+        assert torch.dist(fold_batch_norms(body)(photos), wanted) > .01 * wanted.norm()
+    assert torch.allclose(FrozenBodyForward(body, 'float32')(photos), wanted, atol=1e-6) and 'cannot be folded' in capsys.readouterr().err
 
 
 def test_the_number_format_is_the_one_asked_for():
@@ -196,7 +196,7 @@ def test_scores_are_those_of_scikit_learn_whatever_is_missing():
         random = np.random.default_rng(seed)
         labels, logits = torch.from_numpy(random.integers(0, 1 + seed % 5, 20)), torch.from_numpy(random.normal(size=(20, 5)))
         if seed % 2: logits[:, 3:] -= 99  # never predicted
-        said, counts = logits.argmax(1), counted(labels, logits)
+        said, counts = logits.argmax(1), confusion_counts(labels, logits)
         assert accuracy_of(counts) == pytest.approx(accuracy_score(labels, said))
         assert precision_of(counts) == pytest.approx(precision_score(labels, said, average='macro', zero_division=0))
         assert recall_of(counts) == pytest.approx(recall_score(labels, said, average='macro', zero_division=0))

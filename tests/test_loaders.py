@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch.nn.functional import interpolate
 
 from basegun_fastai.dataset import list_photos
-from basegun_fastai.loaders import PhotoSquare, Reframe, Room, augmentation, dataloaders, judging_loader, seed_all
+from basegun_fastai.loaders import PhotoSquare, Reframe, FitInFrame, augmentation, dataloaders, evaluation_loaders, seed_all
 
 RED, BLUE = 0, 2
 
@@ -107,7 +107,7 @@ def test_every_training_photo_is_changed_in_light_and_place(wide):
 
 def test_room_alone_leaves_a_frame_that_fits():
     grid = torch.nn.functional.affine_grid(torch.eye(2, 3)[None], (1, 3, 100, 100), align_corners=True)
-    assert torch.equal(Room()(grid), grid)
+    assert torch.equal(FitInFrame()(grid), grid)
 
 
 def test_validation_has_no_randomness(data):
@@ -150,7 +150,7 @@ def test_workers_give_the_same_photos(data):
 
 def test_judging_keeps_the_order_of_the_table(data):
     table = list_photos(data).query('split == "val"').sample(frac=1, random_state=0)
-    dls = judging_loader(data, table, sorted(table.label.unique()), 32, (0, 0, 0), (1, 1, 1), 7, 0)
+    dls = evaluation_loaders(data, table, sorted(table.label.unique()), 32, (0, 0, 0), (1, 1, 1), 7, 0)
     labels = torch.cat([y for _, y in dls.valid])
     assert [dls.vocab[o] for o in labels] == table.label.tolist()
 
@@ -158,8 +158,8 @@ def test_judging_keeps_the_order_of_the_table(data):
 def test_a_tilt_is_the_perspective_of_fastai():
     from fastai.vision.augment import Warp
 
-    from basegun_fastai.loaders import Tilt
-    ours, theirs, photos = Tilt(.1), Warp(.1, p=1.).coord_fs[0], torch.zeros(5, 3, 8, 8)
+    from basegun_fastai.loaders import Perspective
+    ours, theirs, photos = Perspective(.1), Warp(.1, p=1.).coord_fs[0], torch.zeros(5, 3, 8, 8)
     torch.manual_seed(0)
     ours.before_call(photos)
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from basegun_fastai.core import BasegunError
 from basegun_fastai.loaders import dataloaders
 from basegun_fastai.model import EFFICIENTNETS, HEADS, architecture, balanced_weights, check_weights, learner
-from basegun_fastai.model import plain_model, plain_state, unbuilt_gpu, usable_device, weight_faults
+from basegun_fastai.model import plain_model, plain_state, is_unsupported_gpu, usable_device, weight_faults
 
 SIZES = {0: (224, 256), 1: (240, 256), 2: (288, 288), 3: (300, 320), 4: (380, 384), 5: (456, 489), 6: (528, 561), 7: (600, 633)}
 TINY = architecture('test_efficientnet', size=32)
@@ -205,8 +205,8 @@ def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_pa
 
 def test_gpus_that_torch_was_not_built_for():
     wheel = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120', 'compute_120']
-    assert unbuilt_gpu((7, 0), wheel) and not unbuilt_gpu((8, 9), wheel) and not unbuilt_gpu((12, 1), wheel)
-    assert not unbuilt_gpu((13, 0), wheel) and unbuilt_gpu((13, 0), wheel[:-1])
+    assert is_unsupported_gpu((7, 0), wheel) and not is_unsupported_gpu((8, 9), wheel) and not is_unsupported_gpu((12, 1), wheel)
+    assert not is_unsupported_gpu((13, 0), wheel) and is_unsupported_gpu((13, 0), wheel[:-1])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
