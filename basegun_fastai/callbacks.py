@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from .calibration import quality, temperature
+from .calibration import calibration_metrics, fit_temperature
 from .core import BasegunError, Run, csv_text, raise_if_interrupted, say, write_whole
 from .loaders import seed_all
 from .predictions import plot_confusion_matrix
@@ -100,10 +100,10 @@ class History(Callback):
         self.fresh = self.epochs_before + self.epoch == len(self.memory.rows)  # else it was done before an interruption
         if not self.fresh: return
         recorder = self.learn.recorder
-        found = dict(zip(recorder.metric_names[1:], recorder.values[-1], strict=False))
+        values = dict(zip(recorder.metric_names[1:], recorder.values[-1], strict=False))
         row = dict(stage=self.stage, epoch=self.epochs_before + self.epoch + 1, train_loss=float(self.total / self.count))
-        row |= {v: float(found[k]) for k, v in _COLUMNS.items()}
-        self.train_metrics = {v: float(found[k.replace('valid_', 'train_')]) for k, v in _COLUMNS.items() if v != 'val_loss'}
+        row |= {v: float(values[k]) for k, v in _COLUMNS.items()}
+        self.train_metrics = {v: float(values[k.replace('valid_', 'train_')]) for k, v in _COLUMNS.items() if v != 'val_loss'}
         row |= dict(learning_rate=float(self.opt.hypers[-1]['lr']), seconds=round(time.monotonic() - self.started, 1))
         self.memory.rows.append(row)
         loss = self._calibrated_loss() if self.calibrated else row['val_loss']
@@ -115,7 +115,7 @@ class History(Callback):
     def _calibrated_loss(self):
         logits, labels = (torch.cat(o).as_subclass(torch.Tensor).cpu() for o in zip(*self.val_answers, strict=True))
         logits, labels = logits.float().numpy(), labels.numpy()
-        return quality(logits / temperature(logits, labels), labels)['nll']
+        return calibration_metrics(logits / fit_temperature(logits, labels), labels)['nll']
 
 # %% ../nbs/06a_callbacks.ipynb #4e3bec49
 class WeightAverage(Callback):

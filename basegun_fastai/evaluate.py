@@ -18,15 +18,15 @@ from .contents import keep_readable, known_contents, part_fingerprint
 from .core import BasegunError, Run, attempt, number_of, out_faults, printable, raise_faults, say
 from .core import write_whole
 from .dataset import folder_fault, list_photos
-from .levels import PASSING, Levels
+from .levels import MAX_OOD_SHOWN, Levels
 from .lock import hold
 from .machine import worker_faults
 from .mistakes import read_groups, suspect_labels, write_sheets
 from .names import class_columns, confusable, difference
 from .photo import DECODER
-from .predictions import Predictions, confusion_matrix, elsewhere, metrics, normalized, passed
+from .predictions import Predictions, confusion_matrix, ood_confidences, metrics, normalize, logits_and_labels
 from .predictions import plot_confusion_matrix, prediction_columns, prediction_rows, predictions
-from .trust import plot_trust, trust, trust_lines
+from .trust import plot_confidence, confidence_report, confidence_lines
 
 if TYPE_CHECKING:
     from fastai.data.core import DataLoaders
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from basegun_fastai.cache import PhotoCache
 
 # %% auto #0
-__all__ = ['MOST_VALUES', 'write_tables', 'unknown_classes', 'run_loaders', 'summary', 'provenance', 'run_trust', 'others_listed',
-           'others_read', 'write_mistakes', 'write_groups', 'evaluate']
+__all__ = ['MAX_VALUES', 'write_tables', 'unknown_classes', 'run_loaders', 'summary', 'provenance', 'run_confidence',
+           'list_ood_photos', 'read_ood_photos', 'write_mistakes', 'write_groups', 'evaluate']
 
 # %% ../nbs/06_evaluate.ipynb #7602e5f2
 def _png(figure):
@@ -46,19 +46,19 @@ def _png(figure):
 def write_tables(
     preds: Predictions, # What the model said
     folder: Path, # Where the files go; it exists
-    others: np.ndarray|None = None, # Confidences of photos of other things
-    **how # As `trust` takes it: `temperature`, `levels`, `high_rate`, `shown_rate`
-) -> dict: # What `metrics` and `trust` returned
+    ood: np.ndarray|None = None, # Confidences of photos of other things
+    **how # As `confidence_report` takes it: `temperature`, `levels`, `high_rate`, `shown_rate`
+) -> dict: # What `metrics` and `confidence_report` returned
     "Write `metrics.json`, both confusion matrices, their picture, `confidence.png` and `predictions-val.csv`."
-    folder, numbers, counts = Path(folder), metrics(preds) | trust(preds, others=others, **how), confusion_matrix(preds)
+    folder, numbers, counts = Path(folder), metrics(preds) | confidence_report(preds, ood=ood, **how), confusion_matrix(preds)
     rows = prediction_rows(preds).set_axis(prediction_columns(preds.classes), axis=1)
     renamed = counts.set_axis(class_columns(preds.classes, (counts.index.name,)), axis=1)
     write_whole(folder/'predictions-val.csv', rows.to_csv(index=False, float_format='%.7g', lineterminator='\n'))
     write_whole(folder/'confusion-matrix.csv', renamed.to_csv(lineterminator='\n'))
     write_whole(folder/'confusion-matrix-normalized.csv',
-                normalized(renamed).to_csv(float_format='%.6f', lineterminator='\n'))
+                normalize(renamed).to_csv(float_format='%.6f', lineterminator='\n'))
     write_whole(folder/'confusion-matrix.png', _png(plot_confusion_matrix(counts)))
-    write_whole(folder/'confidence.png', _png(plot_trust(preds, numbers, others)))
+    write_whole(folder/'confidence.png', _png(plot_confidence(preds, numbers, ood)))
     write_whole(folder/'metrics.json', json.dumps(numbers, indent=2, ensure_ascii=False) + '\n')
     return numbers
 
@@ -97,7 +97,7 @@ def summary(
     folder: Path, # Where the tables are
 ) -> str: # Lines, the last four with accuracy, precision, recall and the folder
     "Sum an evaluation up for stdout."
-    return '\n'.join(trust_lines(numbers) + [f"{k:9} {numbers[k]:.4f}" for k in ('accuracy', 'precision', 'recall')] + [str(folder)])
+    return '\n'.join(confidence_lines(numbers) + [f"{k:9} {numbers[k]:.4f}" for k in ('accuracy', 'precision', 'recall')] + [str(folder)])
 
 # %% ../nbs/06_evaluate.ipynb #cd18ba81
 def provenance(
@@ -105,15 +105,15 @@ def provenance(
     config: dict, # The run's configuration
 ) -> str: # One line
     "Say how photos are related to those of a training."
-    parts, found = config['dataset'].get('parts', {}), part_fingerprint(table)
-    if found == parts.get('val'): return 'these are the val photos of the training'
-    if found == parts.get('train'): return 'warning: these are the photos that the run was trained on; how it does on them says nothing about others'
+    parts, fingerprint = config['dataset'].get('parts', {}), part_fingerprint(table)
+    if fingerprint == parts.get('val'): return 'these are the val photos of the training'
+    if fingerprint == parts.get('train'): return 'warning: these are the photos that the run was trained on; how it does on them says nothing about others'
     if not parts: return 'warning: the run is of a version that did not note its photos; whether these are they is not known'
     then = sum(config['dataset']['counts']['val'].values())
     return f'these {len(table)} photos are not the {then} val photos of the training'
 
 # %% ../nbs/06_evaluate.ipynb #efdb6fc9
-def run_trust(
+def run_confidence(
     run: Run, # A finished run
 ) -> tuple[float, Levels, dict]: # Temperature, levels and rates; raises `BasegunError` for a run without them
     "Read what a training found out about its confidence."
@@ -126,30 +126,30 @@ def run_trust(
     return numbers['calibration']['temperature'], Levels(levels['low'], levels['high']), {k: levels[k] for k in ('high_rate', 'shown_rate')}
 
 # %% ../nbs/06_evaluate.ipynb #3eba612b
-def _raise_for_few(folder, n):
-    fewest = int(np.ceil(1 / PASSING)) - 1
-    if n < fewest: raise BasegunError(f"--not-a-gun '{folder}' has {number_of(n)} that can be read: to say what "
-                                      f"{1 - PASSING:.0%} of other things look like "
-                                      f'takes {fewest} or more')
+def _raise_if_few(folder, n):
+    needed = int(np.ceil(1 / MAX_OOD_SHOWN)) - 1
+    if n < needed: raise BasegunError(f"--not-a-gun '{folder}' has {number_of(n)} that can be read: to say what "
+                                      f"{1 - MAX_OOD_SHOWN:.0%} of other things look like "
+                                      f'takes {needed} or more')
 
-def others_listed(
+def list_ood_photos(
     folder: Path, # Folder with photos of other things
 ) -> pd.DataFrame: # As `list_photos` lists them; raises `BasegunError` where they are too few
     "List the photos of other things, before any is read."
     if fault := folder_fault(folder): raise BasegunError(f'--not-a-gun: {fault}')
     table = list_photos(folder, 'any')
-    _raise_for_few(folder, len(table))
+    _raise_if_few(folder, len(table))
     return table
 
-def others_read(
+def read_ood_photos(
     folder: Path, # Folder with photos of other things
     skip_unreadable: bool, # Leave photos aside that cannot be read
     digests: set[str] = frozenset(), # Of the photos of guns, none of which may be there
 ) -> list[str]: # Files; raises `BasegunError`
     "Read the photos of other things."
-    table = others_listed(folder)
+    table = list_ood_photos(folder)
     table = keep_readable(folder, known_contents(folder, table), skip_unreadable)
-    _raise_for_few(folder, len(table))
+    _raise_if_few(folder, len(table))
     same = table[table.digest.isin(digests)].file.tolist()
     if same: raise BasegunError(
         f"--not-a-gun '{folder}' has {number_of(len(same))} that {'is' if len(same) == 1 else 'are'} also in the data, "
@@ -158,43 +158,43 @@ def others_read(
 
 # %% ../nbs/06_evaluate.ipynb #02d17c29
 def write_mistakes(
-    found: Predictions, # What the model said
+    preds: Predictions, # What the model said
     data: Path, # The folder that its files are relative to
     folder: Path, # Where `confused/` and `suspect-labels.csv` go; it exists
 ) -> None: # Nothing
     "Write what a person should look at."
-    rows = prediction_rows(found)
+    rows = prediction_rows(preds)
     write_sheets(data, rows, folder)
-    write_whole(Path(folder)/'suspect-labels.csv', suspect_labels(rows, found.classes).to_csv(index=False, float_format='%.7g', lineterminator='\n'))
+    write_whole(Path(folder)/'suspect-labels.csv', suspect_labels(rows, preds.classes).to_csv(index=False, float_format='%.7g', lineterminator='\n'))
 
 # %% ../nbs/06_evaluate.ipynb #fa3e27fd
-MOST_VALUES = 200  # of a column
+MAX_VALUES = 200  # of a column
 
 def write_groups(
-    found: Predictions, # What the model said
+    preds: Predictions, # What the model said
     groups: pd.DataFrame, # As `mistakes.read_groups` returned it: a row a photo, a column a kind of group
     folder: Path, # Where `metrics-groups.csv` goes; it exists
 ) -> pd.DataFrame: # Columns `column`, `value`, `n`, `accuracy`, `precision`, `recall`, `f1`, `loss`
     "Write the same numbers for each value of each column."
-    rows, n = [], np.arange(len(found.files))
-    many = [o for o in groups if groups[o].nunique() > MOST_VALUES]
-    if many: say(f"--groups: more than {MOST_VALUES} values make no groups: {printable(', '.join(many))} left out")
+    rows, n = [], np.arange(len(preds.files))
+    many = [o for o in groups if groups[o].nunique() > MAX_VALUES]
+    if many: say(f"--groups: more than {MAX_VALUES} values make no groups: {printable(', '.join(many))} left out")
     for column in groups.columns.drop(many):
         for value, part in pd.Series(n).groupby(groups[column].to_numpy()):
-            some = Predictions([found.files[o] for o in part], found.classes, found.labels[part], found.logits[part])
-            numbers = metrics(some)
+            subset = Predictions([preds.files[o] for o in part], preds.classes, preds.labels[part], preds.logits[part])
+            numbers = metrics(subset)
             rows.append(dict(column=column, value=value) | {k: numbers[k] for k in ('n', 'accuracy', 'precision', 'recall', 'f1', 'loss')})
     table = pd.DataFrame(rows, columns=['column', 'value', 'n', 'accuracy', 'precision', 'recall', 'f1', 'loss'])
     write_whole(Path(folder)/'metrics-groups.csv', table.to_csv(index=False, float_format='%.6f', lineterminator='\n'))
     return table
 
 # %% ../nbs/06_evaluate.ipynb #213d22ff
-def _read(data, table, skip_unreadable):
+def _read_photos(data, table, skip_unreadable):
     table = keep_readable(data, known_contents(data, table), skip_unreadable)
     if not len(table): raise BasegunError(f"'{data}' has no photo that can be read")
     return table
 
-def _pickle_judged(file, data, out, skip_unreadable, workers, trust_pickle):
+def _evaluate_pickle(file, data, out, skip_unreadable, workers, trust_pickle):
     if not trust_pickle: raise BasegunError(
         f"'{file}' is a pickle, and opening a pickle runs whatever code is in it, whoever put it there. Give the folder of a run instead; "
         "only for a file whose origin you know, add --trust-pickle")
@@ -204,10 +204,10 @@ def _pickle_judged(file, data, out, skip_unreadable, workers, trust_pickle):
     learn = load_learner(file)
     raise_faults(unknown_classes(table, list(learn.dls.vocab), Run(file)) + out_faults(out, data))
     with hold(out, new=True):
-        table = _read(data, table, skip_unreadable)
+        table = _read_photos(data, table, skip_unreadable)
         dl = learn.dls.test_dl([str(data/o) for o in table.file], num_workers=workers or 0)
         labels = np.array([learn.dls.vocab.o2i[o] for o in table.label])
-        logits, _ = passed(learn.model, learn.dls, dl, 'judging')
+        logits, _ = logits_and_labels(learn.model, learn.dls, dl, 'judging')
         preds = Predictions(table.file.tolist(), list(learn.dls.vocab), labels, logits.numpy())
         out.mkdir(parents=True)
         numbers = write_tables(preds, out, levels=Levels(None, None))
@@ -229,7 +229,7 @@ def evaluate(
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
     if Path(run).suffix == '.pkl' and (not_a_gun or groups): raise BasegunError(
         f"'{run}' is a pickle: --not-a-gun and --groups go with the folder of a run; give that, or leave them out")
-    if Path(run).suffix == '.pkl': return _pickle_judged(Path(run), Path(data), out, skip_unreadable, workers, trust_pickle)
+    if Path(run).suffix == '.pkl': return _evaluate_pickle(Path(run), Path(data), out, skip_unreadable, workers, trust_pickle)
     run, data = Run(run), Path(data)
     config = run.config
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
@@ -239,7 +239,7 @@ def evaluate(
     faults += worker_faults(workers) + out_faults(out, data)
     if table is not None: faults += unknown_classes(table, config['classes'], run)
     if not_a_gun is not None:
-        faults += attempt(others_listed, not_a_gun)[1]
+        faults += attempt(list_ood_photos, not_a_gun)[1]
         faults += [o for o in out_faults(out, not_a_gun) if o not in faults]
     if groups is not None and table is not None:
         known, wrong = attempt(read_groups, groups, table.file.tolist())
@@ -249,19 +249,19 @@ def evaluate(
         for label in sorted(set(config['classes']) - set(table.label)):
             say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
         if groups is not None: known = known.set_axis(table.file)
-        table = _read(data, table, skip_unreadable)
+        table = _read_photos(data, table, skip_unreadable)
         if (then := config['versions'].get('decoder', 1)) != DECODER:
             say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder '
                 f'{DECODER}: answers may differ')
         say(provenance(table, config))
-        if not_a_gun is not None: others = others_read(not_a_gun, skip_unreadable, {*table.digest})
-        temperature, levels, rates = run_trust(run)
+        if not_a_gun is not None: ood_photos = read_ood_photos(not_a_gun, skip_unreadable, {*table.digest})
+        temperature, levels, rates = run_confidence(run)
         dls, model = run_loaders(run, data, table, workers, device), trained_model(run)
         preds = predictions(model, dls, table.file.tolist())
         dls.valid.close()
-        ood_confidences = None if not_a_gun is None else elsewhere(model, dls, others)
+        ood = None if not_a_gun is None else ood_confidences(model, dls, ood_photos)
         out.mkdir(parents=True)
-        numbers = write_tables(preds, out, ood_confidences, temperature=temperature, levels=levels, **rates)
+        numbers = write_tables(preds, out, ood, temperature=temperature, levels=levels, **rates)
         write_mistakes(preds, data, out)
         if groups is not None: write_groups(preds, known.loc[table.file], out)
         print(summary(numbers, out))

@@ -116,8 +116,8 @@ def description(
     run: Run, # A finished run
 ) -> dict: # `model.json` but for what is only known of the finished `model.onnx`
     "Gather what goes with a network."
-    from basegun_fastai.evaluate import run_trust
-    config, (heat, levels, _) = run.config, run_trust(run)
+    from basegun_fastai.evaluate import run_confidence
+    config, (heat, levels, _) = run.config, run_confidence(run)
     made, weights = config['architecture'], hashlib.sha256(run.weights.read_bytes()).hexdigest()
     return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=made['timm_name'], classes=config['classes'],
                 size=made['size'], padding=list(NEUTRAL), decoder=DECODER, mean=list(made['mean']), std=list(made['std']), temperature=heat,

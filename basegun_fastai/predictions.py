@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastai.data.core import DataLoaders, TfmdDL
 
 # %% auto #0
-__all__ = ['Predictions', 'passed', 'predictions', 'elsewhere', 'metrics', 'confusion_matrix', 'normalized',
+__all__ = ['Predictions', 'logits_and_labels', 'predictions', 'ood_confidences', 'metrics', 'confusion_matrix', 'normalize',
            'plot_confusion_matrix', 'prediction_rows', 'prediction_columns']
 
 # %% ../nbs/05f_predictions.ipynb #5d55728c
@@ -62,7 +62,7 @@ class Predictions:
         return self.predicted == self.labels
 
 # %% ../nbs/05f_predictions.ipynb #a6cb31b9
-def passed(
+def logits_and_labels(
     model: torch.nn.Module, # Network that turns photos into logits `(n, classes)`
     dls: DataLoaders, # Where the model is to be
     dl: TfmdDL, # One of them, or another for the same device
@@ -86,52 +86,52 @@ def predictions(
     files: list[str], # Paths of its validation photos, relative to the data
 ) -> Predictions: # Of every photo on the validation side
     "Run the model once over the validation side of `dls`."
-    logits, labels = passed(model, dls, dls.valid, 'judging')
+    logits, labels = logits_and_labels(model, dls, dls.valid, 'judging')
     return Predictions(list(files), list(dls.vocab), labels.numpy().astype(int), logits.numpy())
 
 # %% ../nbs/05f_predictions.ipynb #ab2ee762
-def elsewhere(
+def ood_confidences(
     model: torch.nn.Module, # Network that turns photos into logits `(n, classes)`
     dls: DataLoaders, # As `loaders.evaluation_loaders` makes them
     photos: list[str], # Files
 ) -> np.ndarray: # Highest probability of each photo, shape `(n,)`
     "Run the model over photos that show none of its classes."
     dl = dls.test_dl(photos)
-    logits, _ = passed(model, dls, dl, 'other photos')
+    logits, _ = logits_and_labels(model, dls, dl, 'other photos')
     dl.close()
     return softmax(logits.numpy().astype(float), 1).max(1)
 
 # %% ../nbs/05f_predictions.ipynb #2506f4bb
 def metrics(
-    found: Predictions, # What the model said
+    preds: Predictions, # What the model said
 ) -> dict: # `accuracy`, macro `precision`, `recall`, `f1`, mean `loss`, `n`, `absent` classes and `per_class`
     "Judge predictions."
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-    scores = precision_recall_fscore_support(found.labels, found.predicted, labels=range(len(found.classes)), zero_division=0)
+    scores = precision_recall_fscore_support(preds.labels, preds.predicted, labels=range(len(preds.classes)), zero_division=0)
     per_class = {label: dict(precision=float(p), recall=float(r), f1=float(f), support=int(n))
-                 for label, p, r, f, n in zip(found.classes, *scores, strict=True)}
+                 for label, p, r, f, n in zip(preds.classes, *scores, strict=True)}
     present = [o for o in per_class.values() if o['support']]
     macro = {k: float(np.mean([o[k] for o in present])) for k in ('precision', 'recall', 'f1')}
-    return dict(accuracy=float(accuracy_score(found.labels, found.predicted)), **macro, loss=float(found.losses.mean()),
-                n=len(found.labels), absent=[k for k, v in per_class.items() if not v['support']], per_class=per_class)
+    return dict(accuracy=float(accuracy_score(preds.labels, preds.predicted)), **macro, loss=float(preds.losses.mean()),
+                n=len(preds.labels), absent=[k for k, v in per_class.items() if not v['support']], per_class=per_class)
 
 # %% ../nbs/05f_predictions.ipynb #78964e13
-def _remembering(found):
+def _stand_in_learner(preds):
     import torch
-    kept = tuple(torch.as_tensor(o) for o in (found.probabilities, found.labels, found.predicted))
-    return SimpleNamespace(get_preds=lambda **_: kept)
+    answers = tuple(torch.as_tensor(o) for o in (preds.probabilities, preds.labels, preds.predicted))
+    return SimpleNamespace(get_preds=lambda **_: answers)
 
 # %% ../nbs/05f_predictions.ipynb #3e490503
 def confusion_matrix(
-    found: Predictions, # What the model said
+    preds: Predictions, # What the model said
 ) -> pd.DataFrame: # Counts; rows are true classes, columns predicted ones
     "Count which class was taken for which."
     from fastai.interpret import ClassificationInterpretation
-    counts = ClassificationInterpretation(_remembering(found), SimpleNamespace(vocab=[found.classes]), found.losses)
-    return pd.DataFrame(counts.confusion_matrix(), pd.Index(found.classes, name='true'), found.classes)
+    counts = ClassificationInterpretation(_stand_in_learner(preds), SimpleNamespace(vocab=[preds.classes]), preds.losses)
+    return pd.DataFrame(counts.confusion_matrix(), pd.Index(preds.classes, name='true'), preds.classes)
 
 # %% ../nbs/05f_predictions.ipynb #748a6e3e
-def normalized(
+def normalize(
     counts: pd.DataFrame, # What `confusion_matrix` returned
 ) -> pd.DataFrame: # Shares of each row, between 0 and 1; NaN for a class without photos
     "Turn counts into the share of each true class."
@@ -146,7 +146,7 @@ def plot_confusion_matrix(
     inches = .5 * n + .085 * longest + .7
     figure = Figure(figsize=(inches, inches), layout='constrained')
     axes = figure.add_subplot()
-    shares = normalized(counts).fillna(0).to_numpy()
+    shares = normalize(counts).fillna(0).to_numpy()
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     axes.set_xticks(range(n), counts.columns, rotation=90)
     axes.set_yticks(range(n), counts.index)
@@ -159,13 +159,13 @@ def plot_confusion_matrix(
 
 # %% ../nbs/05f_predictions.ipynb #944507cb
 def prediction_rows(
-    found: Predictions, # What the model said
+    preds: Predictions, # What the model said
 ) -> pd.DataFrame: # Columns `file`, `label`, `predicted`, `confidence`, then a probability for each class
     "List what the model said of each photo."
-    classes = np.array(found.classes)
-    front = pd.DataFrame(dict(file=found.files, label=classes[found.labels], predicted=classes[found.predicted],
-                              confidence=found.confidences))
-    return pd.concat([front, pd.DataFrame(found.probabilities, columns=found.classes)], axis=1)
+    classes = np.array(preds.classes)
+    front = pd.DataFrame(dict(file=preds.files, label=classes[preds.labels], predicted=classes[preds.predicted],
+                              confidence=preds.confidences))
+    return pd.concat([front, pd.DataFrame(preds.probabilities, columns=preds.classes)], axis=1)
 
 # %% ../nbs/05f_predictions.ipynb #3a6943c9
 def prediction_columns(

@@ -227,8 +227,8 @@ def _train(run, options, faults, skips_head):
     made, device, table, skipped = _prepared(options, faults)
     others = None
     if options['not_a_gun'] is not None:
-        from basegun_fastai.evaluate import others_read
-        others = others_read(options['not_a_gun'], options['skip_unreadable'], {*table.digest})
+        from basegun_fastai.evaluate import read_ood_photos
+        others = read_ood_photos(options['not_a_gun'], options['skip_unreadable'], {*table.digest})
     if skips_head: say('--weights none: nothing to transfer, so the head stage is skipped')
     makers = _makers(options, made, device, table)
     if going_on:

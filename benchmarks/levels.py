@@ -20,7 +20,7 @@ import pandas as pd  # noqa: E402
 from basegun_fastai.core import write_whole  # noqa: E402
 from basegun_fastai.demo import GUNS, demo_data, draw_photo  # noqa: E402
 from basegun_fastai.evaluate import evaluate  # noqa: E402
-from basegun_fastai.levels import found_levels  # noqa: E402
+from basegun_fastai.levels import find_levels  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
 
 HERE, SPLITS = Path(__file__).parent, 1000
@@ -66,7 +66,7 @@ def split(confidences, right, high_rate, exact=None):
     for _ in range(SPLITS):
         half = np.zeros(len(right), bool)
         half[random.permutation(len(right))[:len(right) // 2]] = True
-        levels = found_levels(confidences[half], right[half], high_rate)
+        levels = find_levels(confidences[half], right[half], high_rate)
         if levels.high is None: continue
         high = confidences[~half] >= levels.high
         shares, rates, above = shares + 1, [*rates, right[~half][high].mean()], [*above, high.mean()]
@@ -81,7 +81,7 @@ def fresh(high_rate, n=3000):
     random, kept = np.random.default_rng(2), []
     for _ in range(SPLITS):
         confidences = 1 - .5 * random.random(n) ** 3
-        levels = found_levels(confidences, random.random(n) < confidences, high_rate)
+        levels = find_levels(confidences, random.random(n) < confidences, high_rate)
         kept.append(levels.high is None or truth(levels.high) >= high_rate)
     return float(np.mean(kept))
 

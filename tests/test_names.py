@@ -9,7 +9,7 @@ from conftest import TINY, as_arguments, typed
 from PIL import Image
 
 from basegun_fastai.core import Run
-from basegun_fastai.levels import Levels, bands
+from basegun_fastai.levels import Levels, level_counts
 from basegun_fastai.names import class_columns
 from basegun_fastai.predictions import prediction_columns
 
@@ -72,7 +72,7 @@ def test_a_table_with_other_columns_is_refused_in_words(tmp_path, run, data):
 @pytest.mark.parametrize(('n', 'good', 'interval'), [
     (193, 193, (.025 ** (1 / 193), 1)), (1, 0, (0, .975)), (5, 0, (0, 1 - .025 ** (1 / 5))), (1, 1, (.025, 1))])
 def test_the_interval_of_all_or_none_is_exact(n, good, interval):
-    row = bands(Levels(.5, None), np.full(n, .8), np.arange(n) < good)['medium']
+    row = level_counts(Levels(.5, None), np.full(n, .8), np.arange(n) < good)['medium']
     assert np.allclose(row['interval'], interval, atol=1e-9) and row['right'] == good / n
 
 

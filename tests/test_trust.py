@@ -9,9 +9,9 @@ import torch
 from conftest import TINY, as_arguments, tree, typed
 from scipy.special import softmax
 
-from basegun_fastai.calibration import calibration_error, halves, quality, temperature, unseen
+from basegun_fastai.calibration import calibration_error, split_in_half, calibration_metrics, fit_temperature, cross_fitted
 from basegun_fastai.core import Run
-from basegun_fastai.levels import Levels, bands, fewest_photos, found_levels, most_wrong, separation, threshold
+from basegun_fastai.levels import Levels, level_counts, photos_needed, find_levels, clopper_pearson_upper, ood_metrics, threshold
 from basegun_fastai.train import train
 
 
@@ -28,7 +28,7 @@ def sure(seed, n=3000, classes=6, heat=1.):
 @pytest.mark.parametrize('seed', range(10))
 def test_planted_over_confidence_is_found(seed):
     logits, labels = sure(seed, heat=3.)
-    assert temperature(logits, labels) == pytest.approx(3, rel=.05)
+    assert fit_temperature(logits, labels) == pytest.approx(3, rel=.05)
 
 
 @pytest.mark.parametrize('planted', [3., 1 / 3])
@@ -36,8 +36,8 @@ def test_planted_over_confidence_of_a_real_network_is_found(run, planted):
     rows = pd.read_csv(run.path/'predictions-val.csv')
     classes = run.config['classes']
     logits, labels = np.log(rows[classes].to_numpy()), rows.label.map(classes.index).to_numpy()
-    assert temperature(logits, labels) == pytest.approx(1, rel=.01)  # what is kept is calibrated
-    assert temperature(planted * logits, labels) == pytest.approx(planted, rel=.05)
+    assert fit_temperature(logits, labels) == pytest.approx(1, rel=.01)  # what is kept is calibrated
+    assert fit_temperature(planted * logits, labels) == pytest.approx(planted, rel=.05)
 
 
 def test_the_temperature_is_the_one_of_scikit_learn():
@@ -48,37 +48,37 @@ def test_the_temperature_is_the_one_of_scikit_learn():
     plain = LogisticRegression().fit(logits, labels)
     plain.coef_, plain.intercept_ = np.eye(6), np.zeros(6)  # its decision function is its input
     made = CalibratedClassifierCV(FrozenEstimator(plain), method='temperature').fit(logits, labels)
-    assert 1 / made.calibrated_classifiers_[0].calibrators[0].beta_ == pytest.approx(temperature(logits, labels), rel=1e-3)
+    assert 1 / made.calibrated_classifiers_[0].calibrators[0].beta_ == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
 
 
 def test_no_temperature_changes_an_answer():
     for seed in range(20):
         logits, labels = sure(seed, 500, heat=5.)
-        assert (unseen(logits, labels).argmax(1) == logits.argmax(1)).all()
-        assert ((logits / temperature(logits, labels)).argmax(1) == logits.argmax(1)).all()
+        assert (cross_fitted(logits, labels).argmax(1) == logits.argmax(1)).all()
+        assert ((logits / fit_temperature(logits, labels)).argmax(1) == logits.argmax(1)).all()
 
 
 def test_nothing_is_learnt_where_every_answer_is_right_or_there_is_none():
     logits, _ = sure(0, 50)
-    assert temperature(logits, logits.argmax(1)) == 1 and temperature(logits[:0], np.array([], int)) == 1
+    assert fit_temperature(logits, logits.argmax(1)) == 1 and fit_temperature(logits[:0], np.array([], int)) == 1
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 16])
 def test_few_photos_are_judged_too(n):
     logits, labels = sure(0, n)
-    assert np.isfinite([*quality(unseen(logits, labels), labels).values()]).all()
+    assert np.isfinite([*calibration_metrics(cross_fitted(logits, labels), labels).values()]).all()
 
 
 def test_halves_have_as_many_of_each_class():
     labels = np.repeat([0, 1, 2], [10, 3, 1])
-    half = halves(labels)
-    assert [int(half[labels == o].sum()) for o in range(3)] in ([5, 2, 0], [5, 1, 1], [5, 1, 0], [5, 2, 1]) and (half == halves(labels)).all()
+    half = split_in_half(labels)
+    assert [int(half[labels == o].sum()) for o in range(3)] in ([5, 2, 0], [5, 1, 1], [5, 1, 0], [5, 2, 1]) and (half == split_in_half(labels)).all()
 
 
 def test_the_figures_are_those_of_scikit_learn():
     from sklearn.metrics import brier_score_loss, log_loss
     logits, labels = sure(2, heat=2.)
-    chance, found = softmax(logits.astype(float), 1), quality(logits, labels)
+    chance, found = softmax(logits.astype(float), 1), calibration_metrics(logits, labels)
     assert found['nll'] == pytest.approx(log_loss(labels, chance)) and found['brier'] == pytest.approx(brier_score_loss(labels, chance, scale_by_half=False))
 
 
@@ -119,8 +119,8 @@ def test_a_threshold_is_not_higher_than_it_has_to_be():
 
 def test_a_hundred_photos_promise_nothing_and_one_photo_harms_nothing():
     for n in (1, 100):
-        assert found_levels(np.full(n, .999), np.ones(n, bool)).high is None
-    assert found_levels(np.full(1, .999), np.ones(1, bool)) == Levels(None, None)
+        assert find_levels(np.full(n, .999), np.ones(n, bool)).high is None
+    assert find_levels(np.full(1, .999), np.ones(1, bool)) == Levels(None, None)
 
 
 def test_photos_that_are_equally_sure_are_on_one_side():
@@ -140,24 +140,24 @@ def test_the_bound_is_that_of_clopper_and_pearson():
     from scipy.stats import binomtest
     for wrong, n in ((0, 10), (3, 50), (50, 50), (1, 1)):
         wanted = binomtest(wrong, n).proportion_ci(.9, method='exact').high
-        assert float(most_wrong(wrong, n, .05)) == pytest.approx(wanted)
-    assert fewest_photos(.99, .05) == 299
+        assert float(clopper_pearson_upper(wrong, n, .05)) == pytest.approx(wanted)
+    assert photos_needed(.99, .05) == 299
 
 
 def test_other_things_come_out_low_and_cost_what_they_cost():
     random = np.random.default_rng(0)
     confidences, right = drawn(random, 5000)
     others = random.uniform(.2, .8, 400)
-    plain, found = found_levels(confidences, right), found_levels(confidences, right, others=others)
+    plain, found = find_levels(confidences, right), find_levels(confidences, right, ood=others)
     assert (others >= found.low).mean() <= .05 and found.low >= plain.low and found.high >= found.low
-    nothing = found_levels(confidences, right, others=np.ones(400))
+    nothing = find_levels(confidences, right, ood=np.ones(400))
     assert nothing == Levels(None, None)
 
 
 def test_separation_is_that_of_its_definition():
     random = np.random.default_rng(0)
     guns, others = random.beta(8, 2, 500), random.beta(3, 3, 300)
-    found = separation(guns, others)
+    found = ood_metrics(guns, others)
     assert found['auroc'] == pytest.approx((guns[:, None] > others).mean(), abs=1e-6)
     assert found['fpr95'] == pytest.approx((others >= np.sort(guns)[24]).mean(), abs=.01)
 
@@ -166,10 +166,10 @@ def test_no_number_is_low(): assert Levels(.5, .9)(float('nan')) == 'low'
 
 
 def test_bands_cover_all_photos():
-    found = bands(Levels(.7, .95), *drawn(np.random.default_rng(0), 1000))
+    found = level_counts(Levels(.7, .95), *drawn(np.random.default_rng(0), 1000))
     assert sum(o['n'] for o in found.values()) == 1000 and sum(o['share'] for o in found.values()) == pytest.approx(1)
     for o in found.values(): assert o['interval'][0] <= o['right'] <= o['interval'][1]
-    assert bands(Levels(None, None), np.ones(3), np.ones(3, bool))['high'] == dict(n=0, share=0., right=None, interval=None)
+    assert level_counts(Levels(None, None), np.ones(3), np.ones(3, bool))['high'] == dict(n=0, share=0., right=None, interval=None)
 
 
 # A run
