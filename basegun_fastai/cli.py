@@ -65,37 +65,37 @@ def exit_code(
 ) -> int: # 0, 1, or what a shell says of a program that a signal ended
     "Run a command, and tell on stderr what the user has to change."
     try: run_command(arguments)
-    except BasegunError as err: return _told(err)
+    except BasegunError as err: return _fail(err)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as err:
         if not (fault := disk_fault(err)): raise
-        return _told(fault)
-    except KeyboardInterrupt as err: return _interrupted(err)
+        return _fail(fault)
+    except KeyboardInterrupt as err: return _signal_code(err)
     except Exception:
         try: raise_if_interrupted()  # the same signal may have ended a worker process first, and PyTorch raised for that
-        except KeyboardInterrupt as wish: return _interrupted(wish)
+        except KeyboardInterrupt as signal_error: return _signal_code(signal_error)
         raise
     return 0
 
 # %% ../nbs/13_cli.ipynb #fa2596ff
-def _told(fault):
-    print(f'basegun-fastai: {fault}', file=sys.stderr)
+def _fail(message):
+    print(f'basegun-fastai: {message}', file=sys.stderr)
     return 1
 
 # %% ../nbs/13_cli.ipynb #b755651b
-def _interrupted(wish): return 143 if isinstance(wish, Terminated) else 130
+def _signal_code(error): return 143 if isinstance(error, Terminated) else 130
 
 # %% ../nbs/13_cli.ipynb #86d1f45f
 GRACE = 5  # seconds
-_SPAWNED = 'ignore:`torch.jit.script` is deprecated'  # for processes that begin anew, as macOS has them
+_WORKER_WARNINGS = 'ignore:`torch.jit.script` is deprecated'  # for processes that begin anew, as macOS has them
 
 def main() -> None: # Nothing; ends the process with its exit code
     "Be the program `basegun-fastai`."
     warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated.*')  # timm 1.0 at import, torch 2.15
     warnings.filterwarnings('ignore', '.*joblib will operate in serial mode')  # which is as fast here
-    os.environ['PYTHONWARNINGS'] = ','.join(filter(None, [os.environ.get('PYTHONWARNINGS'), _SPAWNED]))
+    os.environ['PYTHONWARNINGS'] = ','.join(filter(None, [os.environ.get('PYTHONWARNINGS'), _WORKER_WARNINGS]))
     os.environ.setdefault('COLUMNS', str(min(shutil.get_terminal_size((100, 30)).columns, 120)))
     handle_signals()
     set_home()
@@ -103,7 +103,7 @@ def main() -> None: # Nothing; ends the process with its exit code
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
     code = exit_code(sys.argv[1:])
     if code in (130, 143):
-        last = threading.Timer(GRACE, os._exit, [code])
-        last.daemon = True
-        last.start()
+        timer = threading.Timer(GRACE, os._exit, [code])
+        timer.daemon = True
+        timer.start()
     if code: sys.exit(code)

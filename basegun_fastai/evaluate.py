@@ -87,8 +87,8 @@ def run_loaders(
     "Make the loaders of photos that a run is judged on."
     from basegun_fastai.loaders import evaluation_loaders
     from basegun_fastai.model import run_architecture, usable_device
-    config, made = run.config, run_architecture(run.config)
-    return evaluation_loaders(data, table, config['classes'], made.size, made.mean, made.std,
+    config, arch = run.config, run_architecture(run.config)
+    return evaluation_loaders(data, table, config['classes'], arch.size, arch.mean, arch.std,
                           min(32, config['resolved']['batch_size']), workers, usable_device(device), photo_cache)
 
 # %% ../nbs/06_evaluate.ipynb #413cc95c

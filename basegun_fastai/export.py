@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from PIL import ExifTags, Image
 
-from .artefact import FORMAT, essentials, probed, sealed
+from .artefact import FORMAT, essentials, make_probe, seal
 from .core import BasegunError, Run, number_of, out_faults, raise_faults, say, write_whole
 from .demo import draw_photo
 from .lock import hold
@@ -33,61 +33,62 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['MOST_PHOTOS', 'MOST_OFF', 'telling_rows', 'served', 'onnx_model', 'description', 'differences', 'export']
+__all__ = ['MAX_PHOTOS', 'MAX_DIFFERENCE', 'rows_to_compare', 'serving_network', 'onnx_model', 'description', 'differences',
+           'export']
 
 # %% ../nbs/11_export.ipynb #db86876b
-MOST_PHOTOS = 64
+MAX_PHOTOS = 64
 
-def telling_rows(
+def rows_to_compare(
     rows: pd.DataFrame, # `predictions-val.csv`
-    most: int = MOST_PHOTOS, # How many
+    max_photos: int = MAX_PHOTOS, # How many
 ) -> pd.DataFrame: # Some of `rows`
     "Choose photos to compare answers on."
-    best = np.sort(rows.iloc[:, 4:].to_numpy(), 1)
-    close = np.argsort(best[:, -1] - best[:, -2], kind='stable')[:most // 4]
-    spread = np.linspace(0, len(rows) - 1, min(len(rows), most - len(close))).round().astype(int)
+    ranked = np.sort(rows.iloc[:, 4:].to_numpy(), 1)
+    close = np.argsort(ranked[:, -1] - ranked[:, -2], kind='stable')[:max_photos // 4]
+    spread = np.linspace(0, len(rows) - 1, min(len(rows), max_photos - len(close))).round().astype(int)
     return rows.iloc[np.union1d(close, spread)]
 
 # %% ../nbs/11_export.ipynb #e0d337ac
-def _rows(run, data):
+def _read_rows(run, data):
     file = run.path/'predictions-val.csv'
     if not file.is_file(): raise BasegunError(f"'{run.path}' has no {file.name}: the training did not end. Start its command again with --resume")
     rows = pd.read_csv(file, dtype=dict(file=str, label=str, predicted=str), keep_default_na=False)
     if list(rows.columns) != prediction_columns(run.config['classes']): raise BasegunError(
         f"'{file}' has not the columns of this run's classes: it was changed, or an older version wrote it; train "
         'again')
-    rows = telling_rows(rows)
-    gone = [o for o in rows.file if not (data/o).is_file()]
-    if gone: raise BasegunError(f"an export is compared with the training on photos of val/, and '{data/gone[0]}' is not there"
-                                f"{f', nor are {len(gone) - 1} others' if gone[1:] else ''}: give the folder with the photos of the training as --data")
+    rows = rows_to_compare(rows)
+    missing = [o for o in rows.file if not (data/o).is_file()]
+    if missing: raise BasegunError(f"an export is compared with the training on photos of val/, and '{data/missing[0]}' is not there"
+                                f"{f', nor are {len(missing) - 1} others' if missing[1:] else ''}: give the folder with the photos of the training as --data")
     return rows
 
 # %% ../nbs/11_export.ipynb #dbca25ba
-def served(
+def serving_network(
     run: Run, # A finished run
 ) -> torch.nn.Module: # Takes `uint8` of shape `(n, size, size, 3)`, gives probabilities `(n, classes)`
     "Make the network that takes photos and gives probabilities."
     import torch
 
     from basegun_fastai.model import run_architecture, trained_model
-    made, net = run_architecture(run.config), trained_model(run)
-    class Served(torch.nn.Module):
+    arch, net = run_architecture(run.config), trained_model(run)
+    class ServingNetwork(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in (made.mean, made.std))
+            mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in (arch.mean, arch.std))
             self.net, self.scale, self.shift = net, torch.nn.Buffer(1 / (255 * std)), torch.nn.Buffer(-mean / std)
         def forward(self, photos): return self.net(photos.permute(0, 3, 1, 2).contiguous().float() * self.scale + self.shift).softmax(1)
-    return Served().eval()
+    return ServingNetwork().eval()
 
 # %% ../nbs/11_export.ipynb #f9d2eb9f
-def _pool(graph):
+def _use_global_pool(graph):
     from onnx import helper, numpy_helper
     constants = {o.name: numpy_helper.to_array(o) for o in graph.initializer}
     rank = {o.name: len(o.type.tensor_type.shape.dim) for o in graph.value_info}
     for node in graph.node:
         if node.op_type != 'ReduceMean' or rank.get(node.input[0]) != 4 or not {*node.input[1:]} & {*constants}: continue
-        kept = all(helper.get_attribute_value(o) for o in node.attribute if o.name == 'keepdims')
-        if kept and sorted(constants[node.input[1]] % 4) == [2, 3]:
+        keepdims = all(helper.get_attribute_value(o) for o in node.attribute if o.name == 'keepdims')
+        if keepdims and sorted(constants[node.input[1]] % 4) == [2, 3]:
             node.CopyFrom(helper.make_node('GlobalAveragePool', node.input[:1], node.output, node.name))
     used = {i for node in graph.node for i in node.input}
     for o in [*graph.initializer]:
@@ -95,21 +96,21 @@ def _pool(graph):
 
 # %% ../nbs/11_export.ipynb #fa7141e2
 def onnx_model(
-    network: torch.nn.Module, # What `served` made
+    network: torch.nn.Module, # What `serving_network` made
     size: int, # Width and height of the photos
 ) -> onnx.ModelProto: # Without a trace of the machine it was made on
     "Turn a network into ONNX."
     import torch
-    two = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    photos = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter('ignore')  # of PyTorch's own parts, about each other
-        made = torch.onnx.export(network, (two,), dynamo=True, input_names=['photos'], output_names=['probabilities'], verbose=False,
+        model = torch.onnx.export(network, (photos,), dynamo=True, input_names=['photos'], output_names=['probabilities'], verbose=False,
                                  dynamic_shapes=(dict([(0, torch.export.Dim('n', min=1, max=2**16))]),)).model_proto
-    _pool(made.graph)
-    for o in [made.graph, *made.graph.node, *made.graph.input, *made.graph.output, *made.graph.value_info, *made.graph.initializer, *made.functions]:
+    _use_global_pool(model.graph)
+    for o in [model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer, *model.functions]:
         del o.metadata_props[:]
         o.doc_string = ''
-    return made
+    return model
 
 # %% ../nbs/11_export.ipynb #1e45926a
 def description(
@@ -117,78 +118,78 @@ def description(
 ) -> dict: # `model.json` but for what is only known of the finished `model.onnx`
     "Gather what goes with a network."
     from basegun_fastai.evaluate import run_confidence
-    config, (heat, levels, _) = run.config, run_confidence(run)
-    made, weights = config['architecture'], hashlib.sha256(run.weights.read_bytes()).hexdigest()
-    return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=made['timm_name'], classes=config['classes'],
-                size=made['size'], padding=list(NEUTRAL), decoder=DECODER, mean=list(made['mean']), std=list(made['std']), temperature=heat,
+    config, (temperature, levels, _) = run.config, run_confidence(run)
+    arch, weights = config['architecture'], hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=arch['timm_name'], classes=config['classes'],
+                size=arch['size'], padding=list(NEUTRAL), decoder=DECODER, mean=list(arch['mean']), std=list(arch['std']), temperature=temperature,
                 levels=dict(low=levels.low, high=levels.high), metrics=json.loads((run.path/'metrics.json').read_text()),
                 dataset=config['dataset'], versions=config['versions'] | {o: version(o) for o in ('onnx', 'onnxruntime')})
 
 # %% ../nbs/11_export.ipynb #5b6d40ad
-MOST_OFF = 1e-4
+MAX_DIFFERENCE = 1e-4
 
 def differences(
     rows: pd.DataFrame, # Some of `predictions-val.csv`
     data: Path, # The folder that its files are relative to
-    network: torch.nn.Module, # What `served` made
+    network: torch.nn.Module, # What `serving_network` made
     folder: Path, # An exported model
 ) -> tuple[float, list[str]]: # The largest difference, and a message for each photo that gets another answer
     "Compare the answers of everything that a run has become."
     import torch
-    model, faults, most = load(folder), [], 0.
+    model, faults, largest = load(folder), [], 0.
     for i in range(0, len(rows), 16):
-        part = rows.iloc[i:i+16]
-        photos = [data/o for o in part.file]
+        batch = rows.iloc[i:i+16]
+        photos = [data/o for o in batch.file]
         try: squares = np.stack([pixels(o, model.about['size']) for o in photos])
         except UnreadablePhoto as err: raise BasegunError(f'{err}. It was read in the training: give the photos of the training as --data') from err
         with torch.inference_mode(): weights = network(torch.from_numpy(squares)).numpy()
-        probs = {'in the training': part.iloc[:, 4:].to_numpy()}
+        probs = {'in the training': batch.iloc[:, 4:].to_numpy()}
         probs |= {f'by model.onnx{how}': np.array([list(o.probabilities.values()) for o in answers]) for how, answers in
                   (('', [model(o) for o in photos]), (', several at once', model.batch(photos)))}
         labels = weights.argmax(1)
         for how, others in probs.items():
-            off = np.abs(others - weights).max(1)
-            most = max(most, float(off.max()))
-            bad = (others.argmax(1) != labels) | ~(off <= MOST_OFF)
+            difference = np.abs(others - weights).max(1)
+            largest = max(largest, float(difference.max()))
+            is_bad = (others.argmax(1) != labels) | ~(difference <= MAX_DIFFERENCE)
             faults += [f"'{file}' was called {model.classes[a]} {how}, {model.classes[b]} by model.safetensors; "
-                       f'probabilities differ by {far:.2g}'
-                       for file, a, b, far in zip(part.file[bad], others.argmax(1)[bad], labels[bad], off[bad],
+                       f'probabilities differ by {by:.2g}'
+                       for file, a, b, by in zip(batch.file[is_bad], others.argmax(1)[is_bad], labels[is_bad], difference[is_bad],
                                                   strict=True)]
-    return most, faults
+    return largest, faults
 
 # %% ../nbs/11_export.ipynb #9b1ba85e
-def _turned(size):
+def _rotated_jpeg(size):
     exif, content = Image.Exif(), BytesIO()
     exif[ExifTags.Base.Orientation] = 6
     draw_photo('revolver', np.random.default_rng(0), (4 * size, 3 * size)).save(content, 'JPEG', quality=90, exif=exif)
     return content.getvalue()
 
-def _write(run, unborn, network):
+def _write_model(run, folder, network):
     about = description(run)
-    made = onnx_model(network, about['size'])
-    made.metadata_props.add(key='basegun-fastai', value=json.dumps(essentials(about)))
-    made.metadata_props.add(key='probe', value=probed(made.SerializeToString(), _turned(about['size']), about['size']))
-    content = made.SerializeToString()
-    write_whole(unborn/'model.onnx', content)
-    write_whole(unborn/'model.json', sealed(about | dict(onnx=dict(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)))))
+    model = onnx_model(network, about['size'])
+    model.metadata_props.add(key='basegun-fastai', value=json.dumps(essentials(about)))
+    model.metadata_props.add(key='probe', value=make_probe(model.SerializeToString(), _rotated_jpeg(about['size']), about['size']))
+    content = model.SerializeToString()
+    write_whole(folder/'model.onnx', content)
+    write_whole(folder/'model.json', seal(about | dict(onnx=dict(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)))))
 
 # %% ../nbs/11_export.ipynb #27e57841
 def _make_export(run, data, out):
-    rows = _rows(run, data)
+    rows = _read_rows(run, data)
     say(f'making {out}')
-    network, unborn = served(run), out.with_name(f'.{out.name}.{os.getpid()}.new')
+    network, temporary = serving_network(run), out.with_name(f'.{out.name}.{os.getpid()}.new')
     try:
-        unborn.mkdir(parents=True)
-        _write(run, unborn, network)
-        most, faults = differences(rows, data, network, unborn)
+        temporary.mkdir(parents=True)
+        _write_model(run, temporary, network)
+        largest, faults = differences(rows, data, network, temporary)
         if faults[5:]: faults[5:] = [f'and {len(faults) - 5} more']
         if faults: raise BasegunError('\n'.join([f"'{run.path}' is not exported, since the answers differ:", *faults,
             'Was a photo changed since the training, give the photos of the training as --data; else report '
             'this, and do not serve the run']))
-        unborn.rename(out)
-    finally: shutil.rmtree(unborn, ignore_errors=True)
+        temporary.rename(out)
+    finally: shutil.rmtree(temporary, ignore_errors=True)
     say(f"{number_of(len(rows))} get{'s' if len(rows) == 1 else ''} the same answer in the training, from "
-        f'model.safetensors and from model.onnx; probabilities differ by {most:.1g} at most')
+        f'model.safetensors and from model.onnx; probabilities differ by {largest:.1g} at most')
     print(out)
 
 # %% ../nbs/11_export.ipynb #7667827e

@@ -58,19 +58,19 @@ _FREE = ('data', 'out', 'name', 'resume', 'workers', 'cache')
 def resume_faults(
     config: dict, # The run's configuration
     options: dict, # Options of this command
-    found: dict, # `fingerprint` and `classes` of the photos that are there now, and the `device`
+    current: dict, # `fingerprint` and `classes` of the photos that are there now, and the `device`
     run: Run, # The run, for the message
 ) -> list[str]: # A message for each difference
     "Say in what this command differs from the run that it should continue."
     faults = [f"--{k.replace('_', '-')} was {config['options'].get(k, 'not there')}, now {v}" for k, v in options.items()
               if k not in _FREE and config['options'].get(k) != v]
-    if config['dataset']['fingerprint'] != found['fingerprint']:
-        then, now = config['dataset']['counts'], found['counts']
+    if config['dataset']['fingerprint'] != current['fingerprint']:
+        then, now = config['dataset']['counts'], current['counts']
         differing = [f"{split}/{label} had {then.get(split, {}).get(label, 0)} photos, now {now.get(split, {}).get(label, 0)}"
                      for split in now for label in sorted({*then.get(split, {}), *now[split]})
                      if then.get(split, {}).get(label, 0) != now[split].get(label, 0)]
         faults.append(f"the photos are not the same: {'; '.join(differing) or 'names or contents differ'}")
-    if config['resolved']['device'] != found['device']:
-        faults.append(f"it ran on {config['resolved']['device']}, now {found['device']}: give --device {config['resolved']['device']}")
+    if config['resolved']['device'] != current['device']:
+        faults.append(f"it ran on {config['resolved']['device']}, now {current['device']}: give --device {config['resolved']['device']}")
     return faults and [f"'{run.path}' cannot be continued: " + '\n  '.join(['', *faults]).strip()
                        + '\nGive what it was begun with, or begin another run with another --name']

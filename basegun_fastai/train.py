@@ -40,7 +40,7 @@ def _versions():
     return {o: version(o) for o in names} | dict(python=sys.version.split()[0], decoder=DECODER)
 
 # %% ../nbs/07_train.ipynb #e607a46c
-def _listed(data):
+def _list_photos(data):
     table = list_photos(data)
     parts = ' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())
     say(f"{number_of(len(table))} in {number_of(table.label.nunique(), 'class', 'classes')}: {parts}")
@@ -55,21 +55,21 @@ def readable_photos(
 ) -> tuple: # The table of photos to use, with their digests, and the files left aside; raises `BasegunError`
     "Read every photo of a data set, and decide about those that cannot be read."
     table = known_contents(data, table)
-    good = keep_readable(data, table, skip_unreadable)
-    gone = [f"'{data/split/label}' has no photo that can be read" for split, label in
-            sorted(set(zip(table.split, table.label, strict=True)) - set(zip(good.split, good.label, strict=True)))]
-    wrong = [printable(o.message) for o in same_problems(same_photos(data, good))]
-    if wrong[20:]: wrong[20:] = [f'and {len(wrong) - 20} more: `basegun-fastai check {data}` names them all']
-    raise_faults(gone + (wrong and [f"'{data}' has photos where they make its numbers false:", *wrong]))
-    warnings = [printable(o.message) for o in name_problems(data) + balance_problems(good)]
+    readable = keep_readable(data, table, skip_unreadable)
+    empty = [f"'{data/split/label}' has no photo that can be read" for split, label in
+            sorted(set(zip(table.split, table.label, strict=True)) - set(zip(readable.split, readable.label, strict=True)))]
+    same = [printable(o.message) for o in same_problems(same_photos(data, readable))]
+    if same[20:]: same[20:] = [f'and {len(same) - 20} more: `basegun-fastai check {data}` names them all']
+    raise_faults(empty + (same and [f"'{data}' has photos where they make its numbers false:", *same]))
+    warnings = [printable(o.message) for o in name_problems(data) + balance_problems(readable)]
     if warnings[3:]: warnings[3:] = [f'{len(warnings) - 3} more of this kind: `basegun-fastai check {data}` names them all']
     for o in warnings: say(f'warning: {o}')
-    return good, table.file[table.reason != ''].tolist()
+    return readable, table.file[table.reason != ''].tolist()
 
 # %% ../nbs/07_train.ipynb #41d0cc90
-def _new_config(options, made, table, skipped, resolved):
+def _new_config(options, arch, table, skipped, resolved):
     return dict(state='running', started=datetime.now().isoformat(), options=options, resolved=resolved,
-                architecture=asdict(made), classes=sorted(table.label.unique()), skipped=skipped,
+                architecture=asdict(arch), classes=sorted(table.label.unique()), skipped=skipped,
                 dataset=dict(fingerprint=fingerprint(table), counts=_counts(table), parts={
                     split: part_fingerprint(part) for split, part in table.groupby('split')}), seed=options['seed'],
                 versions=_versions(), command=[Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -82,62 +82,62 @@ def _defaults(options):
                           not_a_gun=options['not_a_gun'] and str(options['not_a_gun']))
 
 # %% ../nbs/07_train.ipynb #acca8279
-def _prepared(options, faults):
+def _check_and_read(options, faults):
     data = Path(options['data'])
-    elsewhere = options['not_a_gun'] and folder_fault(Path(options['not_a_gun']))
+    ood_fault = options['not_a_gun'] and folder_fault(Path(options['not_a_gun']))
     faults = (option_faults(options) + worker_faults(options['workers']) + layout_faults(data) + cache_faults(options['cache'], data)
-              + ([f'--not-a-gun: {elsewhere}'] if elsewhere else []) + faults)
+              + ([f'--not-a-gun: {ood_fault}'] if ood_fault else []) + faults)
     if options['arch'] in EFFICIENTNETS and options['weights'] in ('imagenet', 'none') and options['device'] != 'cuda': raise_faults(faults)
-    table = None if faults else _listed(data)  # the first sign of life, before seconds of imports
+    table = None if faults else _list_photos(data)  # the first sign of life, before seconds of imports
     from basegun_fastai.model import architecture, check_weights, usable_device, weight_faults
     size = None if any(o.startswith('--size') for o in faults) else options['size']
-    made, unknown = attempt(architecture, options['arch'], size)
-    if made and options['weights'] not in ('imagenet', 'none'): faults += weight_faults(made, options['weights'])
-    device, unusable = attempt(usable_device, options['device']) if options['device'] in DEVICES else (None, [])
+    arch, arch_faults = attempt(architecture, options['arch'], size)
+    if arch and options['weights'] not in ('imagenet', 'none'): faults += weight_faults(arch, options['weights'])
+    device, device_faults = attempt(usable_device, options['device']) if options['device'] in DEVICES else (None, [])
     if (device, options['precision']) == ('cpu', 'float16'): faults.append('--precision float16: a CPU has no use for it; give bfloat16 or auto')
-    raise_faults(faults + unknown + unusable)
-    check_weights(made, options['weights'])
-    return made, device, *readable_photos(data, table, options['skip_unreadable'])
+    raise_faults(faults + arch_faults + device_faults)
+    check_weights(arch, options['weights'])
+    return arch, device, *readable_photos(data, table, options['skip_unreadable'])
 
 # %% ../nbs/07_train.ipynb #16153673
 def _p_affine(options):
     from basegun_fastai.loaders import P_AFFINE
     return 1. if options['weights'] == 'none' else P_AFFINE
 
-def _makers(options, made, device, table):
+def _makers(options, arch, device, table):
     from basegun_fastai.loaders import dataloaders
     from basegun_fastai.model import balanced_weights, learner
     train, val = table[table.split == 'train'], table[table.split == 'val']
-    squares = open_cache(options['data'], [(made.before_crop, train), (made.size, val)], options['cache'])
-    make_loaders = partial(dataloaders, options['data'], made.size, made.before_crop, made.mean, made.std, table[['file', 'label', 'split']],
-                           workers=options['workers'], device=device, photo_cache=squares, p_affine=_p_affine(options))
+    photo_cache = open_cache(options['data'], [(arch.before_crop, train), (arch.size, val)], options['cache'])
+    make_loaders = partial(dataloaders, options['data'], arch.size, arch.before_crop, arch.mean, arch.std, table[['file', 'label', 'split']],
+                           workers=options['workers'], device=device, photo_cache=photo_cache, p_affine=_p_affine(options))
     class_weights = balanced_weights(train.label) if options['class_weights'] == 'balanced' else None
-    return make_loaders, partial(learner, architecture=made, weights=options['weights'], head=options['head'],
+    return make_loaders, partial(learner, architecture=arch, weights=options['weights'], head=options['head'],
                                  class_weights=class_weights)
 
 # %% ../nbs/07_train.ipynb #51a6189f
 def _stages(options, rate, device):
-    from basegun_fastai.fit import plan
-    return plan(options['head_epochs'], options['fine_tune_epochs'], rate, options['weights'] != 'none', device,
+    from basegun_fastai.fit import plan_stages
+    return plan_stages(options['head_epochs'], options['fine_tune_epochs'], rate, options['weights'] != 'none', device,
                 options['precision'], options['head_views'])
 
-def _batch_size(options, made, device, make_loaders, make_learner):
+def _batch_size(options, arch, device, make_loaders, make_learner):
     from basegun_fastai.fit import largest_batch_size
     n = make_loaders().train.n
-    if options['batch_size'] != 'auto': wanted = options['batch_size']
-    elif device == 'cpu': wanted = 32
-    else: wanted = largest_batch_size(make_learner(make_loaders()), _stages(options, .1, device)[-1], made.before_crop)
-    if wanted > n: say(f"only {number_of(n, 'train photo')}: the batch shrinks from {wanted} to {n}")
-    return min(wanted, n)
+    if options['batch_size'] != 'auto': batch_size = options['batch_size']
+    elif device == 'cpu': batch_size = 32
+    else: batch_size = largest_batch_size(make_learner(make_loaders()), _stages(options, .1, device)[-1], arch.before_crop)
+    if batch_size > n: say(f"only {number_of(n, 'train photo')}: the batch shrinks from {batch_size} to {n}")
+    return min(batch_size, n)
 
 # %% ../nbs/07_train.ipynb #f7ab0531
 def _warn_of_finder(options):
     if options['weights'] != 'none': say('warning: for a head on weights that are kept the finder suggests too little: '
         'on real photos such rates cost 1 to 8 points of accuracy; leave --lr out to take the default')
 
-def _rate_trial(options, make_loaders, make_learner, batch_size):
+def _find_rate(options, make_loaders, make_learner, batch_size):
     from basegun_fastai.callbacks import seed_all
-    from basegun_fastai.fit import as_fast, rate_trial
+    from basegun_fastai.fit import stage_context, find_rate
     seed_all(options['seed'], 0)
     learn = make_learner(make_loaders(batch_size=batch_size))
     stage = replace(_stages(options, .1, learn.dls.device.type)[0], views=0)
@@ -146,32 +146,32 @@ def _rate_trial(options, make_loaders, make_learner, batch_size):
     say('looking for a learning rate')
     seed_all(options['seed'], 0, learn.dls)
     try:
-        with as_fast(learn, stage, options['seed'], Path('.')) as callbacks, learn.added_cbs(callbacks): return rate_trial(learn)
+        with stage_context(learn, stage, options['seed'], Path('.')) as callbacks, learn.added_cbs(callbacks): return find_rate(learn)
     finally: learn.dls.train.close()
 
 # %% ../nbs/07_train.ipynb #ded17fc2
-def _resolved(options, made, device, make_loaders, make_learner):
+def _resolve(options, arch, device, make_loaders, make_learner):
     from basegun_fastai.fit import free_memory
-    batch_size = _batch_size(options, made, device, make_loaders, make_learner)
+    batch_size = _batch_size(options, arch, device, make_loaders, make_learner)
     rate = options['lr']
     if rate == 'auto':
-        rate = _rate_trial(options, make_loaders, make_learner, batch_size)[1]
+        rate = _find_rate(options, make_loaders, make_learner, batch_size)[1]
         free_memory()
         say(f'--lr auto: {rate:.2g}')
         _warn_of_finder(options)
-    return dict(device=device, batch_size=batch_size, lr=rate, size=made.size, before_crop=made.before_crop,
+    return dict(device=device, batch_size=batch_size, lr=rate, size=arch.size, before_crop=arch.before_crop,
                 p_affine=_p_affine(options), stages=[asdict(o) for o in _stages(options, rate, device)])
 
 # %% ../nbs/07_train.ipynb #ec447f5b
 def _begin(run, config):
-    unborn = Run(run.path.with_name(f'.{run.path.name}.new'))
-    shutil.rmtree(unborn.path, ignore_errors=True)
-    unborn.path.mkdir(parents=True)
-    unborn.save_config(config)
-    unborn.path.rename(run.path)
+    temporary = Run(run.path.with_name(f'.{run.path.name}.new'))
+    shutil.rmtree(temporary.path, ignore_errors=True)
+    temporary.path.mkdir(parents=True)
+    temporary.save_config(config)
+    temporary.path.rename(run.path)
 
 # %% ../nbs/07_train.ipynb #e6871d56
-def _fitted(run, config, learn):
+def _fit(run, config, learn):
     from basegun_fastai.fit import Stage, fit, out_of_memory
     resolved = config['resolved']
     try: return fit(learn, [Stage(**o) for o in resolved['stages']], run, config['seed'], config['started'], config['options']['compile'])
@@ -179,7 +179,7 @@ def _fitted(run, config, learn):
         if resolved['batch_size'] < 4 or not out_of_memory(err): raise
 
 # %% ../nbs/07_train.ipynb #e7191796
-def _halved(run, config):
+def _halve(run, config):
     resolved = config['resolved']
     half = resolved['batch_size'] // 2
     say(f"out of memory with batches of {resolved['batch_size']}: going on with batches of {half} from the last finished epoch")
@@ -188,7 +188,7 @@ def _halved(run, config):
     return config
 
 # %% ../nbs/07_train.ipynb #34c26216
-def _trained(run, config, table, others, make_loaders, make_learner):
+def _train_and_finish(run, config, table, ood_photos, make_loaders, make_learner):
     from basegun_fastai.callbacks import Diverged, newest_checkpoint, seed_all
     from basegun_fastai.evaluate import summary
     from basegun_fastai.finish import finish, save_weights
@@ -197,41 +197,41 @@ def _trained(run, config, table, others, make_loaders, make_learner):
     try:
         while not memory:
             if learn:
-                config, learn = _halved(run, config), None
+                config, learn = _halve(run, config), None
                 free_memory()
             seed_all(config['seed'], 0)
             learn = make_learner(make_loaders(batch_size=config['resolved']['batch_size']))
-            memory = _fitted(run, config, learn)
+            memory = _fit(run, config, learn)
     except Diverged as err:
         saved = newest_checkpoint(run, config['started'])
         if saved:
             learn.model.load_state_dict(saved['best']['weights'])
             save_weights(run, config, learn, saved['best']['epoch'])
-        kept = f"epoch {saved['best']['epoch']} was the best before that, and its weights are in '{run.weights}'" if saved \
+        kept_text = f"epoch {saved['best']['epoch']} was the best before that, and its weights are in '{run.weights}'" if saved \
             else 'no epoch had ended before that'
-        raise BasegunError(f"'{run.path}' stops: {err}; {kept}. Begin another run with a smaller rate, such as "
+        raise BasegunError(f"'{run.path}' stops: {err}; {kept_text}. Begin another run with a smaller rate, such as "
                            f"--lr {config['resolved']['lr'] / 10:g}") from err
     except KeyboardInterrupt:
         say(f"interrupted: the same command with --name {run.path.name} --resume goes on from the last finished epoch")
         raise
-    return summary(finish(run, config, learn, memory, table, make_loaders.keywords['photo_cache'], others), run.path)
+    return summary(finish(run, config, learn, memory, table, make_loaders.keywords['photo_cache'], ood_photos), run.path)
 
 # %% ../nbs/07_train.ipynb #9424f70c
 def _train(run, options, faults, skips_head):
-    going_on = options['resume'] and run.exists
-    if going_on and run.finished:
+    resuming = options['resume'] and run.exists
+    if resuming and run.finished:
         from basegun_fastai.evaluate import summary
         say(f"'{run.path}' is finished: nothing to do")
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         return print(summary(json.loads((run.path/'metrics.json').read_text()), run.path))
-    made, device, table, skipped = _prepared(options, faults)
-    others = None
+    arch, device, table, skipped = _check_and_read(options, faults)
+    ood_photos = None
     if options['not_a_gun'] is not None:
         from basegun_fastai.evaluate import read_ood_photos
-        others = read_ood_photos(options['not_a_gun'], options['skip_unreadable'], {*table.digest})
+        ood_photos = read_ood_photos(options['not_a_gun'], options['skip_unreadable'], {*table.digest})
     if skips_head: say('--weights none: nothing to transfer, so the head stage is skipped')
-    makers = _makers(options, made, device, table)
-    if going_on:
+    makers = _makers(options, arch, device, table)
+    if resuming:
         config = run.config
         current = dict(fingerprint=fingerprint(table), counts=_counts(table), device=device)
         raise_faults(resume_faults(config, options, current, run))
@@ -239,13 +239,13 @@ def _train(run, options, faults, skips_head):
         if config['versions'] != _versions():
             say(f"begun with {config['versions']}, going on with {_versions()}: results may differ")
     else:
-        config = _new_config(options, made, table, skipped, _resolved(options, made, device, *makers))
+        config = _new_config(options, arch, table, skipped, _resolve(options, arch, device, *makers))
         _begin(run, config)
     table = table[['file', 'label', 'split']]  # what was known of the contents is in the configuration
     resolved = config['resolved']
-    say(f"{made.timm_name} at {made.size} pixels on the {device}, batches of {resolved['batch_size']}, "
+    say(f"{arch.timm_name} at {arch.size} pixels on the {device}, batches of {resolved['batch_size']}, "
         f"--lr {resolved['lr']:.2g}")
-    print(_trained(run, config, table, others, *makers))
+    print(_train_and_finish(run, config, table, ood_photos, *makers))
 
 # %% ../nbs/07_train.ipynb #040665e0
 def train(
@@ -275,33 +275,33 @@ def train(
     resume: bool = False, # Continue the run NAME if it was interrupted, begin it if it does not exist
 ) -> None: # Nothing; prints accuracy, precision, recall and the run's folder, raises `BasegunError`
     "Train a classifier on two folders of photos, judge it, and leave a run folder."
-    asked = dict(locals())
-    options = _defaults(asked)
+    options = dict(locals())
+    options = _defaults(options)
     run = Run(Path(out)/(name or run_name(str(arch))))
     faults = [] if resume and run.exists else out_faults(run.path, data, '--name, or --resume to continue it')
     with hold(run.path, unless=option_faults(options) + faults, new=not resume):
         _train(run, options, faults, skips_head=weights == 'none' and head_epochs is None)
 
 # %% ../nbs/07_train.ipynb #e3d2e121
-def _find_rate(run, options, faults):
+def _write_rate(run, options, faults):
     from io import BytesIO
 
     from matplotlib.figure import Figure
-    made, device, table, _ = _prepared(options, faults)
-    makers = _makers(options, made, device, table)
-    attempt, rate = _rate_trial(options, *makers, _batch_size(options, made, device, *makers))
+    arch, device, table, _ = _check_and_read(options, faults)
+    makers = _makers(options, arch, device, table)
+    curve, suggestion = _find_rate(options, *makers, _batch_size(options, arch, device, *makers))
     figure, picture = Figure(figsize=(7, 4), layout='constrained'), BytesIO()
     axes = figure.add_subplot(xscale='log', xlabel='learning rate', ylabel='loss (smoothed)')
-    axes.plot(attempt.learning_rate, attempt.loss)
-    axes.axvline(rate, color='tab:red', label=f'suggestion: {rate:.2g}')
+    axes.plot(curve.learning_rate, curve.loss)
+    axes.axvline(suggestion, color='tab:red', label=f'suggestion: {suggestion:.2g}')
     axes.legend()
     figure.savefig(picture, format='png', dpi=100)
     run.path.mkdir(parents=True)
-    run.write('lr-find.csv', attempt.to_csv(index=False, lineterminator='\n'))
+    run.write('lr-find.csv', curve.to_csv(index=False, lineterminator='\n'))
     run.write('lr-find.png', picture.getvalue())
     _warn_of_finder(options)
     say(f"curve: {run.path/'lr-find.png'}")
-    print(f'{rate:.3g}')
+    print(f'{suggestion:.3g}')
 
 # %% ../nbs/07_train.ipynb #03e56654
 @delegates(train, but=['resume', 'high_rate', 'shown_rate', 'not_a_gun', 'lr', 'head_views', 'compile', 'head_epochs',
@@ -312,8 +312,8 @@ def lr_find(
 ) -> None: # Nothing; prints the suggested rate, raises `BasegunError`
     "Find a learning rate: leave its curve as lr-find.csv and lr-find.png, and print the suggestion."
     import inspect
-    given = {k: v.default for k, v in inspect.signature(train).parameters.items() if k != 'data'} | kwargs
-    options = _defaults(dict(data=data) | given | dict(resume=False))
+    arguments = {k: v.default for k, v in inspect.signature(train).parameters.items() if k != 'data'} | kwargs
+    options = _defaults(dict(data=data) | arguments | dict(resume=False))
     run = Run(Path(options['out'])/(options['name'] or 'lr-find_' + run_name(str(options['arch']))))
     faults = out_faults(run.path, data, '--name')
-    with hold(run.path, unless=option_faults(options) + faults, new=True): _find_rate(run, options, faults)
+    with hold(run.path, unless=option_faults(options) + faults, new=True): _write_rate(run, options, faults)

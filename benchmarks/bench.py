@@ -45,7 +45,7 @@ from basegun_fastai.contents import known_contents  # noqa: E402
 from basegun_fastai.core import cores, write_whole  # noqa: E402
 from basegun_fastai.dataset import list_photos  # noqa: E402
 from basegun_fastai.demo import GUNS, draw_photo  # noqa: E402
-from basegun_fastai.fit import Stage, as_fast  # noqa: E402
+from basegun_fastai.fit import Stage, stage_context  # noqa: E402
 from basegun_fastai.forward import FrozenBodyForward, stage_precision  # noqa: E402
 from basegun_fastai.loaders import dataloaders, seed_all  # noqa: E402
 from basegun_fastai.model import architecture, learner  # noqa: E402
@@ -176,7 +176,7 @@ def our_arm(learn, stage, stack, *timers):
     (learn.freeze if stage.name == 'head' else learn.unfreeze)()
     learn.model.to(DEVICE)
     learn.recorder.train_metrics = True
-    callbacks = stack.enter_context(as_fast(learn, stage, 0, Path('.')))
+    callbacks = stack.enter_context(stage_context(learn, stage, 0, Path('.')))
     def arm():
         begun = time.perf_counter()
         with learn.no_bar(), learn.no_logging():
@@ -280,7 +280,7 @@ def head(folder):
                 learn, stage = learner(dls, MADE, 'none'), stages(views)[0]
                 learn.freeze()
                 learn.model.to(DEVICE)
-                stack.enter_context(as_fast(learn, stage, 0, Path(caches)))
+                stack.enter_context(stage_context(learn, stage, 0, Path(caches)))
                 with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 1e-3, cbs=[EpochSeed(0, 0), PlainTensors()])
                 return waited() - started
         return arm

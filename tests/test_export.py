@@ -48,9 +48,9 @@ def test_two_hundred_photos_get_one_answer_from_everything(made):
     import torch
 
     from basegun_fastai.core import Run
-    from basegun_fastai.export import served
+    from basegun_fastai.export import serving_network
     from basegun_fastai.photo import pixels
-    with torch.no_grad(): weights = served(Run(made/'run'))(torch.from_numpy(np.stack([pixels(o, 48) for o in photos]))).numpy()
+    with torch.no_grad(): weights = serving_network(Run(made/'run'))(torch.from_numpy(np.stack([pixels(o, 48) for o in photos]))).numpy()
     one = np.array([list(model(o).probabilities.values()) for o in photos])
     told = run_command('predict', made/'served', made/'data'/'val')
     typed_rows = pd.read_csv(pd.io.common.StringIO(told.stdout))

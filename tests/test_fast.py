@@ -312,11 +312,11 @@ def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
     import weakref
 
     from basegun_fastai import fit as module
-    seen, plain = [], module.rate_trial
+    seen, plain = [], module.find_rate
     def watched(learn):
         seen.append(weakref.ref(learn.model))
         return plain(learn)
-    monkeypatch.setattr(module, 'rate_trial', watched)
+    monkeypatch.setattr(module, 'find_rate', watched)
     before = EpochSeed.before_train
     def looked(self):
         if self.epochs_before == 0 and len(seen) == 1: seen.append(seen[0]() is None)

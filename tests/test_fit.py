@@ -4,7 +4,7 @@ import torch
 from fastai.callback.core import Callback
 
 from basegun_fastai.core import BasegunError, Run
-from basegun_fastai.fit import Stage, fit, largest_power_of_two, plan, rate_trial, trial_step
+from basegun_fastai.fit import Stage, fit, largest_power_of_two, plan_stages, find_rate, trial_step
 from basegun_fastai.loaders import dataloaders, seed_all
 from basegun_fastai.model import architecture, learner
 
@@ -35,13 +35,13 @@ def test_a_trial_step_has_the_final_size_and_leaves_the_learner_alone(learn, sta
 
 
 def test_stages_without_epochs_are_left_out():
-    assert [o.name for o in plan(0, 3, .01, True)] == ['fine-tune'] and [o.name for o in plan(3, 0, .01, True)] == ['head']
-    assert plan(0, 3, .01, False)[0].rate == .01 and isinstance(plan(0, 3, .01, True)[0].rate, slice)
+    assert [o.name for o in plan_stages(0, 3, .01, True)] == ['fine-tune'] and [o.name for o in plan_stages(3, 0, .01, True)] == ['head']
+    assert plan_stages(0, 3, .01, False)[0].rate == .01 and isinstance(plan_stages(0, 3, .01, True)[0].rate, slice)
 
 
 def test_a_finder_that_cannot_see_a_rate_work_says_so(learn):
     learn.loss_func = lambda pred, target: pred.sum() * torch.tensor(float('nan')) + target.sum() * 0
-    with pytest.raises(BasegunError, match='--lr 0.005'): rate_trial(learn)
+    with pytest.raises(BasegunError, match='--lr 0.005'): find_rate(learn)
 
 
 # The mean of the weights

@@ -22,11 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import ExifTags, Image
 
 from basegun_fastai import photo
-from basegun_fastai.artefact import FORMAT, essentials, probed, sealed
+from basegun_fastai.artefact import FORMAT, essentials, make_probe, seal
 from basegun_fastai.core import BasegunError
 from basegun_fastai.demo import GUNS, draw_photo
 from basegun_fastai.photo import DECODER, NEUTRAL, UnreadablePhoto
-from basegun_fastai.predict import Answer, answers, columns, listed, load
+from basegun_fastai.predict import Answer, answers, columns, list_files, load
 
 ROOT = Path(__file__).parents[1]
 CLASSES, SIZE = sorted(GUNS), 16
@@ -42,7 +42,7 @@ def network(about, props=None, name='photos', scale=1., end='Softmax'):
                               [helper.make_tensor_value_info('probabilities', TensorProto.FLOAT, ['n', len(CLASSES)])],
                               [numpy_helper.from_array(weights, 'weights')])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
-    if props is None: props = {'basegun-fastai': json.dumps(essentials(about))} | ({'probe': probed(model.SerializeToString(), turned(), SIZE)} if name == 'photos' else {})
+    if props is None: props = {'basegun-fastai': json.dumps(essentials(about))} | ({'probe': make_probe(model.SerializeToString(), turned(), SIZE)} if name == 'photos' else {})
     helper.set_model_props(model, props)
     return model.SerializeToString()
 
@@ -65,7 +65,7 @@ def described(**changes):
 def written(folder, about, content):
     folder.mkdir(exist_ok=True)
     (folder/'model.onnx').write_bytes(content)
-    (folder/'model.json').write_text(sealed({'onnx': {'sha256': sha256(content).hexdigest(), 'bytes': len(content)}} | about))
+    (folder/'model.json').write_text(seal({'onnx': {'sha256': sha256(content).hexdigest(), 'bytes': len(content)}} | about))
     return folder
 
 
@@ -186,7 +186,7 @@ WRONG = dict(id='', architecture=3, classes=['a', 'a'], size=True, padding=[0, 0
 
 
 def test_every_wrong_field_is_told_at_once(spoilt):
-    (spoilt/'model.json').write_text(sealed(described(**WRONG)))
+    (spoilt/'model.json').write_text(seal(described(**WRONG)))
     told = refused(spoilt)
     assert all(f"model.json': {o} is " in told for o in WRONG) and len(told.splitlines()) == len(WRONG)
 
@@ -195,7 +195,7 @@ def test_every_wrong_field_is_told_at_once(spoilt):
                                     dict(levels={'low': .5}), dict(levels={'low': -1., 'high': None}), dict(levels={'low': .5, 'high': 1.1}),
                                     dict(levels={'low': True, 'high': None})], ids=str)
 def test_one_wrong_field_is_told(spoilt, change):
-    (spoilt/'model.json').write_text(sealed({'onnx': {'sha256': 'ab', 'bytes': 12}} | described(**change)))
+    (spoilt/'model.json').write_text(seal({'onnx': {'sha256': 'ab', 'bytes': 12}} | described(**change)))
     refused(spoilt, f"model.json': {next(iter(change))} is ")
 
 
@@ -224,9 +224,9 @@ def test_json_of_any_depth_is_refused(spoilt):
 
 
 def test_sealing_what_is_not_whole_is_a_mistake_of_ours():
-    with pytest.raises(ValueError, match='onnx'): sealed(described())
-    with pytest.raises(ValueError, match='other'): sealed(described(onnx={}, other=1))
-    with pytest.raises(ValueError): sealed(described(onnx={}, temperature=float('nan')))
+    with pytest.raises(ValueError, match='onnx'): seal(described())
+    with pytest.raises(ValueError, match='other'): seal(described(onnx={}, other=1))
+    with pytest.raises(ValueError): seal(described(onnx={}, temperature=float('nan')))
 
 
 def fifo(path): os.mkfifo(path)
@@ -296,7 +296,7 @@ def test_the_answer_is_that_of_the_formula(exported, photos):
 
 
 def test_many_at_once_are_answered_as_one(exported, photos):
-    model, files = load(exported), list(listed([photos]))
+    model, files = load(exported), list(list_files([photos]))
     assert len(files) == 4 and model.batch([]) == []
     for one, of_many in zip(map(model, files), model.batch(files), strict=True):
         assert one.label == of_many.label and np.allclose([*one.probabilities.values()], [*of_many.probabilities.values()], rtol=0, atol=1e-6)
@@ -308,7 +308,7 @@ def test_unreadable_bytes_are_told(exported):
 
 
 def test_many_threads_get_the_same_answers(exported, photos):
-    model, files = load(exported, threads=2), list(listed([photos]))
+    model, files = load(exported, threads=2), list(list_files([photos]))
     wanted = [model(o) for o in files]
     with ThreadPoolExecutor(8) as pool: found = list(pool.map(model, files * 100))
     assert len(found) == 400 and found == wanted * 100
@@ -394,9 +394,9 @@ def test_links_in_a_circle_end(photos, tmp_path):
     (taken/'revolver'/'up').symlink_to(taken)
     (taken/'self').symlink_to('self')
     os.link(taken/'revolver'/'0.jpg', taken/'revolver'/'same.jpg')
-    assert [os.path.relpath(o, taken) for o in listed([taken])] == ['epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg', 'revolver/0.jpg', 'revolver/1.jpg',
+    assert [os.path.relpath(o, taken) for o in list_files([taken])] == ['epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg', 'revolver/0.jpg', 'revolver/1.jpg',
                                                                     'revolver/same.jpg', 'self']
-    assert len(list(listed([taken, taken]))) == 12
+    assert len(list(list_files([taken, taken]))) == 12
 
 
 def test_a_million_photos_are_not_begun_at_once():
@@ -455,8 +455,8 @@ def test_a_table_is_written_whole_and_never_over_another(exported, photos, tmp_p
 
 def test_a_table_that_appears_meanwhile_is_not_overwritten(exported, photos, tmp_path, monkeypatch):
     from basegun_fastai import predict
-    looked = predict._looked
-    monkeypatch.setattr(predict, '_looked', lambda model, photo: (tmp_path/'rows.csv').write_text('mine') and looked(model, photo))
+    answer_or_error = predict._answer_or_error
+    monkeypatch.setattr(predict, '_answer_or_error', lambda model, photo: (tmp_path/'rows.csv').write_text('mine') and answer_or_error(model, photo))
     with pytest.raises(BasegunError, match='nothing is overwritten'): predict.predict(exported, [photos], out=tmp_path/'rows.csv')
     assert (tmp_path/'rows.csv').read_text() == 'mine' and len(list(tmp_path.iterdir())) == 1
 
@@ -500,7 +500,7 @@ def test_classes_that_are_no_text_can_be_loaded(tmp_path):
     about = described(classes=['\udcff', *CLASSES[1:]])
     content = network(about)
     (tmp_path/'model.onnx').write_bytes(content)
-    text = sealed(about | {'onnx': {'sha256': sha256(content).hexdigest(), 'bytes': len(content)}})
+    text = seal(about | {'onnx': {'sha256': sha256(content).hexdigest(), 'bytes': len(content)}})
     (tmp_path/'model.json').write_bytes(text.encode('utf-8', 'surrogateescape'))
     assert load(tmp_path).classes[0] == '\udcff'
 
@@ -534,10 +534,10 @@ def test_threads_are_those_of_the_container(monkeypatch, tmp_path):
     quota = tmp_path/'cpu.max'
     monkeypatch.setattr(predict, 'Path', lambda _: quota)
     monkeypatch.setattr(predict, 'cores', lambda: 8)
-    assert predict._most_threads() == 8
+    assert predict._max_threads() == 8
     for text, threads in (('max 100000\n', 8), ('200000 100000\n', 2), ('150000 100000\n', 2), ('10000 100000\n', 1), ('9000000 100000\n', 8)):
         quota.write_text(text)
-        assert predict._most_threads() == threads, text
+        assert predict._max_threads() == threads, text
 
 
 @pytest.mark.slow
