@@ -39,17 +39,17 @@ from fastai.vision.data import ImageBlock  # noqa: E402
 from fastai.vision.learner import vision_learner  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from basegun_fastai.cache import open_cache  # noqa: E402
-from basegun_fastai.callbacks import EpochSeed, History, Memory, PlainTensors, Progress  # noqa: E402
-from basegun_fastai.contents import known_contents  # noqa: E402
+from basegun_fastai.data.cache import open_cache  # noqa: E402
+from basegun_fastai.training.callbacks import EpochSeed, History, Memory, PlainTensors, Progress  # noqa: E402
+from basegun_fastai.data.contents import known_contents  # noqa: E402
 from basegun_fastai.core import cores, write_whole  # noqa: E402
-from basegun_fastai.dataset import list_photos  # noqa: E402
-from basegun_fastai.demo import GUNS, draw_photo  # noqa: E402
-from basegun_fastai.fit import Stage, stage_context  # noqa: E402
-from basegun_fastai.forward import FrozenBodyForward, stage_precision  # noqa: E402
-from basegun_fastai.loaders import dataloaders, seed_all  # noqa: E402
-from basegun_fastai.model import architecture, learner  # noqa: E402
-from basegun_fastai.photo import MIN_DRAFT_SCALE, pixels  # noqa: E402
+from basegun_fastai.data.folders import list_photos  # noqa: E402
+from basegun_fastai.data.demo import GUNS, draw_photo  # noqa: E402
+from basegun_fastai.training.fit import Stage, stage_context  # noqa: E402
+from basegun_fastai.training.forward import FrozenBodyForward, stage_precision  # noqa: E402
+from basegun_fastai.model.loaders import dataloaders, seed_all  # noqa: E402
+from basegun_fastai.model.learner import architecture, learner  # noqa: E402
+from basegun_fastai.data.photo import MIN_DRAFT_SCALE, pixels  # noqa: E402
 
 HERE, DEVICE = Path(__file__).parent, 'cuda' if torch.cuda.is_available() else 'cpu'
 REPEATS, BATCH, STEPS, TRAIN, VAL, MANY = 7, 16, 3, 24, 6, 64
@@ -291,7 +291,7 @@ def head(folder):
 
 def exported(arch, folder):
     "Train for an epoch, and export: the way of a real model, whatever it has learnt."
-    from basegun_fastai.demo import demo_data
+    from basegun_fastai.data.demo import demo_data
     from basegun_fastai.export import export
     from basegun_fastai.train import train
     data = folder/'drawn'
@@ -307,7 +307,7 @@ def bare_session(run, threads):
     import onnxruntime
 
     from basegun_fastai.core import Run
-    from basegun_fastai.model import trained_model
+    from basegun_fastai.model.learner import trained_model
     net, content = trained_model(Run(run)), BytesIO()
     size = Run(run).config['architecture']['size']
     ready = torch.randn(1, 3, size, size)

@@ -22,8 +22,8 @@ MEASURED = '''
 import sys, time
 from pathlib import Path
 from basegun_fastai.check import check
-from basegun_fastai.contents import contents
-from basegun_fastai.dataset import list_photos
+from basegun_fastai.data.contents import contents
+from basegun_fastai.data.folders import list_photos
 started = time.perf_counter()
 check(Path(sys.argv[1]))
 seconds = time.perf_counter() - started

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 warnings.filterwarnings('ignore')
 
 from basegun_fastai.core import write_whole  # noqa: E402
-from basegun_fastai.demo import GUNS, demo_data  # noqa: E402
+from basegun_fastai.data.demo import GUNS, demo_data  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
 
 HERE, SEEDS, VIEWS = Path(__file__).parent, (1, 2, 3), (0, 1, 2, 4, 8)

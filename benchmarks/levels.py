@@ -18,9 +18,9 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from basegun_fastai.core import write_whole  # noqa: E402
-from basegun_fastai.demo import GUNS, demo_data, draw_photo  # noqa: E402
+from basegun_fastai.data.demo import GUNS, demo_data, draw_photo  # noqa: E402
 from basegun_fastai.evaluate import evaluate  # noqa: E402
-from basegun_fastai.levels import find_levels  # noqa: E402
+from basegun_fastai.trust.levels import find_levels  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
 
 HERE, SPLITS = Path(__file__).parent, 1000

@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageEnhance
 
-from basegun_fastai.alike import nearest
-from basegun_fastai.contents import examine
+from basegun_fastai.data.phash import nearest
+from basegun_fastai.data.contents import examine
 from basegun_fastai.core import cores, write_whole
-from basegun_fastai.crops import RECORD, CropRecords, crop_candidates
-from basegun_fastai.demo import GUNS, draw_photo
-from basegun_fastai.near_duplicates import near_duplicate_pairs
-from basegun_fastai.photo import read_photo
+from basegun_fastai.data.crops import RECORD, CropRecords, crop_candidates
+from basegun_fastai.data.demo import GUNS, draw_photo
+from basegun_fastai.data.near_duplicates import near_duplicate_pairs
+from basegun_fastai.data.photo import read_photo
 
 HERE = Path(__file__).parent
 TRAIN, PLANTED, UNRELATED = 2400, 240, 600

@@ -40,9 +40,9 @@ from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.metrics import log_loss, recall_score  # noqa: E402
 
 from basegun_fastai.core import write_whole  # noqa: E402
-from basegun_fastai.dataset import list_photos  # noqa: E402
-from basegun_fastai.loaders import evaluation_loaders  # noqa: E402
-from basegun_fastai.model import architecture, learner  # noqa: E402
+from basegun_fastai.data.folders import list_photos  # noqa: E402
+from basegun_fastai.model.loaders import evaluation_loaders  # noqa: E402
+from basegun_fastai.model.learner import architecture, learner  # noqa: E402
 from basegun_fastai.train import readable_photos, train  # noqa: E402
 
 HERE = Path(__file__).parent

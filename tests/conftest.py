@@ -59,7 +59,7 @@ def as_arguments(**options):
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
     "A drawn data set of 48 train and 24 val photos, in a folder with a space and an accent; no test may change it."
-    from basegun_fastai.demo import demo_data
+    from basegun_fastai.data.demo import demo_data
     out = tmp_path_factory.mktemp('été à la mer')/'les données'
     demo_data(out, photos_per_class=8)
     before = tree(out)

@@ -10,7 +10,7 @@ import pytest
 from conftest import run_command, tree, typed
 from PIL import Image, ImageEnhance, ImageOps
 
-from basegun_fastai.dataset import SPLITS
+from basegun_fastai.data.folders import SPLITS
 
 
 def photo(folder, number=4): return sorted(folder.glob('*.jpg'))[number - 4 if number < 0 else min(number, len(sorted(folder.glob('*.jpg'))) - 1)]
@@ -35,7 +35,7 @@ def large(tmp_path_factory):
     "Drawn data with enough photos of each class, 24 and 20, that nothing is wrong with it."
     import numpy as np
 
-    from basegun_fastai.demo import GUNS, draw_photo
+    from basegun_fastai.data.demo import GUNS, draw_photo
     out = tmp_path_factory.mktemp('large')/'data'
     for split, n in dict(train=24, val=20).items():
         for c, label in enumerate(GUNS):

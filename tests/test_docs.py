@@ -3,7 +3,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from test_layers import ORDER, ROOT
+from test_layers import ORDER, ROOT, path
 
 
 def public(tree):
@@ -21,7 +21,7 @@ def hooks(name, node):  # methods that fastai calls, under names that fastai has
 
 @pytest.mark.parametrize('module', ORDER)
 def test_public_names_have_docstrings_and_docments(module):
-    source = (ROOT/'basegun_fastai'/f'{module}.py').read_text()
+    source = path(module).read_text()
     lines, missing = source.splitlines(), []
     assert ast.get_docstring(ast.parse(source)), f'{module} has no docstring'
     for name, node in public(ast.parse(source)):
@@ -39,7 +39,7 @@ def test_public_names_have_docstrings_and_docments(module):
 
 def test_no_path_of_a_machine_is_kept():
     import re
-    for file in [*ROOT.glob('nbs/**/*.ipynb'), *ROOT.glob('basegun_fastai/*.py'), ROOT/'README.md']:
+    for file in [*ROOT.glob('nbs/**/*.ipynb'), *ROOT.glob('basegun_fastai/**/*.py'), ROOT/'README.md']:
         if '.ipynb_checkpoints' in str(file): continue
         assert not re.search(r'/(tmp|root|home|work)/\w', file.read_text()), file
 

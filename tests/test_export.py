@@ -11,7 +11,7 @@ import pytest
 from conftest import COMMAND, run_command, tree, typed
 from safetensors.torch import load_file, save_file
 
-from basegun_fastai.demo import demo_data
+from basegun_fastai.data.demo import demo_data
 from basegun_fastai.predict import load
 from basegun_fastai.train import train
 
@@ -49,7 +49,7 @@ def test_two_hundred_photos_get_one_answer_from_everything(made):
 
     from basegun_fastai.core import Run
     from basegun_fastai.export import serving_network
-    from basegun_fastai.photo import pixels
+    from basegun_fastai.data.photo import pixels
     with torch.no_grad(): weights = serving_network(Run(made/'run'))(torch.from_numpy(np.stack([pixels(o, 48) for o in photos]))).numpy()
     one = np.array([list(model(o).probabilities.values()) for o in photos])
     told = run_command('predict', made/'served', made/'data'/'val')

@@ -1,48 +1,81 @@
-"Imports go only up the table of design: the number of a notebook is its place."
+"Imports go only upwards: core, then the four wings, then the commands."
 import ast
-import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = [re.sub(r'^\d+[a-z]?_', '', o.stem) for o in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))]
-LIGHT = {'core', 'lock', 'machine', 'blank', 'crops', 'near_duplicates', 'colour', 'formats', 'names', 'photo', 'alike', 'reading', 'dataset', 'contents',
-         'problems', 'page', 'check', 'split', 'demo', 'cache', 'archs', 'options', 'calibration', 'levels',
-         'mistakes', 'predictions', 'trust', 'artefact', 'predict', 'export', 'cli', 'train', 'evaluate'}
+PACKAGE = ROOT/'basegun_fastai'
+WINGS = {
+    'core': 'core lock machine',
+    'data': 'colour formats photo names phash blank crops reading folders contents near_duplicates problems pages demo cache',
+    'model': 'archs optimiser scores loaders learner',
+    'trust': 'calibration levels mistakes predictions confidence',
+    'training': 'forward features callbacks fit options finish',
+    'commands': 'exported check split evaluate train predict export',
+    'cli': 'cli',
+}
+ORDER = [o if wing in ('core', 'commands', 'cli') else f'{wing}.{o}' for wing, names in WINGS.items() for o in names.split()]
+PACKAGES = ['basegun_fastai', *(f'basegun_fastai.{o}' for o in WINGS if (PACKAGE/o).is_dir())]
+HEAVY = {'torch', 'fastai', 'timm', 'torchvision', 'sklearn'}
+LIGHT = [o for o in ORDER if o.split('.')[0] not in ('model', 'training')] + ['model.archs', 'training.options']
 
 
-def imported(node):
+def path(name):
+    return PACKAGE/(name.replace('.', '/') + '.py')
+
+
+def syntax(name):
+    return ast.parse(path(name).read_text())
+
+
+def imported(node, name):
+    "Absolute names of the modules that an import statement of a module of this package names."
     if isinstance(node, ast.Import): return [o.name for o in node.names]
-    if isinstance(node, ast.ImportFrom): return [('basegun_fastai.' if node.level else '') + (node.module or '')]
-    return []
+    if not isinstance(node, ast.ImportFrom): return []
+    above = ['basegun_fastai', *name.split('.')][:-node.level] if node.level else []
+    module = '.'.join([*above, *filter(None, [node.module])])
+    return [f'{module}.{o.name}' for o in node.names] if module in PACKAGES else [module]
+
+
+def own_imports(name):
+    return {o.removeprefix('basegun_fastai.') for node in ast.walk(syntax(name)) for o in imported(node, name) if o.startswith('basegun_fastai.')}
 
 
 @pytest.mark.parametrize('name', ORDER)
 def test_a_module_imports_only_what_stands_above_it(name):
-    tree = ast.parse((ROOT/'basegun_fastai'/f'{name}.py').read_text())
-    own = {o.split('.')[1] for node in ast.walk(tree) for o in imported(node) if o.startswith('basegun_fastai.')}
-    assert own <= set(ORDER[:ORDER.index(name)]), f'{name} imports {own}'
+    assert own_imports(name) <= set(ORDER[:ORDER.index(name)]), f'{name} imports {own_imports(name)}'
 
 
-@pytest.mark.parametrize('name', [o for o in ORDER if o in LIGHT])
+def test_a_server_needs_little():
+    assert own_imports('exported') <= {'core', 'data.photo', 'trust.levels'}
+
+
+@pytest.mark.parametrize('name', LIGHT)
 def test_light_modules_import_nothing_heavy_at_the_top(name):
-    tree = ast.parse((ROOT/'basegun_fastai'/f'{name}.py').read_text())
-    heavy = {o.split('.')[0] for node in tree.body for o in imported(node)} & {'torch', 'fastai', 'timm', 'torchvision', 'sklearn'}
+    heavy = {o.split('.')[0] for node in syntax(name).body for o in imported(node, name)} & HEAVY
     assert not heavy
 
 
+@pytest.mark.parametrize('name', [o for o in ORDER if o in ('cli', 'core', 'exported', 'predict', 'check', 'split') or o.startswith('data.')])
+def test_what_needs_no_network_never_imports_one(name):
+    assert not {o.split('.')[0] for node in ast.walk(syntax(name)) for o in imported(node, name)} & {'torch', 'fastai', 'timm', 'torchvision'}
+
+
 def test_every_module_has_its_notebook():
-    assert {o.stem for o in (ROOT/'basegun_fastai').glob('*.py')} == {*ORDER, '__init__', '_modidx'}
+    made = {o.relative_to(PACKAGE).with_suffix('').as_posix() for o in PACKAGE.rglob('*.py') if not o.stem.startswith('_')}
+    written = {o.relative_to(ROOT/'nbs').with_suffix('').as_posix() for o in (ROOT/'nbs').rglob('*.ipynb')
+               if not {'tutorials', '.ipynb_checkpoints'} & {*o.parts} and o.stem != 'index'}
+    assert made == written == {o.replace('.', '/') for o in ORDER}
 
 
 def test_modules_can_be_read_in_one_sitting():
-    for name in ORDER: assert len((ROOT/'basegun_fastai'/f'{name}.py').read_text().splitlines()) <= 320, name
+    for name in ORDER: assert len(path(name).read_text().splitlines()) <= 320, name
 
 
 def test_no_error_is_swallowed():
     for name in ORDER:
-        for node in ast.walk(ast.parse((ROOT/'basegun_fastai'/f'{name}.py').read_text())):
+        for node in ast.walk(syntax(name)):
             assert not isinstance(node, ast.Assert), f'{name}: assert'
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None and not all(isinstance(o, ast.Pass) for o in node.body), f'{name}: {ast.unparse(node)}'

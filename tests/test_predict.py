@@ -21,11 +21,11 @@ from conftest import COMMAND, run_command, typed
 from onnx import TensorProto, helper, numpy_helper
 from PIL import ExifTags, Image
 
-from basegun_fastai import photo
-from basegun_fastai.artefact import FORMAT, essentials, make_probe, seal
+from basegun_fastai.data import photo
+from basegun_fastai.exported import FORMAT, essentials, make_probe, seal
 from basegun_fastai.core import BasegunError
-from basegun_fastai.demo import GUNS, draw_photo
-from basegun_fastai.photo import DECODER, NEUTRAL, UnreadablePhoto
+from basegun_fastai.data.demo import GUNS, draw_photo
+from basegun_fastai.data.photo import DECODER, NEUTRAL, UnreadablePhoto
 from basegun_fastai.predict import Answer, answers, columns, list_files, load
 
 ROOT = Path(__file__).parents[1]
@@ -289,7 +289,7 @@ def test_answers_are_plain_python(exported, photos):
 
 
 def test_the_answer_is_that_of_the_formula(exported, photos):
-    from basegun_fastai.photo import pixels
+    from basegun_fastai.data.photo import pixels
     weights = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, len(CLASSES))).astype(np.float32) / 4000
     logits = pixels(photos/'revolver'/'0.jpg', SIZE).reshape(-1).astype(np.float64) @ weights
     np.testing.assert_allclose([*load(exported)(photos/'revolver'/'0.jpg').probabilities.values()], np.exp(logits) / np.exp(logits).sum(), atol=1e-5)

@@ -147,6 +147,6 @@ def test_the_table_of_real_photos_is_that_of_the_benchmark():
 
 
 def test_the_rates_that_readme_tells_are_those_of_the_plan():
-    from basegun_fastai.fit import plan_stages
+    from basegun_fastai.training.fit import plan_stages
     fine = plan_stages(10, 5, .8, pretrained=True)[1]
     assert (round(.8 / fine.head_rate), round(.8 / fine.body_rate)) == (5, 16) and 'head at a fifth of it, its body at a sixteenth' in ' '.join(README.split())

@@ -8,13 +8,13 @@ import pytest
 from conftest import tree, typed
 from PIL import Image
 
-from basegun_fastai.dataset import layout_faults
+from basegun_fastai.data.folders import layout_faults
 
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
     "Twenty drawn photos of each class."
-    from basegun_fastai.demo import demo_data
+    from basegun_fastai.data.demo import demo_data
     out = tmp_path_factory.mktemp('drawn')
     demo_data(out/'data', photos_per_class=20)
     return out/'data'/'train'

@@ -78,7 +78,7 @@ def test_all_tables_agree(run):
 def test_the_weights_are_those_of_a_plain_timm_network(run, data):
     import timm
 
-    from basegun_fastai.photo import pixels
+    from basegun_fastai.data.photo import pixels
     config, rows = run.config, pd.read_csv(run.path/'predictions-val.csv')
     model = timm.create_model(config['architecture']['timm_name'], num_classes=len(config['classes'])).eval()
     model.load_state_dict(load_file(run.weights))
@@ -195,7 +195,7 @@ def test_a_fine_tuning_that_helped_nothing_is_told(data, weights, tmp_path, caps
 
 
 def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_differ(copy, tmp_path, capsys):
-    from basegun_fastai.demo import save_photo
+    from basegun_fastai.data.demo import save_photo
     for i in range(90): save_photo('revolver', 4 + i % 7, np.random.default_rng([77, i]), copy/'train'/'revolver'/f'more {i}')
     options = dict(fine_tune_epochs=1, out=tmp_path) | TINY
     train(copy, name='none', **options)

@@ -1,0 +1,1 @@
+"Photos: read, checked, split and kept; no torch."

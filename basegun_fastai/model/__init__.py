@@ -1,0 +1,1 @@
+"The network: its photos, its weights, its learner."

@@ -1,0 +1,1 @@
+"A training: its options, its stages, what it leaves."

@@ -1,0 +1,597 @@
+"A square that is kept is the photo's own, whatever happens to the processes, the photos or the disk."
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+import zipfile
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, as_arguments, tree, typed
+from PIL import Image
+
+from basegun_fastai.data import cache as module
+from basegun_fastai.data import photo
+from basegun_fastai.data.cache import ChangedPhoto, SquareFile, make_square_file, open_cache
+from basegun_fastai.data.contents import fingerprint, known_contents
+from basegun_fastai.core import BasegunError
+from basegun_fastai.data.folders import list_photos
+from basegun_fastai.data.photo import UnreadablePhoto, pixels
+
+SIDE = 36
+RECORD = SIDE * SIDE * 3 + 8
+NOWHERE = '/nowhere'  # data of which the squares alone can be read
+ONE, OTHER, JUDGED = 'train/revolver/0005.jpg', 'train/revolver/0006.jpg', 'val/revolver/0002.jpg'
+OPTIONS = as_arguments(**TINY, fine_tune_epochs=1)
+
+FILL = '''
+import pickle, sys
+from basegun_fastai.data.cache import open_cache
+data, table, side, folder = pickle.load(open(sys.argv[1], 'rb'))
+print('ready', flush=True)
+sys.stdin.readline()
+made = open_cache(data, [(side, table)], folder)
+for o in table.file:
+    if not sys.stdin.readline(): break
+    made(f'{data}/{o}', side)
+    print(o, flush=True)
+'''
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    "Two of them wait for each other most of the time where other programs are running."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def table(data):
+    "The photos of the data, examined."
+    return known_contents(data, list_photos(data))
+
+
+@pytest.fixture(scope='module')
+def expected(data, table):
+    "What the decoder makes of every photo."
+    return {o: pixels(data/o, SIDE) for o in table.file}
+
+
+@pytest.fixture
+def filling(data, table, tmp_path):
+    "Start a process that fills a folder, a photo for each line that it is sent after the first."
+    started = []
+    def start(folder, *before):
+        (tmp_path/'order').write_bytes(pickle.dumps((data, table, SIDE, folder)))
+        started.append(subprocess.Popen([*before, sys.executable, '-c', FILL, tmp_path/'order'], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == 'ready\n', started[-1].stderr.read()
+        return started[-1]
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    "A file system of 2 MiB, which only root can make."
+    (tmp_path/'disk').mkdir()
+    made = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', tmp_path/'disk'], capture_output=True)
+    if made.returncode: pytest.skip('no right to mount a small disk')
+    yield tmp_path/'disk'
+    subprocess.run(['umount', '-l', tmp_path/'disk'], check=True)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "Where `auto` keeps what it keeps."
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'home'))
+    return tmp_path/'home'/'basegun-fastai'
+
+
+def fill_up(disk, left=0): (disk/'filler').write_bytes(bytes(shutil.disk_usage(disk).free - left))
+
+
+def make_read_only(disk): subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)
+
+
+def opened(data, table, folder, side=SIDE): return open_cache(data, [(side, table)], folder)
+
+
+def read(made, data, table): return {o: made(Path(data)/o, SIDE) for o in table.file}
+
+
+def squares(data, table, folder): return read(opened(data, table, folder), data, table)
+
+
+def filled(data, table, folder):
+    "Make a full file of squares."
+    squares(data, table, folder)
+    [file] = folder.glob('*.squares')
+    return file
+
+
+def kept(folder):
+    "Count the places that are filled."
+    return sum(o.read(i) is not None for o in map(SquareFile, folder.glob('*.squares')) for i in range(o.photos))
+
+
+def same(found, right): return found.keys() == right.keys() and all(np.array_equal(found[o], right[o]) for o in right)
+
+
+def changed(content, at, new): return content[:at] + new + content[at+len(new):]
+
+
+def replace(file, by):
+    "Put another photo under the name of one."
+    content = by.read_bytes()
+    file.unlink()
+    file.write_bytes(content + b'\0')
+
+
+def counted(patch):
+    "Note every photo file that is read from now on."
+    files, plain = [], photo.photo_bytes
+    def noting(file):
+        files.append(Path(file))
+        return plain(file)
+    for where in (photo, module): patch.setattr(where, 'photo_bytes', noting)
+    return files
+
+
+@contextmanager
+def loaders(data, table, made, workers):
+    from basegun_fastai.model.loaders import dataloaders
+    dls = dataloaders(data, 32, SIDE, (0, 0, 0), (1, 1, 1), table, 16, workers, 'cpu', made)
+    try: yield dls
+    finally:
+        for dl in dls.loaders: dl.close()
+
+
+def two_sides(data, table, folder):
+    return open_cache(data, [(side, table[table.split == o]) for side, o in ((SIDE, 'train'), (32, 'val'))], folder)
+
+
+def trained(data, out, name, **options):
+    told = typed('train', data, '--out', out, '--name', name, *OPTIONS, *as_arguments(**options))
+    assert told.returncode == 0 and 'Traceback' not in told.stderr, told.stderr
+    return out/name
+
+
+@pytest.fixture(scope='module')
+def runs(data, tmp_path_factory):
+    "Trainings without a cache, with an empty and a full one, and with two workers; then the caches are removed."
+    out, before, made, files = tmp_path_factory.mktemp('runs'), tree(data), {}, {}
+    caches = out/'le cache à côté', out/'of two workers'
+    with pytest.MonkeyPatch.context() as patch:
+        for name, folder in dict(off='off', cold=caches[0], warm=caches[0]).items():
+            files[name] = counted(patch)
+            made[name] = trained(data, out, name, cache=folder)
+            patch.undo()
+    made['workers'] = trained(data, out, 'workers', cache=caches[1], workers=2)
+    full = [kept(o) for o in caches]
+    for o in caches: shutil.rmtree(o)
+    return SimpleNamespace(made=made, files=files, full=full, cache=caches[0], unchanged=tree(data) == before)
+
+
+@pytest.mark.parametrize('file', ['model.safetensors', 'predictions-val.csv', 'metrics.json'])
+def test_the_cache_changes_the_time_alone(runs, file):
+    first, *others = [(o/file).read_bytes() for o in runs.made.values()]
+    assert len(others) == 3 and all(o == first for o in others)
+
+
+def test_a_training_reads_each_photo_once_and_the_next_reads_none(runs):
+    begin = len(runs.files['warm'])  # fastai reads the first photo, at the side of val, when it makes the loaders
+    assert begin <= 2 and {o.name for o in runs.files['warm']} <= {'0000.jpg'}
+    assert len(set(runs.files['cold'])) == 72 == len(runs.files['cold']) - begin
+    assert len(runs.files['off']) > 72 + begin and runs.full == [72, 72]
+
+
+def test_nothing_in_the_data_is_changed(runs): assert runs.unchanged
+
+
+@pytest.mark.filterwarnings('ignore:load_learner')
+def test_an_exported_learner_knows_nothing_of_the_cache(runs, data):
+    from fastai.learner import load_learner
+    pkl, rows = runs.made['warm']/'learner.pkl', pd.read_csv(runs.made['off']/'predictions-val.csv')
+    inside = zipfile.ZipFile(pkl)
+    pieces = [inside.read(o) for o in inside.namelist()]
+    assert len(pieces) > 1 and not [o for o in pieces if b'squares' in o or runs.cache.name.encode() in o]
+    learn = load_learner(pkl)
+    found = learn.get_preds(dl=learn.dls.test_dl([data/o for o in rows.file]))[0].numpy()
+    assert not runs.cache.exists() and np.abs(found - rows[list(learn.dls.vocab)].to_numpy()).max() < 1e-5
+
+
+def test_a_run_may_go_on_with_another_cache(runs, data, tmp_path):
+    shutil.copytree(runs.made['cold'], tmp_path/'run')
+    config = json.loads((tmp_path/'run'/'config.json').read_text())
+    (tmp_path/'run'/'config.json').write_text(json.dumps(config | dict(state='running')))
+    told = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', *OPTIONS, '--cache', tmp_path/'other')
+    assert told.returncode == 0 and kept(tmp_path/'other') == 72, told.stderr
+    assert (tmp_path/'run'/'model.safetensors').read_bytes() == (runs.made['off']/'model.safetensors').read_bytes()
+
+
+@pytest.mark.parametrize('where', ['inside', 'the data itself', 'a link'])
+def test_a_cache_inside_the_data_is_refused(data, tmp_path, where):
+    (tmp_path/'link').symlink_to(data/'train')
+    folder = {'inside': data/'squares', 'the data itself': data, 'a link': tmp_path/'link'/'squares'}[where]
+    before = tree(data)
+    told = typed('train', data, '--out', tmp_path/'out', *OPTIONS, '--cache', folder)
+    assert told.returncode == 1 and '--cache' in told.stderr and 'lies inside the data' in told.stderr
+    assert tree(data) == before and not (tmp_path/'out').exists()
+
+
+def test_a_cache_below_a_file_is_refused(data, tmp_path):
+    (tmp_path/'file').touch()
+    told = typed('train', data, '--out', tmp_path/'out', *OPTIONS, '--cache', tmp_path/'file'/'squares')
+    assert told.returncode == 1 and "file' is a file" in told.stderr and not (tmp_path/'out').exists()
+
+
+def test_off_makes_nothing(data, table, home): assert opened(data, table, 'off') is None and not home.exists()
+
+
+def test_two_processes_fill_one_file_at_once(filling, table, expected, tmp_path):
+    both = [filling(tmp_path/'cache') for _ in range(2)]
+    for o in both:
+        o.stdin.write('\n' * 73)
+        o.stdin.flush()
+    said = [o.communicate() for o in both]
+    assert [len(out.splitlines()) for out, _ in said] == [72, 72] and not any(err for _, err in said), said
+    assert len(list((tmp_path/'cache').iterdir())) == 1 and kept(tmp_path/'cache') == 72
+    assert same(squares(NOWHERE, table, tmp_path/'cache'), expected)
+
+
+def test_making_the_file_again_leaves_what_is_in_it(data, table, tmp_path):
+    file = filled(data, table, tmp_path)
+    before = tree(tmp_path)
+    again = make_square_file(tmp_path, SIDE, SquareFile(file).digests)
+    assert again.file == file and again.read(71) is not None and tree(tmp_path) == before
+
+
+def test_what_a_killed_process_has_filled_is_used(filling, data, table, expected, tmp_path):
+    process, first = filling(tmp_path/'cache'), table.head(20)
+    process.stdin.write('\n' * 22)
+    process.stdin.flush()
+    for _ in range(20): process.stdout.readline()
+    process.kill()  # while it fills the 21st place, or after
+    assert process.wait() == -signal.SIGKILL and 20 <= kept(tmp_path/'cache') <= 21
+    assert same(squares(NOWHERE, first, tmp_path/'cache'), {o: expected[o] for o in first.file})
+    assert same(squares(data, table, tmp_path/'cache'), expected)
+    assert kept(tmp_path/'cache') == 72 and len(list((tmp_path/'cache').iterdir())) == 1
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_a_spawned_process_reads_the_same_squares(data, table, expected, tmp_path, monkeypatch, capfd, there):
+    (tmp_path/'asking.py').write_text('import numpy as np\ndef ask(out, made, photos, side):\n'
+                                      '    np.save(out, [made(o, side) for o in photos])\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'asking', raising=False)
+    file, where, names = filled(data, table, tmp_path/'cache'), NOWHERE if there else data, table.file[::9].tolist()
+    made = opened(where, table, tmp_path/'cache')
+    if not there: file.unlink()
+    process = multiprocessing.get_context('spawn').Process(target=importlib.import_module('asking').ask, args=(
+        tmp_path/'found.npy', made, [f'{where}/{o}' for o in names], SIDE))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and (np.load(tmp_path/'found.npy') == [expected[o] for o in names]).all()
+    assert ('photos are read as they are' in capfd.readouterr().err) == (not there)
+
+
+def test_a_pickle_for_later_holds_no_squares(data, table, tmp_path):
+    assert pickle.loads(pickle.dumps(opened(data, table, tmp_path))) is None
+
+
+DAMAGES = {
+    'garbage in the middle': lambda o: changed(o, len(o) // 2, b'garbage'),
+    'one bit': lambda o: o[:-1] + bytes([o[-1] ^ 1]),
+    'cut short': lambda o: o[:len(o) // 2] + bytes(len(o) - len(o) // 2),
+    'the sum alone': lambda o: o[:8] + bytes(len(o) - 8),
+    'no sum': lambda o: bytes(8) + o[8:],
+    'nothing': lambda o: bytes(len(o)),
+    'nothing, and its sum': lambda o: (1 << 32).to_bytes(8) + bytes(len(o) - 8),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_square_is_read_again_and_mended(data, table, expected, tmp_path, damage):
+    file = filled(data, table, tmp_path)
+    whole = file.read_bytes()
+    at = len(whole) - 5 * RECORD
+    file.write_bytes(changed(whole, at, DAMAGES[damage](whole[at:at+RECORD])))
+    assert kept(tmp_path) == 71 and same(squares(data, table, tmp_path), expected) and file.read_bytes() == whole
+
+
+def test_squares_that_changed_places_are_not_used(data, table, expected, tmp_path):
+    file = filled(data, table, tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-2*RECORD] + whole[-RECORD:] + whole[-2*RECORD:-RECORD])
+    assert kept(tmp_path) == 70 and same(squares(data, table, tmp_path), expected) and file.read_bytes() == whole
+
+
+def test_squares_under_the_digests_of_other_photos_are_not_used(data, table, expected, tmp_path):
+    for half in (table[::2], table[1::2]): squares(data, half, tmp_path)
+    one, two = sorted(tmp_path.iterdir())
+    first, second, end = one.read_bytes(), two.read_bytes(), 256 + 32 * 36
+    assert len(first) == len(second) == end + 36 * RECORD
+    one.write_bytes(changed(first, 256, second[256:end]))
+    two.write_bytes(changed(second, 256, first[256:end]))
+    for o in (data, NOWHERE): assert same(squares(o, table, tmp_path), expected)
+
+
+@pytest.mark.parametrize(('at', 'size'), [(0, 9), (32 * 35, 9), (32 * 71, 9), (0, 32 * 72)])
+def test_squares_whose_digests_are_damaged_are_kept_again(data, table, expected, tmp_path, at, size):
+    file = filled(data, table, tmp_path)
+    file.write_bytes(changed(file.read_bytes(), 256 + at, b'z' * size))
+    for o in (data, NOWHERE): assert same(squares(o, table, tmp_path), expected)
+
+
+@pytest.mark.parametrize('length', [0, 100, 300, -5000, -1, 1])
+def test_a_file_of_another_length_is_told_and_the_photos_are_right(data, table, expected, tmp_path, capsys, length):
+    file = filled(data, table, tmp_path)
+    os.truncate(file, length if 1 < length or not length else file.stat().st_size + length)
+    assert same(squares(data, table, tmp_path), expected)
+    assert capsys.readouterr().err.count(f"'{file}' is not used (") == 1
+
+
+@pytest.mark.parametrize('content', [b'{}', b'[]', b'7', b'null', b'\xff' * 400, b'{"side": "a", "photos": "b"}'])
+def test_a_file_of_something_else_is_told_and_the_photos_are_right(data, table, expected, tmp_path, capsys, content):
+    (tmp_path/f'{SIDE}-mine.squares').write_bytes(content.ljust(300))
+    assert same(squares(data, table, tmp_path), expected) and "mine.squares' is not used (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('length', [0, 1000, 50000])
+def test_a_file_that_is_cut_while_it_is_used_harms_nothing(data, table, expected, tmp_path, length):
+    file = filled(data, table, tmp_path)
+    made = opened(data, table, tmp_path)
+    os.truncate(file, length)
+    for _ in range(2): assert same(read(made, data, table), expected)
+
+
+def test_squares_of_another_decoder_are_not_used(data, table, expected, tmp_path, monkeypatch, capsys):
+    filled(data, table, tmp_path)
+    monkeypatch.setattr('basegun_fastai.data.contents.DECODER', 99)
+    files = counted(monkeypatch)
+    assert same(squares(data, table, tmp_path), expected) and len(files) == 72
+    assert 'of another version' in capsys.readouterr().err
+
+
+def test_a_named_folder_with_too_little_room_is_an_error(data, disk, tmp_path):
+    told = typed('train', data, '--out', tmp_path/'out', *OPTIONS, *as_arguments(size=128, cache=disk/'cache'))
+    assert told.returncode == 1 and '--cache off' in told.stderr and 'are needed' in told.stderr, told.stderr
+    assert not (tmp_path/'out').exists() and not any((disk/'cache').iterdir())
+
+
+def test_auto_takes_half_of_the_room_and_a_named_folder_all(data, table, disk, monkeypatch, capsys):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(disk))
+    assert opened(data, table, 'auto', 80) is None and 'half of what is free' in capsys.readouterr().err
+    assert opened(data, table, disk, 80) and opened(data, table, 'auto', 40) and not capsys.readouterr().err
+
+
+def test_no_room_for_the_file_itself_leaves_nothing(data, table, disk):
+    fill_up(disk)
+    with pytest.raises(BasegunError, match='--cache off'): opened(data, table, disk)
+    with pytest.raises(OSError, match='No space'): make_square_file(disk, SIDE, module._digests(table))
+    assert [o.name for o in disk.iterdir()] == ['filler']
+
+
+def test_a_disk_that_fills_up_is_told_once(data, table, expected, disk, capsys):
+    made, first = opened(data, table, disk), table.head(5)
+    read(made, data, first)
+    fill_up(disk)
+    for _ in range(2): assert same(read(made, data, table), expected)
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and 'No space left' in said and str(disk) in said
+    (disk/'filler').unlink()
+    assert same(squares(NOWHERE, first, disk), {o: expected[o] for o in first.file})
+    assert same(squares(data, table, disk), expected) and kept(disk) == 72
+
+
+def test_a_disk_that_fills_up_is_told_twice_at_most_by_two_workers(data, table, disk, capfd):
+    made = two_sides(data, table, disk)
+    fill_up(disk, left=5 * 4096)
+    with loaders(data, table, made, 2) as dls:
+        for _ in range(2):
+            assert len(list(dls.train)) == 3
+            seen = torch.cat([x for x, _ in dls.valid]).permute(0, 2, 3, 1)
+            assert np.array_equal((seen * 255).round(), [pixels(o, 32) for o in dls.valid.items])
+    assert 1 <= capfd.readouterr().err.count('No space left') <= 2 and kept(disk) < 72
+
+
+def test_auto_goes_on_where_nothing_can_be_written(runs, data, disk, tmp_path, monkeypatch):
+    make_read_only(disk)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(disk/'home'))
+    told = typed('train', data, '--out', tmp_path, '--name', 'run', *OPTIONS)
+    assert told.returncode == 0 and told.stderr.count("basegun-fastai/squares' cannot hold them") == 1, told.stderr
+    assert (tmp_path/'run'/'model.safetensors').read_bytes() == (runs.made['off']/'model.safetensors').read_bytes()
+
+
+def test_a_named_folder_that_cannot_be_written_is_an_error(data, table, disk):
+    make_read_only(disk)
+    for folder in (disk, disk/'cache'):
+        with pytest.raises(BasegunError, match='--cache off'): opened(data, table, folder)
+
+
+def test_a_full_cache_on_a_read_only_disk_is_used(data, table, expected, disk, capsys):
+    filled(data, table, disk)
+    make_read_only(disk)
+    assert same(squares(NOWHERE, table, disk), expected) and not capsys.readouterr().err
+
+
+def test_a_cache_on_a_read_only_disk_that_is_not_full_is_told_once(data, table, expected, disk, capsys):
+    read(opened(data, table, disk), data, table.head(40))
+    make_read_only(disk)
+    assert same(squares(data, table, disk), expected) and len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_full_cache_of_another_user_is_used(filling, data, table, tmp_path):
+    filled(data, table, tmp_path/'cache').chmod(0o444)
+    (tmp_path/'cache').chmod(0o555)
+    process = filling(tmp_path/'cache', *['setpriv', '--bounding-set=-all'] * (os.getuid() == 0))  # else root may write
+    out, err = process.communicate('\n' * 73)
+    assert process.returncode == 0 and len(out.splitlines()) == 72 and not err, err
+
+
+def test_a_photo_that_is_replaced_between_two_trainings_is_seen(copy, table, expected, tmp_path):
+    before = squares(copy, table, tmp_path/'cache')
+    replace(copy/ONE, copy/OTHER)
+    now = known_contents(copy, list_photos(copy))
+    after = squares(copy, now, tmp_path/'cache')
+    assert same(before, expected) and same(after, expected | {ONE: expected[OTHER]})
+    assert (after[ONE] != before[ONE]).any() and fingerprint(now) != fingerprint(table)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('name', [ONE, JUDGED])
+def test_a_photo_that_is_replaced_before_its_first_reading_is_an_error(copy, table, tmp_path, workers, name):
+    made = two_sides(copy, table, tmp_path/'cache')
+    replace(copy/name, copy/OTHER)
+    with loaders(copy, table, made, workers) as dls:
+        with pytest.raises(ChangedPhoto, match=f'{name}.*has changed') as told: list(dls[name == JUDGED])
+        traceback.clear_frames(told.tb)  # they hold the workers
+
+
+def test_a_worker_says_in_one_line_that_a_photo_has_changed(copy, table, tmp_path):
+    made = two_sides(copy, table, tmp_path/'cache')
+    replace(copy/JUDGED, copy/OTHER)
+    with loaders(copy, table, made, 2) as dls:
+        with pytest.raises(ChangedPhoto) as told: list(dls.valid)
+        traceback.clear_frames(told.tb)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_a_photo_that_is_replaced_after_its_first_reading_stays_what_was_examined(copy, table, expected, tmp_path):
+    made = opened(copy, table, tmp_path/'cache')
+    read(made, copy, table)
+    replace(copy/ONE, copy/OTHER)
+    assert same(read(made, copy, table), expected)
+
+
+def test_a_photo_that_is_gone_before_its_first_reading_is_named(copy, table, tmp_path):
+    made = opened(copy, table, tmp_path/'cache')
+    (copy/ONE).unlink()
+    with pytest.raises(UnreadablePhoto, match=ONE): made(copy/ONE, SIDE)
+
+
+def test_photos_that_are_moved_or_renamed_keep_their_squares(data, table, expected, tmp_path):
+    filled(data, table, tmp_path)
+    renamed = table.assign(file=[f'autre/{o}' for o in table.file])
+    found = squares(NOWHERE, renamed, tmp_path)
+    assert same(found, {f'autre/{k}': v for k, v in expected.items()}) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_new_photos_alone_get_new_places(data, table, expected, tmp_path):
+    for part in (table[::3], table, table[::2]):
+        assert same(squares(data, part, tmp_path), {o: expected[o] for o in part.file})
+    assert sorted(SquareFile(o).photos for o in tmp_path.iterdir()) == [24, 48] and kept(tmp_path) == 72
+
+
+def with_digest(content, start, end):
+    "Lengthen a photo until its digest is one that begins and ends so."
+    longer = (content + o.to_bytes(3) for o in range(2**16))
+    return next(o for o in longer if (digest := hashlib.sha256(o).digest()).startswith(start) and digest.endswith(end))
+
+
+@pytest.fixture
+def odd(tmp_path):
+    "Photos of odd names and digests, and in each of four folders one that is there twice."
+    names, data = [b'caf\xe9\n.png', 'un été.png'.encode(), b'- a  b.png', b"'.png", b'\\n.png'], tmp_path/'odd \udce9'
+    for i, folder in enumerate(data/split/label for split in ('train', 'val') for label in ('a', 'b c')):
+        folder.mkdir(parents=True)
+        for j, name in enumerate(map(os.fsdecode, names)):
+            out, zeros = BytesIO(), {0: (b'\0', b''), 1: (b'', b'\0')}.get(j, (b'', b''))
+            Image.fromarray(np.random.default_rng([i, j]).integers(0, 256, (9, 30, 3), np.uint8)).save(out, 'PNG')
+            (folder/name).write_bytes(with_digest(out.getvalue(), *zeros))
+        shutil.copy(folder/name, folder/'again.png')
+    return data
+
+
+def test_odd_photos_are_kept(odd, tmp_path, capsys):
+    table = known_contents(odd, list_photos(odd))
+    assert len(table) == 24 and not table.reason.any() and sum(o.endswith('00') for o in table.digest) >= 4
+    cache, right = tmp_path/'cache \udce9', {o: pixels(odd/o, 24) for o in table.file}
+    for data in (odd, Path(NOWHERE)):
+        made = open_cache(data, [(24, table[table.split == o]) for o in ('train', 'val')], cache)  # of one side
+        assert same({o: made(data/o, 24) for o in table.file}, right)
+    [file] = cache.iterdir()
+    assert kept(cache) == 20 == SquareFile(file).photos and not capsys.readouterr().err
+
+
+def test_a_training_on_odd_photos(odd, tmp_path):
+    for name in ('cold', 'warm'): trained(odd, tmp_path, name, cache=tmp_path/'cache \udce9', batch_size=6)
+    cold, warm = ((tmp_path/o/'predictions-val.csv').read_bytes() for o in ('cold', 'warm'))
+    assert cold == warm and kept(tmp_path/'cache \udce9') == 20
+
+
+def test_what_has_no_place_is_read_as_it_is(data, table, expected, tmp_path):
+    made, other = opened(data, table[table.split == 'val'], tmp_path/'cache'), tmp_path/'0002.jpg'
+    shutil.copy(data/ONE, other)
+    for o in (data/ONE, other, str(other), other.read_bytes()): assert np.array_equal(made(o, SIDE), expected[ONE])
+    assert np.array_equal(made(data/JUDGED, 20), pixels(data/JUDGED, 20)) and kept(tmp_path/'cache') == 0
+
+
+def test_a_photo_elsewhere_is_not_taken_for_one_of_the_same_name(data, table, expected, tmp_path, monkeypatch):
+    made = opened(data, table, tmp_path/'cache')
+    read(made, data, table)
+    (tmp_path/ONE).parent.mkdir(parents=True)
+    shutil.copy(data/OTHER, tmp_path/ONE)
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(made(ONE, SIDE), expected[OTHER])
+
+
+def test_data_may_be_the_working_folder(data, table, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(data)
+    assert same(squares('.', table, tmp_path), expected) and kept(tmp_path) == 72
+
+
+def test_the_cache_is_listed_and_cleared_under_a_training(home, data, expected):
+    table = known_contents(data, list_photos(data))
+    file = filled(data, table, home/'squares')
+    made, before, told = opened(NOWHERE, table, 'auto'), tree(home), typed('cache')
+    assert told.returncode == 0 and f'{SIDE:>6} ' in told.stdout and file.stem.split('-')[1] in told.stdout
+    assert '1 data set,' in told.stdout and str(home/'squares') in told.stdout and tree(home) == before
+    told = typed('cache', '--clear')
+    assert told.returncode == 0 and 'removed' in told.stdout and not [o for o in home.rglob('*') if o.is_file()]
+    assert same(read(made, NOWHERE, table), expected)
+    assert 'nothing is kept' in typed('cache').stdout
+
+
+def test_a_place_is_filled_after_the_cache_was_cleared(home, data, table, expected, monkeypatch):
+    made = opened(data, table, 'auto')
+    assert typed('cache', '--clear').returncode == 0 and not any((home/'squares').iterdir())
+    files = counted(monkeypatch)
+    for _ in range(2): assert same(read(made, data, table), expected)
+    assert len(files) == 72
+
+
+def test_clearing_a_folder_removes_squares_and_nothing_else(home, data, table, tmp_path):
+    folder = tmp_path/'cache'
+    filled(data, table, folder)
+    known_contents(data, table[['file', 'label', 'split']])
+    (folder/'notes.txt').touch()
+    (folder/f'.{"0" * 16}.new').touch()  # as a process leaves that was killed when it made a file
+    (folder/'.run.new').mkdir()  # as a training leaves that was killed when it began a run here
+    told = typed('cache', '--clear', '--folder', folder)
+    assert told.returncode == 0 and sorted(o.name for o in folder.iterdir()) == ['.run.new', 'notes.txt'], told
+    assert len(list((home/'contents').iterdir())) == 1
+
+
+def test_a_cache_that_is_not_there(home, tmp_path):
+    told = typed('cache', '--folder', tmp_path/'nowhere')
+    assert told.returncode == 1 and 'no such folder' in told.stderr
+    for o in ([], ['--clear']): assert typed('cache', *o).returncode == 0 and not home.exists()

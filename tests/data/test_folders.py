@@ -1,0 +1,127 @@
+"What is wrong with a data set is said at once, and nothing in it is ever changed."
+import os
+
+import pytest
+
+from basegun_fastai.data.contents import examine, fingerprint, unreadable_lines
+from basegun_fastai.core import BasegunError
+from basegun_fastai.data.folders import ignored_files, layout_faults, list_photos
+
+
+def replaced(file, content):
+    file.unlink()
+    file.write_bytes(content)
+
+
+def test_a_good_data_set_has_no_faults(data):
+    assert layout_faults(data) == [] and ignored_files(data) == [] and unreadable_lines(examine(data, list_photos(data))) == ''
+
+
+def test_a_missing_folder_names_its_neighbours(data):
+    [fault] = layout_faults(data.with_name('les donnees'))
+    assert f"did you mean '{data}'" in fault
+
+
+@pytest.mark.parametrize('name', ['train', 'val'])
+def test_a_missing_split_names_the_folders_that_are_there(copy, name):
+    (copy/name).rename(copy/'validation')
+    [fault] = layout_faults(copy)
+    assert f'no {name}/' in fault and "'validation'" in fault
+
+
+def test_all_faults_are_told_at_once(copy):
+    (copy/'train'/'revolver').rename(copy/'train'/'Revolver')
+    for o in (copy/'val'/'epaule_a_pompe').iterdir(): o.unlink()
+    (copy/'train'/'epaule_a_verrou'/'vieux').mkdir()
+    faults = '\n'.join(layout_faults(copy))
+    for part in ("class 'Revolver' is in train/ but not in val/", "class 'revolver' is in val/ but not in train/",
+                 "epaule_a_pompe' holds no photo", "vieux' is a folder inside a class"): assert part in faults
+    with pytest.raises(BasegunError) as found: list_photos(copy)
+    assert str(found.value) == faults
+
+
+def test_one_class_is_not_enough(copy):
+    import shutil
+    for split in ('train', 'val'):
+        for o in list((copy/split).iterdir()):
+            if o.name != 'revolver': shutil.rmtree(o)
+    [fault] = layout_faults(copy)
+    assert "1 class folder: 'revolver'" in fault
+
+
+def test_hidden_and_loose_files_are_left_aside_and_named(copy):
+    (copy/'train'/'revolver'/'.DS_Store').touch()
+    (copy/'train'/'liste.txt').touch()
+    os.mkfifo(copy/'val'/'revolver'/'pipe')
+    assert ignored_files(copy) == ['train/liste.txt', 'train/revolver/.DS_Store', 'val/revolver/pipe']
+    assert len(list_photos(copy)) == len(list_photos(copy.parent/'copy')) == 48 + 24
+
+
+def test_unreadable_photos_are_named_with_their_reason(copy):
+    replaced(copy/'train'/'revolver'/'0004.jpg', b'')
+    replaced(copy/'val'/'revolver'/'0003.png', b'not a photo')
+    whole = (copy/'train'/'epaule_a_pompe'/'0005.jpg').read_bytes()
+    replaced(copy/'train'/'epaule_a_pompe'/'0005.jpg', whole[:len(whole) // 2])
+    lines = unreadable_lines(examine(copy, list_photos(copy))).splitlines()
+    assert [o.split(':')[0].strip() for o in lines] == ['train/epaule_a_pompe/0005.jpg', 'train/revolver/0004.jpg', 'val/revolver/0003.png']
+    assert 'truncated' in lines[0] and 'empty' in lines[1] and 'none of' in lines[2]
+    assert unreadable_lines(examine(copy, list_photos(copy)), limit=1).endswith('and 2 more')
+
+
+def test_a_link_to_nowhere_is_left_aside(copy):
+    file = copy/'train'/'revolver'/'0005.jpg'
+    file.unlink()
+    file.symlink_to(copy/'nowhere')
+    assert 'train/revolver/0005.jpg' not in list_photos(copy).file.tolist() and 'train/revolver/0005.jpg' in ignored_files(copy)
+
+
+def test_the_fingerprint_sees_a_photo_replaced_under_its_name(copy):
+    before = fingerprint(examine(copy, list_photos(copy)))
+    assert fingerprint(examine(copy, list_photos(copy), workers=1)) == before
+    replaced(copy/'train'/'revolver'/'0005.jpg', (copy/'train'/'revolver'/'0006.jpg').read_bytes())
+    assert fingerprint(examine(copy, list_photos(copy))) != before
+
+
+def test_labelled_photos_of_a_flat_folder(data, tmp_path):
+    assert (list_photos(data/'val', 'classes').label == list_photos(data, 'classes').label).all()
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(BasegunError, match='no class folder'): list_photos(tmp_path/'empty', 'classes')
+
+
+MAC, LINUX = 'pistolet a\u0300 percussion', 'pistolet à percussion'
+
+
+def test_a_class_from_a_mac_and_one_from_linux_are_one(copy):
+    (copy/'train'/'revolver').rename(copy/'train'/MAC)
+    (copy/'val'/'revolver').rename(copy/'val'/LINUX)
+    assert layout_faults(copy) == []
+    table = list_photos(copy)
+    assert LINUX in set(table.label) and MAC not in set(table.label) and len(table) == 48 + 24
+    assert all(part.label.is_monotonic_increasing for _, part in table.groupby('split'))
+    first = table.file[table.label == LINUX].iloc[0]
+    assert (copy/first).is_file() and f'train/{MAC}/' in first
+
+
+def test_a_class_in_both_forms_in_one_folder_is_an_error(copy):
+    (copy/'train'/'revolver').rename(copy/'train'/LINUX)
+    (copy/'val'/'revolver').rename(copy/'val'/LINUX)
+    (copy/'train'/'epaule_a_pompe').rename(copy/'train'/MAC)
+    [fault] = [o for o in layout_faults(copy) if 'twice' in o]
+    assert f"class '{LINUX}' twice" in fault and 'NFC' in fault and 'NFD' in fault and 'move the photos' in fault
+    with pytest.raises(BasegunError, match='twice'): list_photos(copy/'train', 'classes')
+
+
+@pytest.mark.parametrize(('name', 'says'), [
+    ('Revolver', 'they differ by case'), ('revolver ', "'revolver ' has a blank at an end"),
+    ('revolver.', "'revolver.' has a dot at its end"), ('revol\u200bver', "'revol\u200bver' has 'ZERO WIDTH SPACE'"),
+    ('ｒevolver', 'they differ by letters that look alike')])
+def test_a_class_that_only_looks_the_same_says_by_what_it_differs(copy, name, says):
+    (copy/'val'/'revolver').rename(copy/'val'/name)
+    faults = layout_faults(copy)
+    assert len(faults) == 2 and all(f'looks the same: {says}; give both folders one name' in o for o in faults)
+
+
+def test_blanks_that_look_alike_are_named(copy):
+    for split, name in (('train', 'fusil à pompe'), ('val', 'fusil à\u00a0pompe')):
+        (copy/split/'revolver').rename(copy/split/name)
+    assert "'fusil à\u00a0pompe' has 'NO-BREAK SPACE'" in layout_faults(copy)[0]

@@ -1,0 +1,102 @@
+"The page of `check` says what `--json` says, in a real browser."
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from conftest import typed
+from PIL import Image
+
+CLASSES = ['autre_pistolet', 'epaule_a_levier_sous_garde', 'epaule_a_pompe', 'epaule_a_un_coup_par_canon', 'epaule_a_verrou', 'epaule_mecanisme_ancien',
+           'epaule_semi_auto_style_chasse', 'epaule_semi_auto_style_militaire_milieu_20e', 'pistolet_mecanisme_ancien',
+           'pistolet_semi_auto_moderne', 'revolver', 'semi_auto_style_militaire_autre_avec_un_nom_de_classe_vraiment_tres_long']
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+    "A report on 12 classes with long names and faults of most kinds; returns its file and what `--json` says."
+    import numpy as np
+
+    from basegun_fastai.data.demo import GUNS, draw_photo
+    out = tmp_path_factory.mktemp('été & <b>')
+    for split, n in dict(train=7, val=4).items():
+        for c, label in enumerate(CLASSES):
+            (out/'data'/split/label).mkdir(parents=True)
+            for i in range(n + c % 3):
+                draw_photo(list(GUNS)[c % 6], np.random.default_rng([n, c, i]), (320, 240)).save(out/'data'/split/label/f'une photo, {i}.jpg')
+    data = out/'data'
+    shutil.copy(data/'train'/'revolver'/'une photo, 0.jpg', data/'val'/'revolver'/'<script>alert(1)</script>.jpg'.replace('/', '_'))
+    shutil.copy(data/'train'/'revolver'/'une photo, 1.jpg', data/'train'/'autre_pistolet'/('long ' * 40 + '.jpg'))
+    Image.open(data/'train'/'revolver'/'une photo, 2.jpg').convert('L').save(data/'val'/'revolver'/'grey.jpg')
+    (data/'val'/'revolver'/'bad.jpg').write_bytes(b'x')
+    (data/'val'/'revolver'/os.fsdecode(b'caf\xe9\n.jpg')).write_bytes(b'')
+    Image.new('RGB', (300, 200), 'white').save(data/'train'/'revolver'/'white.png')
+    for i in range(4): shutil.copy(data/'train'/'revolver'/'une photo, 4.jpg', data/'train'/'revolver'/f'again {i}.jpg')
+    (data/'val'/'vide').mkdir()
+    told = typed('check', data, '--json', out/'found.json', '--report', out/'page.html')
+    assert told.returncode == 1 and 'Traceback' not in told.stderr
+    return out/'page.html', json.loads((out/'found.json').read_text())
+
+
+def browsed(url, tmp_path, width=1200):
+    "Open a page in headless Chromium, and return what became of it."
+    chromium = shutil.which('chromium')
+    if not chromium: pytest.skip('no chromium: apt-get install chromium')
+    flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+             '--disable-component-update --disable-sync --virtual-time-budget=5000').split()
+    return subprocess.run([chromium, *flags, f'--user-data-dir={tmp_path}/browser', f'--window-size={width},900', '--dump-dom', url],
+                          capture_output=True, text=True, timeout=120).stdout
+
+
+class Numbers(HTMLParser):
+    "Collect the texts that a page marks as numbers, and its pictures."
+
+    def __init__(self, text):
+        super().__init__()
+        self.key, self.found, self.pairs, self.pictures, self.tags = None, {}, [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        o = dict(attributes)
+        self.tags.add(tag)
+        self.key = o.get('id') or tuple(v for k, v in o.items() if k.startswith('data-')) or None
+        if 'data-pair' in o: self.pairs.append(o['data-pair'])
+        if tag == 'img': self.pictures.append(o['src'])
+
+    def handle_data(self, text):
+        if self.key and text.strip().isdigit(): self.found[self.key] = int(text)
+
+
+def test_the_numbers_of_the_page_are_those_of_json(page, tmp_path):
+    file, found = page
+    shown = Numbers(browsed(file.as_uri(), tmp_path))
+    for key in ('photos', 'ok', 'warned', 'refused'): assert shown.found[key] == found[key]
+    labels = sorted({*found['counts']['train'], *found['counts']['val']})
+    for split in ('train', 'val'):
+        for label in labels: assert shown.found[split, label] == found['counts'][split].get(label, 0)
+    for level in ('error', 'warning'):
+        for kind in {o['kind'] for o in found['problems'] if o['level'] == level}:
+            assert shown.found[level, kind] == sum((o['level'], o['kind']) == (level, kind) for o in found['problems'])
+    pictured = {'leak', 'conflict', 'near-duplicate', 'blank', 'repeated'}
+    assert sorted(shown.pairs) == sorted(o['kind'] for o in found['problems'] if o['kind'] in pictured)
+    assert pictured | {'unreadable', 'class-mismatch', 'few-val'} <= {o['kind'] for o in found['problems']}
+
+
+def test_the_page_needs_nothing_but_itself_and_runs_nothing(page):
+    text = page[0].read_text(errors='surrogateescape')
+    shown = Numbers(text)
+    assert 'script' not in shown.tags and not re.search(r'(src|href)="(?!data:image/jpeg)', text) and '&lt;script&gt;' in text
+    assert len(shown.pictures) >= sum(page[1]['counts']['val'].values())
+
+
+@pytest.mark.parametrize('width', [390, 1200])
+def test_nothing_sticks_out_of_the_page(page, tmp_path, width):
+    inside = html.escape(page[0].read_text(errors='replace'))
+    (tmp_path/'frame.html').write_text(f'''<iframe width="{width}" height="800" style="border:0" srcdoc="{inside}"></iframe><p id="wide">0</p><script>
+        const frame = document.querySelector('iframe');
+        frame.onload = () => document.querySelector('#wide').textContent = frame.contentDocument.documentElement.scrollWidth</script>''')
+    assert Numbers(browsed((tmp_path/'frame.html').as_uri(), tmp_path, 1400)).found['wide'] in range(300, width + 1)

@@ -1,0 +1,136 @@
+"One photo may kill the process that reads it, and no more."
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from basegun_fastai.data.reading import Readers, answer, answers
+
+CRASHES = '''
+import os, signal, time
+from PIL import PngImagePlugin
+plain = PngImagePlugin.PngImageFile.load
+def load(self):
+    if self.size == (61, 20): os.kill(os.getpid(), signal.SIGSEGV)
+    if self.size == (62, 20):
+        while True: sum(range(10**6))
+    if self.size == (63, 20): os._exit(7)
+    return plain(self)
+PngImagePlugin.PngImageFile.load = load
+'''
+
+
+@pytest.fixture
+def photos(tmp_path):
+    "Forty photos of different widths."
+    (tmp_path/'des photos').mkdir()
+    for i in range(40): Image.new('RGB', (60 + i, 20), (6 * i, 90, 0)).save(tmp_path/'des photos'/f'{i:02d}.png')
+    return tmp_path/'des photos'
+
+
+@pytest.fixture
+def crashing(tmp_path, monkeypatch):
+    "A decoder that dies of photos of three widths, as a library with a bug does, in the processes that read."
+    (tmp_path/'site').mkdir()
+    (tmp_path/'site'/'sitecustomize.py').write_text(CRASHES)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path/'site'))
+
+
+def names(folder): return sorted(o.name for o in folder.iterdir())
+
+
+@pytest.mark.parametrize('workers', [1, 2, 5])
+def test_answers_come_in_order_whatever_the_number_of_processes(photos, workers):
+    assert [o['width'] for o in answers(photos, names(photos), workers=workers)] == list(range(60, 100))
+
+
+@pytest.mark.usefixtures('crashing')
+def test_a_decoder_that_crashes_or_hangs_costs_one_photo_each(photos):
+    found = list(answers(photos, names(photos), workers=2, seconds=1))
+    assert [o['reason'] for o in found[1:4]] == ['it crashes the decoder (SIGSEGV)', 'reading it takes more than 1 seconds', 'it crashes the decoder (exit code 7)']
+    assert [o.get('width') for o in found] == [60, None, None, None, *range(64, 100)]
+
+
+@pytest.mark.usefixtures('crashing')
+def test_check_reports_a_photo_that_crashes_the_decoder_and_goes_on(photos, tmp_path):
+    import json
+    for split in ('train', 'val'):
+        for label in ('a', 'b'): (tmp_path/'data'/split/label).mkdir(parents=True)
+    for i, o in enumerate(sorted(photos.iterdir())): o.rename(tmp_path/'data'/('train', 'val')[i % 2]/'ab'[i // 2 % 2]/o.name)
+    code = "import basegun_fastai.data.reading as r; r.MAX_SECONDS = 1; from basegun_fastai.cli import main; main()"
+    told = subprocess.run([sys.executable, '-c', code, 'check', tmp_path/'data', '--json', tmp_path/'found.json'], capture_output=True, text=True, timeout=120)
+    found = json.loads((tmp_path/'found.json').read_text())
+    reasons = sorted(o['message'].split(': ')[1] for o in found['problems'] if o['kind'] == 'unreadable')
+    assert told.returncode == 1 and len(reasons) == 3 and 'SIGSEGV' in reasons[0] and 'exit code 7' in reasons[1] and 'more than 1' in reasons[2], told
+    assert found['photos'] == 40 and found['refused'] == 3
+
+
+def test_a_photo_that_takes_too_much_memory_is_an_error(photos, monkeypatch):
+    from basegun_fastai.data.reading import TASKS
+    def greedy(_): return bytearray(2**50)
+    monkeypatch.setitem(TASKS, 'examine', greedy)
+    with pytest.raises(MemoryError): answer(photos/'00.png')
+    Image.new('L', (7900, 7900)).save(photos/'99.png')
+    code = 'import basegun_fastai.data.reading as r; r.MAX_MEMORY = 2**26; r.run_worker()'
+    told = subprocess.run([sys.executable, '-c', code, photos, 'examine', '60'], input='"99.png"\n"00.png"\n', capture_output=True, text=True, timeout=60)
+    large, small = told.stdout.splitlines()[1:]
+    assert 'more memory than there is' in large and '"width": 60' in small
+
+
+def test_files_that_are_no_photos_are_answered_at_once(photos):
+    os.mkfifo(photos/'pipe')
+    (photos/'loop').symlink_to('loop')
+    (photos/'new\nline').write_text('x')
+    (photos/os.fsdecode(b'caf\xe9')).write_bytes((photos/'00.png').read_bytes())
+    found = list(answers(photos, ['pipe', 'loop', 'gone', 'new\nline', os.fsdecode(b'caf\xe9'), '.'], seconds=20))
+    assert ['reason' in o for o in found] == [True, True, True, True, False, True]
+
+
+def test_a_process_that_does_not_start_says_why(photos, tmp_path, monkeypatch):
+    (tmp_path/'site').mkdir()
+    (tmp_path/'site'/'sitecustomize.py').write_text('import sys; sys.modules["PIL"] = None')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path/'site'))
+    with pytest.raises(RuntimeError, match='does not start(.|\n)*PIL'): list(answers(photos, names(photos)))
+
+
+def test_files_of_the_working_folder_are_not_imported(photos, monkeypatch):
+    (photos/'signal.py').write_text('raise SystemExit("the wrong module")')
+    monkeypatch.chdir(photos)
+    assert next(iter(answers(photos, ['00.png'])))['width'] == 60
+
+
+def children(process=None):
+    "Numbers of the processes that any thread of a process has started."
+    return {o for file in Path(f'/proc/{process or os.getpid()}/task').glob('*/children') for o in file.read_text().split()}
+
+
+def test_no_process_outlives_its_use(photos):
+    before = children()
+    list(answers(photos, names(photos), workers=2))
+    found = answers(photos, names(photos), workers=2)
+    next(found)
+    found.close()
+    with pytest.raises(ZeroDivisionError), Readers(photos) as readers: next(readers.answers(names(photos)))['width'] / 0
+    assert children() <= before
+
+
+@pytest.mark.usefixtures('crashing')
+def test_an_interruption_ends_a_check_and_its_processes_at_once(photos, tmp_path):
+    data = tmp_path/'data'
+    for split in ('train', 'val'):
+        for label in ('a', 'b'):
+            (data/split/label).mkdir(parents=True)
+            (data/split/label/f'{split}{label}.png').write_bytes((photos/'02.png').read_bytes())  # one that hangs the decoder
+    with subprocess.Popen([sys.executable, '-c', 'from basegun_fastai.cli import main; main()', 'check', data], stderr=subprocess.PIPE, text=True) as process:
+        assert 'reading 4 photos' in process.stderr.readline()
+        started = time.monotonic()
+        while not (readers := children(process.pid)) and time.monotonic() < started + 20: threading.Event().wait(.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 143
+    assert readers and not [o for o in readers if Path(f'/proc/{o}').exists()]

@@ -1,0 +1,92 @@
+"The trials: what they find, and that they try what the training will do."
+import pytest
+import torch
+from fastai.callback.core import Callback
+
+from basegun_fastai.core import BasegunError, Run
+from basegun_fastai.training.fit import Stage, fit, largest_power_of_two, plan_stages, find_rate, trial_step
+from basegun_fastai.model.loaders import dataloaders, seed_all
+from basegun_fastai.model.learner import architecture, learner
+
+MADE = architecture('test_efficientnet', size=32)
+
+
+@pytest.fixture
+def learn(data): return learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, 'none')
+
+
+@pytest.mark.parametrize('limit', [0, 1, 2, 3, 63, 64, 65, 5000])
+def test_the_largest_power_of_two_is_found_from_below(limit):
+    tried = []
+    def fits(size): return tried.append(size) or size <= limit
+    found = largest_power_of_two(fits, 1024)
+    assert found == max([0] + [2 ** o for o in range(1, 11) if 2 ** o <= limit])
+    assert tried == sorted(tried) and sum(o > limit for o in tried) <= 1
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('stage', ['head', 'fine-tune'])
+def test_a_trial_step_has_the_final_size_and_leaves_the_learner_alone(learn, stage, precision):
+    sizes, before = [], {k: v.clone() for k, v in learn.model.state_dict().items()}
+    learn.model[0].register_forward_pre_hook(lambda m, x: sizes.append((tuple(x[0].shape), m.training)))
+    trial_step(learn, Stage(stage, 1, 0., .1, precision), MADE.before_crop, 4)
+    assert {o for o in sizes if o[0][0] == 4} == {((4, 3, MADE.size, MADE.size), stage != 'head')} and len(sizes) >= 2
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_stages_without_epochs_are_left_out():
+    assert [o.name for o in plan_stages(0, 3, .01, True)] == ['fine-tune'] and [o.name for o in plan_stages(3, 0, .01, True)] == ['head']
+    assert plan_stages(0, 3, .01, False)[0].rate == .01 and isinstance(plan_stages(0, 3, .01, True)[0].rate, slice)
+
+
+def test_a_finder_that_cannot_see_a_rate_work_says_so(learn):
+    learn.loss_func = lambda pred, target: pred.sum() * torch.tensor(float('nan')) + target.sum() * 0
+    with pytest.raises(BasegunError, match='--lr 0.005'): find_rate(learn)
+
+
+# The mean of the weights
+
+@pytest.fixture
+def trained(data, weights, tmp_path):
+    "Train two epochs of the whole network on weights from a file, with or without the mean."
+    def train(average, *callbacks):
+        run = Run(tmp_path/f'{average}')
+        run.path.mkdir()
+        seed_all(1, 0)
+        learn = learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, weights)
+        learn.add_cbs(callbacks)
+        return learn, fit(learn, [Stage('fine-tune', 2, .001, .01, average=average)], run, 1, 'now')
+    return train
+
+
+def test_what_is_judged_and_kept_is_the_mean_over_the_steps(trained):
+    class Seen(Callback):
+        steps = []
+        def after_step(self): self.steps.append({k: v.detach().clone() for k, v in self.model.named_parameters()})
+    learn, memory = trained(True, Seen())
+    n = len(Seen.steps) * memory.best['epoch'] // 2
+    for name in Seen.steps[0]:
+        mean = torch.stack([o[name].double() for o in Seen.steps[:n]]).mean(0).float()
+        assert torch.allclose(memory.best['weights'][name], mean, atol=1e-6), name
+        assert torch.equal(dict(learn.model.named_parameters())[name], Seen.steps[-1][name]), name
+
+
+def test_the_mean_changes_what_is_judged_but_not_how_it_is_trained(trained):
+    mean, last = (trained(o)[1].rows for o in (True, False))
+    assert [o['train_loss'] for o in mean] == [o['train_loss'] for o in last]
+    assert [o['val_loss'] for o in mean] != [o['val_loss'] for o in last]
+
+
+def test_epochs_of_a_pretrained_network_are_compared_at_their_best_temperature(trained):
+    class Logits(Callback):
+        epochs = []
+        def before_validate(self): self.epochs.append([])
+        def after_batch(self):
+            if not self.training: self.epochs[-1].append((self.pred.detach().clone(), self.yb[0].clone()))
+    _, memory = trained(True, Logits())
+    losses = []
+    for epoch in Logits.epochs:
+        logits, labels = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*epoch, strict=True))
+        losses.append(min(torch.nn.functional.cross_entropy(logits / t, labels.long()).item() for t in torch.logspace(-2, 2, 2001)))
+    assert memory.best['epoch'] == losses.index(min(losses)) + 1 and memory.best['compared_loss'] == pytest.approx(min(losses), abs=1e-5)
+    assert memory.best['compared_loss'] < memory.best['val_loss']

@@ -1,0 +1,348 @@
+"Mistakes: which photos are shown, how the sheets look, which labels are suspected, and what is asked of a CSV of groups."
+import os
+import sys
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from basegun_fastai.trust import mistakes
+from basegun_fastai.core import BasegunError
+from basegun_fastai.trust.mistakes import confused_pairs, contact_sheet, read_groups, suspect_labels, write_sheets
+
+CLASSES = ['autre_pistolet', 'fusil', 'revolver']
+
+
+def table(said, classes=CLASSES):
+    "Rows of (file, label, predicted, confidence); the rest is left to the label."
+    rows = []
+    for file, label, predicted, confidence in said:
+        probabilities = dict.fromkeys(classes, 0.) | {label: 1 - confidence} | {predicted: confidence}
+        rows.append([file, label, predicted, confidence, *probabilities.values()])
+    return pd.DataFrame(rows, columns=['file', 'label', 'predicted', 'confidence', *classes])
+
+
+def judged(labels, probabilities, classes):
+    classes = np.array(list(classes), object)
+    front = pd.DataFrame(dict(file=[f'{i:05d}.jpg' for i in range(len(labels))], label=classes[labels],
+                              predicted=classes[probabilities.argmax(1)], confidence=probabilities.max(1)))
+    return pd.concat([front, pd.DataFrame(probabilities, columns=classes)], axis=1)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    "Wide, tall, square and tiny photos, each of one colour."
+    out = tmp_path/'photos'
+    out.mkdir()
+    for i in range(61):
+        size = [(400, 100), (100, 400), (300, 300), (20, 10)][i % 4]
+        Image.new('RGB', size, [(200, 30, 30), (30, 160, 30), (30, 30, 200), (160, 100, 0)][i % 4]).save(out/f'{i:02d}.png')
+    return out
+
+
+def confused(n, **changed):
+    return table([(changed.get(f'n{i}', f'{i:02d}.png'), 'autre_pistolet', 'revolver', .99 - .005 * i) for i in range(n)])
+
+
+def opened(content):
+    image = Image.open(BytesIO(content))
+    image.load()
+    assert image.format == 'JPEG'
+    return image
+
+
+def of_colour(image, colour):
+    "Box and count of the pixels near a colour."
+    near = (np.abs(np.asarray(image.convert('RGB')).astype(int) - colour) < 40).all(2)
+    y, x = np.nonzero(near)
+    return (x.min(), y.min(), x.max() + 1, y.max() + 1) if len(x) else None, int(near.sum())
+
+
+# Pairs
+
+def test_pairs_go_by_number_and_photos_by_confidence():
+    rows = table([('1', 'fusil', 'revolver', .6), ('2', 'revolver', 'fusil', .8), ('3', 'fusil', 'revolver', .9), ('4', 'fusil', 'fusil', .95),
+                  ('5', 'autre_pistolet', 'fusil', .7), ('6', 'fusil', 'revolver', .9)]).set_index(pd.Index([9, 9, 3, 1, 0, 5]))
+    pairs = confused_pairs(rows)
+    assert list(pairs) == [('fusil', 'revolver'), ('autre_pistolet', 'fusil'), ('revolver', 'fusil')]
+    assert pairs['fusil', 'revolver'].file.tolist() == ['3', '6', '1']
+    assert list(pairs['fusil', 'revolver'].columns) == list(rows.columns)
+    assert confused_pairs(rows[rows.file == '4']) == {} == confused_pairs(rows[:0])
+
+
+def test_classes_may_be_named_like_columns():
+    classes = ['confidence', 'file', 'label', 'predicted']
+    rows = pd.DataFrame([['1', 'file', 'label', .6, .0, .4, .6, .0], ['2', 'predicted', 'predicted', .9, .0, .0, .1, .9]],
+                        columns=['file', 'label', 'predicted', 'confidence', *classes])
+    ((pair, part),) = confused_pairs(rows).items()
+    assert pair == ('file', 'label') and part.iloc[0, 0] == '1'
+    assert suspect_labels(rows, classes).columns.tolist() == ['file', 'label', 'suggested', 'quality', 'confidence']
+
+
+# Sheets
+
+def test_a_sheet_shows_whole_photos_in_order(photos):
+    image = opened(contact_sheet(photos, confused(4), 'four'))
+    assert image.width == 4 * 140 + 12
+    boxes = [of_colour(image, o)[0] for o in ((200, 30, 30), (30, 160, 30), (30, 30, 200), (160, 100, 0))]
+    assert [o[0] for o in boxes] == sorted(o[0] for o in boxes)
+    for (left, top, right, bottom), shape in zip(boxes, [(128, 32), (32, 128), (128, 128), (128, 64)], strict=True):
+        assert abs(right - left - shape[0]) <= 2 and abs(bottom - top - shape[1]) <= 2
+    assert len({(a[1] + a[3]) // 2 // 2 for a in boxes}) == 1  # on one line
+    assert np.asarray(image)[-5:].min() > 240  # white ground
+
+
+def test_what_is_written_under_a_photo(photos, monkeypatch):
+    written = []
+    draw = mistakes.ImageDraw.ImageDraw
+    real = draw.text
+    monkeypatch.setattr(draw, 'text', lambda self, at, text, *rest, **k: (written.append((at, text)), real(self, at, text, *rest, **k))[1])
+    names = dict(n1='é' * 120 + '.png', n2='\u202ea\n\udce9.png', n3='枪.png', n4='sub/e\u0301t\u00e9.png')
+    for name in list(names.values())[:3]: Image.new('RGB', (9, 9)).save(photos/name, 'PNG')
+    contact_sheet(photos, confused(5, **names), 'autre_pistolet, taken for revolver: 5 photos')
+    texts = [o for _, o in written]
+    assert texts[:4] == ['autre_pistolet, taken for revolver: 5 photos', '0.99', 'true class 0.01', '00.png']
+    assert {r'\u202ea\n\udce9.png', r'\u67aa.png', 'été.png'} < set(texts)
+    long, = [o for o in texts if '…' in o]
+    assert long.startswith('ééé') and long.endswith('é.png') and 8 < len(long) < 40
+    assert 'No such file or' in ' '.join(texts)
+    assert not any(o.startswith('and ') for o in texts)
+
+
+def test_a_sheet_of_61_photos_says_that_one_is_left_out(photos, monkeypatch):
+    written = []
+    real = mistakes.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(mistakes.ImageDraw.ImageDraw, 'text', lambda self, *a, **k: (written.append(a[1]), real(self, *a, **k))[1])
+    image = opened(contact_sheet(photos, confused(61), 'many'))
+    assert written[-1].startswith('and 1 more') and '59.png' in written and '60.png' not in written
+    assert image.width == 8 * 140 + 12
+    sixty = opened(contact_sheet(photos, confused(60), 'many'))
+    assert 'more' not in written[-1] and sixty.height == image.height - 32
+
+
+def test_nothing_on_a_sheet_lies_over_anything_else(photos, monkeypatch):
+    boxes = []
+    real, paste = mistakes.ImageDraw.ImageDraw.text, Image.Image.paste
+
+    def text(self, at, text, fill, font, anchor='la'):
+        boxes.append(self.textbbox(at, text, font, anchor))
+        real(self, at, text, fill, font, anchor=anchor)
+
+    def pasted(self, picture, at):
+        boxes.append((*at, at[0] + picture.width, at[1] + picture.height))
+        paste(self, picture, at)
+    monkeypatch.setattr(mistakes.ImageDraw.ImageDraw, 'text', text)
+    monkeypatch.setattr(Image.Image, 'paste', pasted)
+    part = confused(61, n7='Éàgjpqy_' * 30 + '.png', n8='W' * 200, n9='/'.join('ab'))
+    part.iloc[3, 3] = 1.
+    answers = mistakes.answers
+    monkeypatch.setattr(mistakes, 'answers', lambda *a: [dict(reason='Ég ' * 400) if i == 10 else o for i, o in enumerate(answers(*a))])
+    image = opened(contact_sheet(photos, part, f"{'W' * 250}, taken for {'une arme très longue ' * 12}: 61 photos"))
+    assert len(boxes) > 60 * 4
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        assert 0 <= left and 0 <= top and right <= image.width and bottom <= image.height
+        for other in boxes[:i]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top, (boxes[i], other)
+
+
+def test_a_sheet_of_no_photo_or_one(photos):
+    assert opened(contact_sheet(photos, confused(0), 'none')).height < 80
+    one = opened(contact_sheet(photos, confused(1), 'one'))
+    assert of_colour(one, (200, 30, 30))[1] > 3000
+
+
+def test_photos_that_cannot_be_read_keep_their_place(photos):
+    (photos/'01.png').write_bytes(b'\x89PNG\r\n\x1a\nbroken')
+    (photos/'02.png').unlink()
+    os.mkfifo(photos/'02.png')
+    image = opened(contact_sheet(photos, confused(4), 'four'))
+    assert of_colour(image, (30, 160, 30))[1] == 0 and of_colour(image, (160, 100, 0))[1] > 3000
+    assert np.asarray(image.crop((152, 50, 280, 170))).min() < 200  # a frame and its reason
+
+
+def test_a_sheet_for_each_pair(photos, tmp_path):
+    rows = table([('00.png', 'fusil', 'revolver', .6), ('01.png', 'revolver', 'fusil', .8), ('02.png', 'fusil', 'revolver', .9), ('03.png', 'fusil', 'fusil', 1)])
+    before = {o: o.stat().st_mtime_ns for o in photos.iterdir()}
+    out = tmp_path/'out'
+    (out/'confused').mkdir(parents=True)
+    for name in ('revolver as autre_pistolet.jpg', '.a as b.jpg.7.tmp', 'notes.txt'): (out/'confused'/name).touch()
+    written = write_sheets(photos, rows, out)
+    assert [o.name for o in written] == ['fusil as revolver.jpg', 'revolver as fusil.jpg']
+    assert {o.name for o in (out/'confused').iterdir()} == {'fusil as revolver.jpg', 'revolver as fusil.jpg', 'notes.txt'}
+    first = opened(written[0].read_bytes())
+    assert of_colour(first, (30, 30, 200))[0][0] < of_colour(first, (200, 30, 30))[0][0]  # the surest mistake comes first
+    assert {o: o.stat().st_mtime_ns for o in photos.iterdir()} == before
+
+
+def test_nothing_is_made_where_nothing_is_confused(photos, tmp_path):
+    out = tmp_path/'out'
+    out.mkdir()
+    assert write_sheets(photos, table([('00.png', 'fusil', 'fusil', .6)]), out) == [] and not list(out.iterdir())
+
+
+def test_any_class_name_makes_a_file_of_its_own(photos, tmp_path):
+    pairs = [('a', 'b as c'), ('a as b', 'c'), ('é' * 127, '枪' * 85), ('é' * 127, '枪' * 84 + 'x'), ('-rf', '.hidden'), ('x\ny', 'z\udce9'),
+             ('Fusil', 'x'), ('fusil', 'x'), ('\n' * 255, '\udce9' * 255)]
+    classes = list(dict.fromkeys(sum(pairs, ())))
+    written = write_sheets(photos, table([('00.png', *o, .6) for o in pairs], classes), tmp_path)
+    assert len({o.name.casefold() for o in written}) == len(pairs) == len(list((tmp_path/'confused').iterdir()))
+    assert all(len(os.fsencode(o.name)) <= 230 and o.name.isprintable() for o in written)
+    assert {'-rf as .hidden.jpg', r'x\ny as z\udce9.jpg', 'a as b as c.jpg'} < {o.name for o in written}
+    for o in written: opened(o.read_bytes())
+
+
+def test_a_label_without_a_column_is_a_mistake_of_the_caller(photos):
+    with pytest.raises(ValueError, match='grenade'): contact_sheet(photos, table([('00.png', 'fusil', 'revolver', .6)]).replace('fusil', 'grenade'), 'x')
+
+
+# Suspect labels
+
+def planted(seed, absent=()):
+    random, k, n = np.random.default_rng(seed), 10, 2000
+    true = random.choice([o for o in range(k) if o not in absent], n)
+    logits = random.normal(size=(n, k))
+    logits[np.arange(n), true] += 5
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels, flipped = true.copy(), random.choice(n, n // 20, replace=False)
+    for i in flipped: labels[i] = random.choice([o for o in range(k) if o not in (*absent, true[i])])
+    return judged(labels, probabilities.astype(np.float32), [f'c{o}' for o in range(k)]), flipped, true
+
+
+@pytest.mark.parametrize('absent', [(), (0, 9), (4,)])
+def test_planted_noise_is_found(absent, capfd):
+    rows, flipped, true = planted(len(absent), absent)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = suspect_labels(rows.sample(frac=1, random_state=0), [f'c{o}' for o in range(10)])
+    assert capfd.readouterr() == ('', '')
+    indices = found.file.str[:5].astype(int)
+    hits = set(indices) & set(flipped)
+    assert len(hits) >= .8 * len(flipped) and len(hits) >= .9 * len(found)
+    assert found.quality.is_monotonic_increasing and found.quality.iloc[0] < .01
+    assert np.mean([o == f'c{true[i]}' for i, o in zip(indices, found.suggested, strict=True)]) > .9
+    given = rows.set_index('file').loc[found.file]
+    assert (given.label.to_numpy() == found.label).all() and (given.confidence.to_numpy() == found.confidence).all()
+
+
+def test_a_class_of_one_wrong_photo_is_found():
+    probabilities = np.full((41, 4), .01)
+    probabilities[:20, 0] = probabilities[20:, 1] = .97
+    found = suspect_labels(judged(np.array([0] * 20 + [1] * 20 + [2]), probabilities, 'abcd'), list('abcd'))
+    assert found.values.tolist() == [['00040.jpg', 'c', 'b', .01, .97]]
+
+
+@pytest.mark.parametrize(['labels', 'said'], [([], True), ([1], True), ([1, 1, 1], True), ([0, 0], True), ([0, 1, 2, 2], False)])
+def test_few_photos_or_all_right(labels, said, capsys):
+    found = suspect_labels(judged(np.array(labels, int), np.eye(3)[labels].reshape(-1, 3) * .9 + 1 / 30, CLASSES), CLASSES)
+    assert len(found) == 0 and found.columns.tolist() == ['file', 'label', 'suggested', 'quality', 'confidence']
+    assert found.to_csv(index=False) == 'file,label,suggested,quality,confidence\n'
+    assert ('two classes' in capsys.readouterr().err) == said
+
+
+def test_probabilities_have_to_be_of_the_classes_and_numbers():
+    rows = judged(np.array([0, 1]), np.eye(3)[:2], CLASSES)
+    with pytest.raises(ValueError, match='are not the classes'): suspect_labels(rows, CLASSES[::-1])
+    rows.iloc[0, 5] = np.nan
+    with pytest.raises(ValueError, match='not numbers'): suspect_labels(rows, CLASSES)
+
+
+def test_cleanlab_is_not_paid_for_by_the_import():
+    import subprocess
+    code = 'import sys, basegun_fastai.trust.mistakes; print({"cleanlab", "sklearn", "torch", "fastai"} & set(sys.modules))'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'set()\n'
+
+
+# Groups
+
+FILES = ['val/a/1.jpg', 'val/a/2, "x".jpg', 'val/é/\udce9\n.jpg']
+
+
+def test_groups_go_beside_the_photos(tmp_path, capsys):
+    csv = tmp_path/'groups.csv'
+    csv.write_bytes('\ufeffcamera,file,year\r\nNikon,"val/a/2, ""x"".jpg",007\r\n\r\n,val/a/1.jpg,NA\r\nX,nowhere,1\r\nNikon,"val/a/2, ""x"".jpg",007\r\n'.encode()
+                    + b'"L\xc3\xa9ica",val/\xc3\xa9/"\xe9\n.jpg",2\r\n'.replace(b'val/\xc3\xa9/"', b'"val/\xc3\xa9/'))
+    found = read_groups(csv, FILES)
+    assert found.columns.tolist() == ['camera', 'year'] and found.index.tolist() == [0, 1, 2]
+    assert found.values.tolist() == [['', 'NA'], ['Nikon', '007'], ['Léica', '2']]
+    assert capsys.readouterr().err == f"--groups '{csv}': 1 of its rows name no photo of these, the first one 'nowhere'\n"
+
+
+def test_photos_without_a_row_are_counted(tmp_path, capsys):
+    (tmp_path/'g.csv').write_text('file,camera\nval/a/1.jpg,Nikon\n')
+    assert read_groups(tmp_path/'g.csv', FILES + FILES[:1]).camera.tolist() == ['Nikon', '', '', 'Nikon']
+    assert '2 of 4 photos have no row' in capsys.readouterr().err
+
+
+def test_a_table_of_predictions_with_a_column_more_is_understood(tmp_path, capsys):
+    from basegun_fastai.core import write_whole
+    rows = table([(o, 'fusil', 'fusil', .9) for o in FILES]).assign(camera=list('xyz'))
+    write_whole(tmp_path/'g.csv', rows.to_csv(index=False, lineterminator='\n'))
+    assert read_groups(tmp_path/'g.csv', FILES).camera.tolist() == list('xyz') and capsys.readouterr().err == ''
+
+
+FAULTS = {
+    b'': ['is empty'],
+    b'file\nval/a/1.jpg\n': ["no column besides 'file'"],
+    b'photo,camera\nval/a/1.jpg,x\n': ["no column 'file'", "its columns are 'photo', 'camera'"],
+    b'photo;camera\nval/a/1.jpg;x\n': ["no column 'file'", "'photo;camera'; separate them by commas"],
+    b'File\nx\n': ["no column 'file'", "'File'"],
+    b',file,camera\n0,val/a/1.jpg,x\n': ['a column without a name'],
+    b'file,a,a,file,\nval/a/1.jpg,1,2,x,\n': ["several columns named 'file', 'a'", 'a column without a name'],
+    'file,é\n'.encode('utf-16'): ['is no CSV in UTF-8'],
+    'file,caméra\n'.encode('latin-1'): ['is no CSV in UTF-8'],
+    b'PK\3\4\0\0\0': ['is no CSV in UTF-8'],
+    'file,camera\nval/a/1.jpg,caméra\n'.encode('latin-1'): ['line 2 is not UTF-8'],
+    'file,camera\nval/é/1.jpg,x\n'.encode('latin-1'): ['line 2 is not UTF-8'],
+    b'file,camera\nval/a/1.jpg,x,y\nval/a/1.jpg\n': ['line 2 has 3 cells, the header 2', 'line 3 has 1 cells'],
+    b'file,camera\nval/a/1.jpg,x\nval/a/1.jpg,y\nz\n': ["line 3 names 'val/a/1.jpg' again with other values", 'line 4 has 1 cells'],
+    b'file,camera\nval/a/1.jpg,"x': ['is no CSV from line 2 on'],
+    b'file,camera\nval/a/1.jpg,"x"y\n': ['is no CSV from line 2 on'],
+    b'file,camera\na/1.jpg,x\na/2.jpg,x\n': ["it has 'a/1.jpg', the data has 'val/a/1.jpg'"],
+    b'file,camera\n': ['names none of the photos: give a row for each'],
+    b'file,camera\n' + b'val/a/1.jpg\n' * 9: ['line 6 has 1 cells', 'has more lines like that'],
+    ','.join(f'c{i}' for i in range(40)).encode(): ["no column 'file'", "'c19' and 20 more"],
+    b'file,camera\n' + b'x' * 5000 + b',y\n': ["x…', the data has 'val/a/1.jpg'"],
+    b'file,camera\n' + b'x' * 200_000 + b',y\n': ['field larger than field limit'],
+}
+
+
+@pytest.mark.parametrize('content', FAULTS, ids=lambda o: repr(o[:20]))
+def test_every_fault_of_the_csv_is_told(content, tmp_path):
+    (tmp_path/'g.csv').write_bytes(content)
+    with pytest.raises(BasegunError) as told: read_groups(tmp_path/'g.csv', FILES)
+    message = str(told.value)
+    for o in FAULTS[content]: assert o in message
+    lines = message.split('\n')
+    assert len(lines) <= 7 and all(o.startswith(f"--groups '{tmp_path/'g.csv'}' ") and len(o) < 600 for o in lines)
+    assert 'line 7' not in message  # five of a kind are enough
+
+
+def test_what_is_no_csv_at_all(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path/'pipe')
+    (tmp_path/'large').touch()
+    os.truncate(tmp_path/'large', 2**30 + 1)
+    for name, words in dict(none='No such file', pipe='no regular file', large='more than 1024 MiB').items():
+        with pytest.raises(BasegunError, match=words): read_groups(tmp_path/name, FILES)
+    with pytest.raises(BasegunError, match='no regular file'): read_groups(tmp_path, FILES)
+    with pytest.raises(BasegunError, match='no regular file'): read_groups('/dev/zero', FILES)
+    (tmp_path/'locked').write_text('file,camera\n')
+
+    def refuse(*_, **__): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr('builtins.open', refuse)  # root may read anything
+    with pytest.raises(BasegunError, match='Permission denied'): read_groups(tmp_path/'locked', FILES)
+
+
+def test_rows_of_other_photos_take_no_memory(tmp_path, capsys):
+    import tracemalloc
+    with open(tmp_path/'g.csv', 'w') as f:
+        f.write('file,camera\nval/a/1.jpg,x\n')
+        for i in range(200_000): f.write(f'elsewhere/{i}.jpg,{i}\n')
+    tracemalloc.start()
+    read_groups(Path(tmp_path/'g.csv'), FILES)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**20 and '200000 of its rows' in capsys.readouterr().err
