@@ -70,7 +70,8 @@ def serving_network(
     "Make the network that takes photos and gives probabilities."
     import torch
 
-    from basegun_fastai.model.learner import run_architecture, trained_model
+    from basegun_fastai.model.archs import run_architecture
+    from basegun_fastai.model.weights import trained_model
     arch, net = run_architecture(run.config), trained_model(run)
     class ServingNetwork(torch.nn.Module):
         def __init__(self):
@@ -117,7 +118,7 @@ def description(
     run: Run, # A finished run
 ) -> dict: # `model.json` but for what is only known of the finished `model.onnx`
     "Gather what goes with a network."
-    from basegun_fastai.evaluate import run_confidence
+    from basegun_fastai.trust.confidence import run_confidence
     config, (temperature, levels, _) = run.config, run_confidence(run)
     arch, weights = config['architecture'], hashlib.sha256(run.weights.read_bytes()).hexdigest()
     return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=arch['timm_name'], classes=config['classes'],

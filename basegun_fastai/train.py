@@ -89,7 +89,9 @@ def _check_and_read(options, faults):
               + ([f'--not-a-gun: {ood_fault}'] if ood_fault else []) + faults)
     if options['arch'] in EFFICIENTNETS and options['weights'] in ('imagenet', 'none') and options['device'] != 'cuda': raise_faults(faults)
     table = None if faults else _list_photos(data)  # the first sign of life, before seconds of imports
-    from basegun_fastai.model.learner import architecture, check_weights, usable_device, weight_faults
+    from basegun_fastai.model.archs import architecture
+    from basegun_fastai.model.weights import check_weights, weight_faults
+    from basegun_fastai.model.device import usable_device
     size = None if any(o.startswith('--size') for o in faults) else options['size']
     arch, arch_faults = attempt(architecture, options['arch'], size)
     if arch and options['weights'] not in ('imagenet', 'none'): faults += weight_faults(arch, options['weights'])
@@ -101,7 +103,7 @@ def _check_and_read(options, faults):
 
 # %% ../nbs/train.ipynb #16153673
 def _p_affine(options):
-    from basegun_fastai.model.loaders import P_AFFINE
+    from basegun_fastai.model.augment import P_AFFINE
     return 1. if options['weights'] == 'none' else P_AFFINE
 
 def _makers(options, arch, device, table):
@@ -136,7 +138,7 @@ def _warn_of_finder(options):
         'on real photos such rates cost 1 to 8 points of accuracy; leave --lr out to take the default')
 
 def _find_rate(options, make_loaders, make_learner, batch_size):
-    from basegun_fastai.training.callbacks import seed_all
+    from basegun_fastai.model.workers import seed_all
     from basegun_fastai.training.fit import stage_context, find_rate
     seed_all(options['seed'], 0)
     learn = make_learner(make_loaders(batch_size=batch_size))
@@ -189,8 +191,9 @@ def _halve(run, config):
 
 # %% ../nbs/train.ipynb #34c26216
 def _train_and_finish(run, config, table, ood_photos, make_loaders, make_learner):
-    from basegun_fastai.training.callbacks import Diverged, newest_checkpoint, seed_all
-    from basegun_fastai.evaluate import summary
+    from basegun_fastai.training.callbacks import Diverged, newest_checkpoint
+    from basegun_fastai.model.workers import seed_all
+    from basegun_fastai.trust.tables import summary
     from basegun_fastai.training.finish import finish, save_weights
     from basegun_fastai.training.fit import free_memory
     memory, learn = None, None
@@ -220,14 +223,14 @@ def _train_and_finish(run, config, table, ood_photos, make_loaders, make_learner
 def _train(run, options, faults, skips_head):
     resuming = options['resume'] and run.exists
     if resuming and run.finished:
-        from basegun_fastai.evaluate import summary
+        from basegun_fastai.trust.tables import summary
         say(f"'{run.path}' is finished: nothing to do")
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         return print(summary(json.loads((run.path/'metrics.json').read_text()), run.path))
     arch, device, table, skipped = _check_and_read(options, faults)
     ood_photos = None
     if options['not_a_gun'] is not None:
-        from basegun_fastai.evaluate import read_ood_photos
+        from basegun_fastai.trust.ood import read_ood_photos
         ood_photos = read_ood_photos(options['not_a_gun'], options['skip_unreadable'], {*table.digest})
     if skips_head: say('--weights none: nothing to transfer, so the head stage is skipped')
     makers = _makers(options, arch, device, table)

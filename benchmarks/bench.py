@@ -46,9 +46,12 @@ from basegun_fastai.core import cores, write_whole  # noqa: E402
 from basegun_fastai.data.folders import list_photos  # noqa: E402
 from basegun_fastai.data.demo import GUNS, draw_photo  # noqa: E402
 from basegun_fastai.training.fit import Stage, stage_context  # noqa: E402
-from basegun_fastai.training.forward import FrozenBodyForward, stage_precision  # noqa: E402
-from basegun_fastai.model.loaders import dataloaders, seed_all  # noqa: E402
-from basegun_fastai.model.learner import architecture, learner  # noqa: E402
+from basegun_fastai.training.frozen import FrozenBodyForward  # noqa: E402
+from basegun_fastai.training.precision import stage_precision  # noqa: E402
+from basegun_fastai.model.loaders import dataloaders  # noqa: E402
+from basegun_fastai.model.workers import seed_all  # noqa: E402
+from basegun_fastai.model.archs import architecture  # noqa: E402
+from basegun_fastai.model.learner import learner  # noqa: E402
 from basegun_fastai.data.photo import MIN_DRAFT_SCALE, pixels  # noqa: E402
 
 HERE, DEVICE = Path(__file__).parent, 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -307,7 +310,7 @@ def bare_session(run, threads):
     import onnxruntime
 
     from basegun_fastai.core import Run
-    from basegun_fastai.model.learner import trained_model
+    from basegun_fastai.model.weights import trained_model
     net, content = trained_model(Run(run)), BytesIO()
     size = Run(run).config['architecture']['size']
     ready = torch.randn(1, 3, size, size)

@@ -22,14 +22,14 @@ MEASURED = '''
 import sys, time
 from pathlib import Path
 from basegun_fastai.check import check
-from basegun_fastai.data.contents import contents
+from basegun_fastai.data.contents import known_contents
 from basegun_fastai.data.folders import list_photos
 started = time.perf_counter()
 check(Path(sys.argv[1]))
 seconds = time.perf_counter() - started
 memory = next(int(o.split()[1]) for o in open('/proc/self/status') if o.startswith('VmHWM'))
 started = time.perf_counter()
-contents(Path(sys.argv[1]), list_photos(Path(sys.argv[1])))
+known_contents(Path(sys.argv[1]), list_photos(Path(sys.argv[1])))
 print(f'\\n{seconds} {memory} {time.perf_counter() - started}')
 '''
 

@@ -26,9 +26,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score  # noqa: E4
 
 from basegun_fastai.core import write_whole  # noqa: E402
 from basegun_fastai.data.demo import GUNS, draw_photo  # noqa: E402
-from basegun_fastai.training.forward import FrozenBodyForward  # noqa: E402
+from basegun_fastai.training.frozen import FrozenBodyForward  # noqa: E402
 from basegun_fastai.model.loaders import dataloaders  # noqa: E402
-from basegun_fastai.model.learner import architecture, learner  # noqa: E402
+from basegun_fastai.model.archs import architecture  # noqa: E402
+from basegun_fastai.model.learner import learner  # noqa: E402
 from basegun_fastai.data.photo import NEUTRAL, read_photo  # noqa: E402
 
 HERE, MADE = Path(__file__).parent, architecture(ARCH)

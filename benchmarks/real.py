@@ -42,7 +42,8 @@ from sklearn.metrics import log_loss, recall_score  # noqa: E402
 from basegun_fastai.core import write_whole  # noqa: E402
 from basegun_fastai.data.folders import list_photos  # noqa: E402
 from basegun_fastai.model.loaders import evaluation_loaders  # noqa: E402
-from basegun_fastai.model.learner import architecture, learner  # noqa: E402
+from basegun_fastai.model.archs import architecture  # noqa: E402
+from basegun_fastai.model.learner import learner  # noqa: E402
 from basegun_fastai.train import readable_photos, train  # noqa: E402
 
 HERE = Path(__file__).parent

@@ -9,9 +9,9 @@ PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
     'core': 'core lock machine',
     'data': 'colour formats photo names phash blank crops reading folders contents near_duplicates problems pages demo cache',
-    'model': 'archs optimiser scores loaders learner',
-    'trust': 'calibration levels mistakes predictions confidence',
-    'training': 'forward features callbacks fit options finish',
+    'model': 'archs device optimiser scores augment workers loaders weights learner',
+    'trust': 'calibration levels predictions confidence ood mistakes groups tables',
+    'training': 'precision frozen callbacks fit options finish',
     'commands': 'exported check split evaluate train predict export',
     'cli': 'cli',
 }

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ..trust.calibration import calibration_metrics, fit_temperature
 from ..core import BasegunError, Run, csv_text, raise_if_interrupted, say, write_whole
-from ..model.loaders import seed_all
+from ..model.workers import seed_all
 from ..trust.predictions import plot_confusion_matrix
 
 # %% ../../nbs/training/callbacks.ipynb #517486c3

@@ -24,8 +24,9 @@ from ..data.cache import PhotoCache
 from ..trust.calibration import fit_temperature
 from .callbacks import Memory
 from ..core import Run, csv_text, say
-from ..evaluate import run_loaders, write_tables
-from ..model.learner import plain_state, fold_temperature, trained_model, weights_bytes
+from ..model.loaders import run_loaders
+from ..trust.tables import write_tables
+from ..model.weights import plain_state, fold_temperature, trained_model, weights_bytes
 from ..trust.predictions import Predictions, ood_confidences, predictions
 
 # %% ../../nbs/training/finish.ipynb #6f79fe49

@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 
 from basegun_fastai.core import BasegunError
 from basegun_fastai.model.loaders import dataloaders
-from basegun_fastai.model.learner import EFFICIENTNETS, HEADS, architecture, balanced_weights, check_weights, learner
-from basegun_fastai.model.learner import plain_model, plain_state, is_unsupported_gpu, usable_device, weight_faults
+from basegun_fastai.model.archs import EFFICIENTNETS, architecture
+from basegun_fastai.model.learner import HEADS, balanced_weights, learner
+from basegun_fastai.model.weights import check_weights, plain_model, plain_state, weight_faults
+from basegun_fastai.model.device import is_unsupported_gpu, usable_device
 
 SIZES = {0: (224, 256), 1: (240, 256), 2: (288, 288), 3: (300, 320), 4: (380, 384), 5: (456, 489), 6: (528, 561), 7: (600, 633)}
 TINY = architecture('test_efficientnet', size=32)

@@ -12,7 +12,9 @@ from PIL import Image, ImageDraw
 from torch.nn.functional import interpolate
 
 from basegun_fastai.data.folders import list_photos
-from basegun_fastai.model.loaders import PhotoSquare, Reframe, FitInFrame, augmentation, dataloaders, evaluation_loaders, seed_all
+from basegun_fastai.model.loaders import PhotoSquare, dataloaders, evaluation_loaders
+from basegun_fastai.model.augment import Reframe, FitInFrame, augmentation
+from basegun_fastai.model.workers import seed_all
 
 RED, BLUE = 0, 2
 
@@ -158,7 +160,7 @@ def test_judging_keeps_the_order_of_the_table(data):
 def test_a_tilt_is_the_perspective_of_fastai():
     from fastai.vision.augment import Warp
 
-    from basegun_fastai.model.loaders import Perspective
+    from basegun_fastai.model.augment import Perspective
     ours, theirs, photos = Perspective(.1), Warp(.1, p=1.).coord_fs[0], torch.zeros(5, 3, 8, 8)
     torch.manual_seed(0)
     ours.before_call(photos)
@@ -195,8 +197,9 @@ def test_by_default_every_photo_is_turned_and_nothing_more_is_drawn(data):
 
 
 def test_every_other_view_of_the_features_is_unturned(data):
-    from basegun_fastai.training.features import feature_loaders
-    from basegun_fastai.model.learner import architecture, learner
+    from basegun_fastai.training.frozen import feature_loaders
+    from basegun_fastai.model.archs import architecture
+    from basegun_fastai.model.learner import learner
     tiny, seen = architecture('test_efficientnet', size=32), []
     learn = learner(dataloaders(data, tiny.size, tiny.before_crop, batch_size=16, workers=0, p_affine=.5), tiny, 'none')
     [reframe] = [o for o in learn.dls.train.after_batch.fs if isinstance(o, Reframe)]

@@ -21,11 +21,13 @@ from basegun_fastai.training.callbacks import Checkpoint, EpochSeed, newest_chec
 from basegun_fastai.data.contents import known_contents
 from basegun_fastai.core import Run
 from basegun_fastai.data.folders import list_photos
-from basegun_fastai.training.features import Views, feature_loaders
+from basegun_fastai.training.frozen import FrozenBodyForward, Views, feature_loaders, fold_batch_norms, forward_only
 from basegun_fastai.training.fit import Stage, fit, largest_batch_size, out_of_memory
-from basegun_fastai.training.forward import FrozenBodyForward, fold_batch_norms, forward_only, stage_precision
-from basegun_fastai.model.loaders import dataloaders, seed_all
-from basegun_fastai.model.learner import architecture, learner
+from basegun_fastai.training.precision import stage_precision
+from basegun_fastai.model.loaders import dataloaders
+from basegun_fastai.model.workers import seed_all
+from basegun_fastai.model.archs import architecture
+from basegun_fastai.model.learner import learner
 from basegun_fastai.model.optimiser import AdamW
 from basegun_fastai.model.scores import accuracy_of, confusion_counts, precision_of, recall_of
 from basegun_fastai.train import train

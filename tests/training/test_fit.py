@@ -5,8 +5,10 @@ from fastai.callback.core import Callback
 
 from basegun_fastai.core import BasegunError, Run
 from basegun_fastai.training.fit import Stage, fit, largest_power_of_two, plan_stages, find_rate, trial_step
-from basegun_fastai.model.loaders import dataloaders, seed_all
-from basegun_fastai.model.learner import architecture, learner
+from basegun_fastai.model.loaders import dataloaders
+from basegun_fastai.model.workers import seed_all
+from basegun_fastai.model.archs import architecture
+from basegun_fastai.model.learner import learner
 
 MADE = architecture('test_efficientnet', size=32)
 

@@ -264,7 +264,7 @@ def test_groups_have_numbers_of_their_own(run, data, tmp_path):
 
 
 def test_a_column_with_a_value_for_each_photo_makes_no_groups(tmp_path, capsys):
-    from basegun_fastai.evaluate import write_groups
+    from basegun_fastai.trust.groups import write_groups
     from basegun_fastai.trust.predictions import Predictions
     found = Predictions([f'{o}.jpg' for o in range(300)], ['a', 'b'], np.zeros(300, int), np.tile([1., 0.], (300, 1)))
     groups = pd.DataFrame(dict(number=[str(o) for o in range(300)], camera=['x', 'y'] * 150))

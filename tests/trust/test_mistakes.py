@@ -12,7 +12,8 @@ from PIL import Image
 
 from basegun_fastai.trust import mistakes
 from basegun_fastai.core import BasegunError
-from basegun_fastai.trust.mistakes import confused_pairs, contact_sheet, read_groups, suspect_labels, write_sheets
+from basegun_fastai.trust.mistakes import confused_pairs, contact_sheet, suspect_labels, write_sheets
+from basegun_fastai.trust.groups import read_groups
 
 CLASSES = ['autre_pistolet', 'fusil', 'revolver']
 
