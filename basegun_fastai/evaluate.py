@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import BasegunError, Run, attempt, out_faults, raise_faults, say
+from .core import BasegunError, attempt, out_faults, raise_faults, say
 from .data.contents import keep_readable, known_contents, part_fingerprint
 from .data.folders import list_photos
 from .data.names import confusable, difference
 from .data.photo import DECODER
 from .lock import hold
 from .machine import worker_faults
+from .run import Config, Run
 from .trust.confidence import run_confidence
 from .trust.groups import read_groups, write_groups
 from .trust.levels import Levels
@@ -43,14 +44,14 @@ def unknown_classes(
 # %% ../nbs/evaluate.ipynb #cd18ba81
 def provenance(
     table: pd.DataFrame, # Photos to judge on, as `known_contents` describes them
-    config: dict, # The run's configuration
+    config: Config, # Of the run
 ) -> str: # One line
     "Say how photos are related to those of a training."
-    parts, fingerprint = config['dataset'].get('parts', {}), part_fingerprint(table)
+    parts, fingerprint = config.dataset.parts, part_fingerprint(table)
     if fingerprint == parts.get('val'): return 'these are the val photos of the training'
     if fingerprint == parts.get('train'): return 'warning: these are the photos that the run was trained on; how it does on them says nothing about others'
     if not parts: return 'warning: the run is of a version that did not note its photos; whether these are they is not known'
-    then = sum(config['dataset']['counts']['val'].values())
+    then = sum(config.dataset.counts['val'].values())
     return f'these {len(table)} photos are not the {then} val photos of the training'
 
 # %% ../nbs/evaluate.ipynb #213d22ff
@@ -103,7 +104,7 @@ def evaluate(
     out = Path(out or run.path/f'evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
     table, faults = attempt(list_photos, data, 'classes')
     faults += worker_faults(workers) + out_faults(out, data)
-    if table is not None: faults += unknown_classes(table, config['classes'], run)
+    if table is not None: faults += unknown_classes(table, config.classes, run)
     if not_a_gun is not None:
         faults += attempt(list_ood_photos, not_a_gun)[1]
         faults += [o for o in out_faults(out, not_a_gun) if o not in faults]
@@ -112,11 +113,11 @@ def evaluate(
         faults += wrong
     raise_faults(faults)
     with hold(out, new=True):
-        for label in sorted(set(config['classes']) - set(table.label)):
+        for label in sorted(set(config.classes) - set(table.label)):
             say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
         if groups is not None: known = known.set_axis(table.file)
         table = _read_photos(data, table, skip_unreadable)
-        if (then := config['versions'].get('decoder', 1)) != DECODER:
+        if (then := config.versions.get('decoder', 1)) != DECODER:
             say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder '
                 f'{DECODER}: answers may differ')
         say(provenance(table, config))

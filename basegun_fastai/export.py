@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from importlib.metadata import version
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -20,12 +19,14 @@ import numpy as np
 import pandas as pd
 from PIL import ExifTags, Image
 
-from .exported import FORMAT, essentials, make_probe, seal
-from .core import BasegunError, Run, number_of, out_faults, raise_faults, say, write_whole
+from .core import BasegunError, number_of, out_faults, raise_faults, say, whole_folder, write_whole
 from .data.demo import draw_photo
-from .lock import hold
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
+from .exported import FORMAT, essentials, make_probe, seal
+from .lock import hold
+from .model.archs import run_architecture
 from .predict import load
+from .run import Run
 from .trust.predictions import prediction_columns
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def rows_to_compare(
 
 # %% ../nbs/export.ipynb #e0d337ac
 def _read_rows(run, data):
-    file = run.path/'predictions-val.csv'
+    file = run.predictions
     if not file.is_file(): raise BasegunError(f"'{run.path}' has no {file.name}: the training did not end. Start its command again with --resume")
     rows = pd.read_csv(file, dtype=dict(file=str, label=str, predicted=str), keep_default_na=False)
-    if list(rows.columns) != prediction_columns(run.config['classes']): raise BasegunError(
+    if list(rows.columns) != prediction_columns(run.config.classes): raise BasegunError(
         f"'{file}' has not the columns of this run's classes: it was changed, or an older version wrote it; train "
         'again')
     rows = rows_to_compare(rows)
@@ -70,7 +71,6 @@ def serving_network(
     "Make the network that takes photos and gives probabilities."
     import torch
 
-    from basegun_fastai.model.archs import run_architecture
     from basegun_fastai.model.weights import trained_model
     arch, net = run_architecture(run.config), trained_model(run)
     class ServingNetwork(torch.nn.Module):
@@ -120,11 +120,11 @@ def description(
     "Gather what goes with a network."
     from basegun_fastai.trust.confidence import run_confidence
     config, (temperature, levels, _) = run.config, run_confidence(run)
-    arch, weights = config['architecture'], hashlib.sha256(run.weights.read_bytes()).hexdigest()
-    return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=arch['timm_name'], classes=config['classes'],
-                size=arch['size'], padding=list(NEUTRAL), decoder=DECODER, mean=list(arch['mean']), std=list(arch['std']), temperature=temperature,
-                levels=dict(low=levels.low, high=levels.high), metrics=json.loads((run.path/'metrics.json').read_text()),
-                dataset=config['dataset'], versions=config['versions'] | {o: version(o) for o in ('onnx', 'onnxruntime')})
+    arch, weights = run_architecture(config), hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=arch.timm_name, classes=config.classes,
+                size=arch.size, padding=list(NEUTRAL), decoder=DECODER, mean=list(arch.mean), std=list(arch.std), temperature=temperature,
+                levels=dict(low=levels.low, high=levels.high), metrics=json.loads(run.metrics.read_text()),
+                dataset=asdict(config.dataset), versions=config.versions | {o: version(o) for o in ('onnx', 'onnxruntime')})
 
 # %% ../nbs/export.ipynb #5b6d40ad
 MAX_DIFFERENCE = 1e-4
@@ -178,17 +178,14 @@ def _write_model(run, folder, network):
 def _make_export(run, data, out):
     rows = _read_rows(run, data)
     say(f'making {out}')
-    network, temporary = serving_network(run), out.with_name(f'.{out.name}.{os.getpid()}.new')
-    try:
-        temporary.mkdir(parents=True)
-        _write_model(run, temporary, network)
-        largest, faults = differences(rows, data, network, temporary)
+    network = serving_network(run)
+    with whole_folder(out) as folder:
+        _write_model(run, folder, network)
+        largest, faults = differences(rows, data, network, folder)
         if faults[5:]: faults[5:] = [f'and {len(faults) - 5} more']
         if faults: raise BasegunError('\n'.join([f"'{run.path}' is not exported, since the answers differ:", *faults,
             'Was a photo changed since the training, give the photos of the training as --data; else report '
             'this, and do not serve the run']))
-        temporary.rename(out)
-    finally: shutil.rmtree(temporary, ignore_errors=True)
     say(f"{number_of(len(rows))} get{'s' if len(rows) == 1 else ''} the same answer in the training, from "
         f'model.safetensors and from model.onnx; probabilities differ by {largest:.1g} at most')
     print(out)
@@ -205,8 +202,8 @@ def export(
     run = Run(run)
     config = run.config
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
-    if (then := config['versions'].get('decoder', 1)) != DECODER: raise BasegunError(f"'{run.path}' was trained on photos as decoder {then} read them, and "
+    if (then := config.versions.get('decoder', 1)) != DECODER: raise BasegunError(f"'{run.path}' was trained on photos as decoder {then} read them, and "
         f"this version has decoder {DECODER}: export with basegun-fastai as in its config.json, or train again")
-    data, out = Path(data or config['options']['data']), Path(out or run.path/'exported')
+    data, out = Path(data or config.options['data']), Path(out or run.exported)
     raise_faults(out_faults(out, data))
     with hold(out, new=True): _make_export(run, data, out)

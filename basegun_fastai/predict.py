@@ -22,13 +22,14 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from .exported import EXPORT_AGAIN, open_session, place_fault, read_probe, verify_same_answers, read_description
 from .core import BasegunError, cores, number_of, out_faults, printable, raise_faults
-from .core import raise_if_interrupted, say
-from .trust.levels import Levels
-from .lock import hold
+from .core import raise_if_interrupted, say, whole_file
 from .data.names import class_columns
 from .data.photo import UnreadablePhoto, pixels
+from .exported import EXPORT_AGAIN, open_session, place_fault, read_description, read_probe
+from .exported import verify_same_answers
+from .lock import hold
+from .trust.levels import Levels
 
 # %% ../nbs/predict.ipynb #12083dee
 def _max_threads():
@@ -177,15 +178,9 @@ def _faults(exported, photos, out):
 @contextmanager
 def _open_output(out):
     if out is None: return (yield sys.stdout)
-    temporary = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
-    try:
-        with hold(out), open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        raise_faults(out_faults(out, temporary))  # it may have been made meanwhile
-        os.replace(temporary, out)
-    finally: temporary.unlink(missing_ok=True)
+    with hold(out), whole_file(out, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
+        yield file
+        if os.path.lexists(out): raise BasegunError(f"'{out}' exists, and nothing is overwritten: give another --out")  # made meanwhile
 
 # %% ../nbs/predict.ipynb #1ccd37a7
 def predict(

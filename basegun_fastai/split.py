@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from .data.contents import examine, keep_readable, progress
 from .core import BasegunError, csv_text, number_of, out_faults, raise_faults, raise_if_interrupted, say
-from .core import write_whole
+from .core import whole_folder, write_whole
+from .data.contents import examine, keep_readable, progress
 from .data.crops import CropRecords
 from .data.folders import SPLITS, list_photos
-from .lock import hold
 from .data.near_duplicates import near_duplicate_pairs
 from .data.problems import same_photos, same_problems
+from .lock import hold
 
 # %% ../nbs/split.ipynb #080705d8
 def group_ids(
@@ -102,9 +102,7 @@ def _place(source, target, link):
 
 # %% ../nbs/split.ipynb #dc873939
 def _make_split(photos, out, table, left_out, link):
-    unfinished = out.with_name(f'.{out.name}.unfinished')
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    with whole_folder(out) as unfinished:
         for o in progress(table.itertuples(), len(table), 'linking' if link else 'copying'):
             raise_if_interrupted()
             folder = unfinished/o.split/o.label
@@ -115,10 +113,6 @@ def _make_split(photos, out, table, left_out, link):
         rows += [dict(file=o.file, split='left-out', label=o.label, group='', sha256=o.digest)
                  for o in left_out.itertuples()]
         write_whole(unfinished/'split.csv', csv_text(rows))
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 # %% ../nbs/split.ipynb #dc49325b
 def split(

@@ -128,7 +128,7 @@ def loading(folder):
     files = [folder/o for o in table[table.split == 'train'].file]
     def ours(cache, listed):
         squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train'])], cache)
-        return dataloaders(folder, MADE.size, MADE.before_crop, table=listed, batch_size=8, photo_cache=squares, workers=cores()).train
+        return dataloaders(folder, MADE, photos=listed, batch_size=8, photo_cache=squares, workers=cores()).train
     def first():
         with TemporaryDirectory() as empty: return timed(drained, ours(empty, table))
     listed = pd.concat([table] * MANY, ignore_index=True)  # an epoch long enough to be timed
@@ -252,7 +252,7 @@ def feed(folder):
     table, caches = known_contents(folder, list_photos(folder)), TemporaryDirectory()
     squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train']), (MADE.size, table[table.split == 'val'])], caches.name)
     def arm(stack, ready=None):
-        dls = dataloaders(folder, MADE.size, MADE.before_crop, table=table, batch_size=8, workers=cores(), device=DEVICE, photo_cache=squares)
+        dls = dataloaders(folder, MADE, photos=table, batch_size=8, workers=cores(), device=DEVICE, photo_cache=squares)
         seed_all(0, 0, dls)
         learn = learner(dls, MADE, 'none')
         if ready is not None:
@@ -279,7 +279,7 @@ def head(folder):
                 squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train']), (MADE.size, table[table.split == 'val'])], caches) \
                     if cached else None
                 started = waited()
-                dls = dataloaders(folder, MADE.size, MADE.before_crop, table=table, batch_size=8, device=DEVICE, workers=cores(), photo_cache=squares)
+                dls = dataloaders(folder, MADE, photos=table, batch_size=8, device=DEVICE, workers=cores(), photo_cache=squares)
                 learn, stage = learner(dls, MADE, 'none'), stages(views)[0]
                 learn.freeze()
                 learn.model.to(DEVICE)
@@ -309,10 +309,10 @@ def bare_session(run, threads):
     "The session that one would make of the same network: normalised floats in, logits out."
     import onnxruntime
 
-    from basegun_fastai.core import Run
+    from basegun_fastai.run import Run
     from basegun_fastai.model.weights import trained_model
     net, content = trained_model(Run(run)), BytesIO()
-    size = Run(run).config['architecture']['size']
+    size = Run(run).config.architecture['size']
     ready = torch.randn(1, 3, size, size)
     with redirect_stdout(StringIO()): made = torch.onnx.export(net, (ready,), dynamo=True, input_names=['x'], verbose=False).model_proto
     content.write(made.SerializeToString())

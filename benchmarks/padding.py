@@ -84,7 +84,7 @@ def main():
             table = photos(data)
             sizes = [read_photo(data/o, 224).size for o in table[table.split == 'train'].file]
             ratio = statistics.median(w / h for w, h in sizes)
-            dls = dataloaders(data, MADE.size, MADE.before_crop, table=table, workers=0, device='cpu')
+            dls = dataloaders(data, MADE, photos=table, workers=0, device='cpu')
             body = FrozenBodyForward(learner(dls, MADE, str(WEIGHTS)).model[0], 'float32')
             wide, larger = rectangle(ratio, MADE.size), (288, 288)
             row = dict(set=name, photos=len(table), ratio=round(ratio, 2), rectangle=wide, larger=larger)

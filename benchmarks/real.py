@@ -44,7 +44,8 @@ from basegun_fastai.data.folders import list_photos  # noqa: E402
 from basegun_fastai.model.loaders import evaluation_loaders  # noqa: E402
 from basegun_fastai.model.archs import architecture  # noqa: E402
 from basegun_fastai.model.learner import learner  # noqa: E402
-from basegun_fastai.train import readable_photos, train  # noqa: E402
+from basegun_fastai.data.problems import readable_photos  # noqa: E402
+from basegun_fastai.train import train  # noqa: E402
 
 HERE = Path(__file__).parent
 REAL = Path(os.environ.get('BASEGUN_REAL') or HERE.parents[1]/'shared'/'real')
@@ -92,7 +93,7 @@ def logistic_regression(name, seed):  # noqa: ARG001 it has no randomness
     table, made = photos(REAL/name), architecture(ARCH)
     labels = sorted(table.label.unique())
     def features(split):
-        dls = evaluation_loaders(REAL/name, table[table.split == split], labels, made.size, made.mean, made.std)
+        dls = evaluation_loaders(REAL/name, made, table[table.split == split], labels)
         body = learner(dls, made, str(WEIGHTS)).model[0].eval().to(dls.device)
         with torch.no_grad(): batches = [(body(x.as_subclass(torch.Tensor)).cpu(), y.cpu()) for x, y in dls.valid]
         dls.valid.close()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def typed(*arguments):
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
+def sized(size, before_crop, **others):
+    "A small network that takes photos of a size."
+    from basegun_fastai.model.archs import architecture
+    return replace(architecture('test_efficientnet'), size=size, before_crop=before_crop, **others)
+
+
 def as_arguments(**options):
     "Write options as they are typed."
     return [o for k, v in options.items() for o in (f"--{k.replace('_', '-')}", str(v))]
@@ -70,7 +77,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='session')
 def run(data, tmp_path_factory):
     "A finished run of both stages."
-    from basegun_fastai.core import Run
+    from basegun_fastai.run import Run
     from basegun_fastai.train import train
     out = tmp_path_factory.mktemp('runs')
     train(data, head_epochs=2, fine_tune_epochs=2, out=out, name='whole', **TINY)
@@ -91,7 +98,7 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope='session')
 def pretrained(data, weights, tmp_path_factory):
     "A finished run of both stages that began with the weights of a file."
-    from basegun_fastai.core import Run
+    from basegun_fastai.run import Run
     from basegun_fastai.train import train
     out = tmp_path_factory.mktemp('pretrained')
     train(data, head_epochs=2, fine_tune_epochs=2, out=out, name='whole', **TINY | dict(weights=str(weights)))

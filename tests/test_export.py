@@ -47,7 +47,7 @@ def test_two_hundred_photos_get_one_answer_from_everything(made):
     with learn.no_bar(): pickled = learn.get_preds(dl=learn.dls.test_dl([str(o) for o in photos], num_workers=0))[0].numpy()
     import torch
 
-    from basegun_fastai.core import Run
+    from basegun_fastai.run import Run
     from basegun_fastai.export import serving_network
     from basegun_fastai.data.photo import pixels
     with torch.no_grad(): weights = serving_network(Run(made/'run'))(torch.from_numpy(np.stack([pixels(o, 48) for o in photos]))).numpy()

@@ -7,11 +7,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
-    'core': 'core lock machine',
+    'core': 'core run lock machine',
     'data': 'colour formats photo names phash blank crops reading folders contents near_duplicates problems pages demo cache',
     'model': 'archs device optimiser scores augment workers loaders weights learner',
     'trust': 'calibration levels predictions confidence ood mistakes groups tables',
-    'training': 'precision frozen callbacks fit options finish',
+    'training': 'precision frozen callbacks fit options setup finish',
     'commands': 'exported check split evaluate train predict export',
     'cli': 'cli',
 }

@@ -6,7 +6,7 @@ import pytest
 from conftest import COMMAND, TINY, as_arguments, run_command, typed
 from test_train import read_curves, same
 
-from basegun_fastai.core import Run
+from basegun_fastai.run import Run
 
 OPTIONS = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2))
 

@@ -14,14 +14,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from basegun_fastai.core import BasegunError, Run
+from basegun_fastai.core import BasegunError
+from basegun_fastai.run import Run
 from basegun_fastai.train import lr_find, train
 
 FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json', 'confusion-matrix.csv',
          'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'confidence.png', 'predictions-val.csv'}
 
 
-def history(run): return pd.read_csv(run.history_file)
+def history(run): return pd.read_csv(run.history)
 
 
 def same(a, b):
@@ -33,17 +34,17 @@ def same(a, b):
 
 def test_the_run_folder(run):
     assert {o.name for o in run.path.iterdir()} == FILES
-    assert run.finished and run.config['best']['epoch'] == int(history(run).val_loss.idxmin()) + 1
+    assert run.finished and run.config.best['epoch'] == int(history(run).val_loss.idxmin()) + 1
 
 
 def test_the_configuration_says_how_it_was_made(run, data):
     config = run.config
-    assert config['classes'] == sorted(o.name for o in (data/'train').iterdir())
-    assert config['options'] | TINY == config['options'] and config['resolved']['batch_size'] == 16
-    assert config['resolved']['device'] in ('cpu', 'cuda') and config['resolved']['lr'] == .005
-    assert sum(config['dataset']['counts']['train'].values()) == 48 and len(config['dataset']['fingerprint']) == 64
-    assert config['architecture']['size'] == 32 and len(config['architecture']['mean']) == 3
-    assert {'torch', 'timm', 'fastai', 'python'} <= config['versions'].keys() and config['seed'] == 42
+    assert config.classes == sorted(o.name for o in (data/'train').iterdir())
+    assert config.options | TINY == config.options and config.resolved.batch_size == 16
+    assert config.resolved.device in ('cpu', 'cuda') and config.resolved.lr == .005
+    assert sum(config.dataset.counts['train'].values()) == 48 and len(config.dataset.fingerprint) == 64
+    assert config.architecture['size'] == 32 and len(config.architecture['mean']) == 3
+    assert {'torch', 'timm', 'fastai', 'python'} <= config.versions.keys() and config.seed == 42
 
 
 def test_history_has_a_row_an_epoch_over_both_stages(run):
@@ -53,7 +54,7 @@ def test_history_has_a_row_an_epoch_over_both_stages(run):
 
 
 def test_the_kept_weights_are_those_of_the_best_epoch(run):
-    best = history(run).set_index('epoch').loc[run.config['best']['epoch']]
+    best = history(run).set_index('epoch').loc[run.config.best['epoch']]
     numbers = json.loads((run.path/'metrics.json').read_text())
     assert numbers['calibration']['before']['nll'] == pytest.approx(best.val_loss, abs=1e-5) and numbers['accuracy'] == pytest.approx(best.accuracy)
     assert numbers['precision'] == pytest.approx(best.precision) and numbers['recall'] == pytest.approx(best.recall)
@@ -62,7 +63,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(run):
 def test_all_tables_agree(run):
     from sklearn.metrics import confusion_matrix, log_loss
     rows, numbers = pd.read_csv(run.path/'predictions-val.csv'), json.loads((run.path/'metrics.json').read_text())
-    classes = run.config['classes']
+    classes = run.config.classes
     assert rows.columns.tolist() == ['file', 'label', 'predicted', 'confidence', *classes] and len(rows) == 24
     assert (rows.label == [Path(o).parent.name for o in rows.file]).all() and rows.file.str.startswith('val/').all()
     assert (rows.predicted == rows[classes].idxmax(axis=1)).all() and np.allclose(rows.confidence, rows[classes].max(axis=1))
@@ -80,12 +81,12 @@ def test_the_weights_are_those_of_a_plain_timm_network(run, data):
 
     from basegun_fastai.data.photo import pixels
     config, rows = run.config, pd.read_csv(run.path/'predictions-val.csv')
-    model = timm.create_model(config['architecture']['timm_name'], num_classes=len(config['classes'])).eval()
+    model = timm.create_model(config.architecture['timm_name'], num_classes=len(config.classes)).eval()
     model.load_state_dict(load_file(run.weights))
-    mean, std = (torch.tensor(config['architecture'][o])[:, None, None] for o in ('mean', 'std'))
+    mean, std = (torch.tensor(config.architecture[o])[:, None, None] for o in ('mean', 'std'))
     photos = torch.stack([(torch.tensor(pixels(data/o, 32)).permute(2, 0, 1) / 255 - mean) / std for o in rows.file])
     with torch.no_grad(): found = model(photos).softmax(1)
-    assert np.abs(found.numpy() - rows[config['classes']].to_numpy()).max() < 1e-4
+    assert np.abs(found.numpy() - rows[config.classes].to_numpy()).max() < 1e-4
 
 
 def test_fastai_opens_the_learner_in_a_process_of_its_own(run, data, tmp_path):
@@ -98,7 +99,7 @@ def test_fastai_opens_the_learner_in_a_process_of_its_own(run, data, tmp_path):
         *[data/o for o in rows.file]], cwd=tmp_path, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr
     label, first, found, vocab = json.loads((tmp_path/'said.json').read_text())
-    assert vocab == run.config['classes'] and label == rows.predicted[0]
+    assert vocab == run.config.classes and label == rows.predicted[0]
     assert np.abs(np.array(found) - rows[vocab].to_numpy()).max() < 1e-4 and np.allclose(first, found[0], atol=1e-5)
 
 
@@ -138,7 +139,7 @@ def test_another_seed_gives_another_run(run, data, tmp_path):
 def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, capsys):
     options = dict(out=tmp_path) | TINY
     train(data, lr='auto', name='auto', fine_tune_epochs=1, **options)
-    rate = Run(tmp_path/'auto').config['resolved']['lr']
+    rate = Run(tmp_path/'auto').config.resolved.lr
     train(data, lr=rate, name='given', fine_tune_epochs=1, **options)
     same(Run(tmp_path/'auto'), Run(tmp_path/'given'))
     capsys.readouterr()
@@ -157,7 +158,7 @@ def test_the_finder_says_where_it_is_not_to_be_trusted(data, weights, tmp_path, 
 def test_random_weights_skip_the_head_and_train_at_one_rate(data, tmp_path, capsys):
     train(data, fine_tune_epochs=1, out=tmp_path, name='none', **TINY)
     config = Run(tmp_path/'none').config
-    assert [o.items() >= dict(name='fine-tune', epochs=1, body_rate=.005, head_rate=.005).items() for o in config['resolved']['stages']] == [True]
+    assert [o.items() >= dict(name='fine-tune', epochs=1, body_rate=.005, head_rate=.005).items() for o in config.resolved.stages] == [True]
     assert 'the head stage is skipped' in capsys.readouterr().err
 
 
@@ -165,13 +166,13 @@ def test_the_body_of_a_head_training_is_that_of_the_file(data, weights, tmp_path
     train(data, head_epochs=2, fine_tune_epochs=0, out=tmp_path, name='head', **TINY | dict(weights=str(weights)))
     given, trained = load_file(weights), load_file(tmp_path/'head'/'model.safetensors')
     assert all(torch.equal(trained[k], v) for k, v in given.items() if not k.startswith('classifier.'))
-    stages = Run(tmp_path/'head').config['resolved']['stages']
+    stages = Run(tmp_path/'head').config.resolved.stages
     assert [o.items() >= dict(name='head', epochs=2, body_rate=0., head_rate=.005).items() for o in stages] == [True]
 
 
 def test_fine_tuning_rates_are_smaller_and_smaller_still_in_the_body(data, weights, tmp_path):
     train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='both', head='bn-dropout', **TINY | dict(weights=str(weights)))
-    head, fine = Run(tmp_path/'both').config['resolved']['stages']
+    head, fine = Run(tmp_path/'both').config.resolved.stages
     assert fine['body_rate'] < fine['head_rate'] < head['head_rate']
     assert load_file(tmp_path/'both'/'model.safetensors').keys() == load_file(weights).keys()
 
@@ -183,14 +184,14 @@ def test_both_stages_leave_the_statistics_that_came_with_the_weights(pretrained,
 
 
 def test_the_loss_that_epochs_are_compared_by_is_that_of_what_is_kept(pretrained):
-    best, numbers = pretrained.config['best'], json.loads((pretrained.path/'metrics.json').read_text())
+    best, numbers = pretrained.config.best, json.loads((pretrained.path/'metrics.json').read_text())
     assert numbers['loss'] == pytest.approx(best['compared_loss'], abs=1e-4)
     assert numbers['calibration']['before']['nll'] == pytest.approx(best['val_loss'], abs=1e-4)
 
 
 def test_a_fine_tuning_that_helped_nothing_is_told(data, weights, tmp_path, capsys):
     train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='huge', lr=10., **TINY | dict(weights=str(weights)))
-    assert Run(tmp_path/'huge').config['best']['stage'] == 'head'
+    assert Run(tmp_path/'huge').config.best['stage'] == 'head'
     assert 'warning: no epoch of the fine-tuning was better than the head alone' in capsys.readouterr().err
 
 
@@ -210,7 +211,7 @@ def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_diffe
 
 def test_few_photos_shrink_the_batch_aloud(data, tmp_path, capsys):
     train(data, head_epochs=0, fine_tune_epochs=1, out=tmp_path, name='few', **TINY | dict(batch_size=64))
-    assert Run(tmp_path/'few').config['resolved']['batch_size'] == 48
+    assert Run(tmp_path/'few').config.resolved.batch_size == 48
     assert 'only 48 train photos: the batch shrinks from 64 to 48' in capsys.readouterr().err
 
 
@@ -222,8 +223,8 @@ def test_unreadable_photos_are_refused_or_noted(copy, tmp_path, capsys):
     with pytest.raises(BasegunError, match='(?s)--skip-unreadable.*train/revolver/0005.jpg: its content'): train(copy, **options)
     assert not (tmp_path/'out').exists()
     train(copy, skip_unreadable=True, **options)
-    assert Run(tmp_path/'out'/'skip').config['skipped'] == ['train/revolver/0005.jpg']
-    assert Run(tmp_path/'out'/'skip').config['dataset']['counts']['train']['revolver'] == 7
+    assert Run(tmp_path/'out'/'skip').config.skipped == ['train/revolver/0005.jpg']
+    assert Run(tmp_path/'out'/'skip').config.dataset.counts['train']['revolver'] == 7
     assert 'left aside' in capsys.readouterr().err and tree(copy) == before
 
 
@@ -238,7 +239,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(data, tmp_
     with pytest.raises(BasegunError, match=r'the loss is nan at step 2 of 3 of epoch 3 \(fine-tune\); epoch . was the best.*--lr 0.0005'):
         train(data, head_epochs=1, fine_tune_epochs=3, out=tmp_path, name='nan', **TINY)
     run = Run(tmp_path/'nan')
-    assert history(run).epoch.tolist() == [1, 2] and run.config['state'] == 'running'
+    assert history(run).epoch.tolist() == [1, 2] and run.config.state == 'running'
     assert all(o.isfinite().all() for o in load_file(run.weights).values())
 
 

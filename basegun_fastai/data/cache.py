@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core import BasegunError, cache_home, inside_fault, printable, say
 from .contents import decoder_version
-from ..core import BasegunError, cache_home, printable, say
-from ..machine import read_at
 from .photo import UnreadablePhoto, photo_bytes, pixels
+from ..machine import read_at
 
 # %% ../../nbs/data/cache.ipynb #8275a77e
 _HEAD = 256  # bytes
@@ -198,8 +198,7 @@ def cache_faults(
     "Say why a folder cannot hold prepared photos."
     if str(cache) in ('auto', 'off'): return []
     folder = Path(cache)
-    if folder.resolve().is_relative_to(Path(data).resolve()): return [
-        f"--cache '{folder}' lies inside the data '{data}', where nothing is ever written: give a folder elsewhere, auto or off"]
+    if fault := inside_fault(folder, data, 'give a folder elsewhere, auto or off', '--cache '): return [fault]
     above = next(o for o in (folder.absolute(), *folder.absolute().parents) if o.exists())
     if not above.is_dir(): return [f"--cache '{folder}': '{above}' is a file; give a folder, auto or off"]
     if above != folder.absolute() and not os.access(above, os.W_OK | os.X_OK): return [
@@ -231,7 +230,7 @@ def open_cache(
     if str(cache) == 'off': return None
     auto, parts = str(cache) == 'auto', [(side, table) for side, table in parts if len(table)]
     folder = cache_home()/'squares' if auto else Path(cache)
-    if folder.resolve().is_relative_to(Path(data).resolve()): return _no_cache(folder, auto, 'it lies inside the data, where nothing is written')
+    if inside_fault(folder, data, ''): return _no_cache(folder, auto, 'it lies inside the data, where nothing is ever written')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files, missing, need = _places(folder, parts)

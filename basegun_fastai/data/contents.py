@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PHASH_COLUMNS', 'ASPECT_AND_HUE', 'progress', 'examine', 'phashes', 'unreadable_lines', 'keep_readable',
            'decoder_version', 'index_file', 'file_stamps', 'save_index', 'known_contents', 'fingerprint',
-           'part_fingerprint']
+           'part_fingerprint', 'describe_photos']
 
 # %% ../../nbs/data/contents.ipynb #29101dfc
 import hashlib
@@ -23,10 +23,11 @@ import pandas as pd
 from PIL import features
 from tqdm import tqdm
 
-from ..core import BasegunError, cache_home, printable, say, write_whole
+from ..core import BasegunError, cache_home, inside_fault, printable, say, write_whole
 from .crops import CropRecords
 from .photo import DECODER
 from .reading import answers
+from ..run import Dataset
 
 # %% ../../nbs/data/contents.ipynb #1e1e3c92
 PHASH_COLUMNS, ASPECT_AND_HUE = [f'bits{i}' for i in range(8)], ['aspect', 'red', 'blue']
@@ -138,8 +139,7 @@ def save_index(
              digest=np.frombuffer(bytes.fromhex(''.join(o.ljust(64, '0') for o in table_kept.digest)), np.uint8),
              names=np.frombuffer(os.fsencode('\0'.join(table_kept.file)), np.uint8), reasons=json.dumps(reasons))
     file = index_file(data)
-    if file.resolve().is_relative_to(Path(data).resolve()):
-        return say(f"'{file}' lies inside the data, where nothing is written: every photo will be read again next time; set XDG_CACHE_HOME")
+    if fault := inside_fault(file, data, 'every photo will be read again next time; set XDG_CACHE_HOME'): return say(fault)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, out.getvalue())
@@ -196,3 +196,12 @@ def part_fingerprint(
     "Sum up photos in one number, wherever their class folders are."
     return fingerprint(table.assign(file=[f"{label}/{file.rsplit('/', 1)[-1]}" for file, label in
                                           zip(table.file, table.label, strict=True)]))
+
+# %% ../../nbs/data/contents.ipynb #527110e0
+def describe_photos(
+    table: pd.DataFrame, # Photos of a training, as `known_contents` describes them
+) -> Dataset: # What a run notes of them
+    "Count and fingerprint the photos of a training."
+    parts = {split: part for split, part in table.groupby('split')}
+    counts = {k: {label: int(n) for label, n in sorted(part.label.value_counts().items())} for k, part in parts.items()}
+    return Dataset(fingerprint(table), counts, {k: part_fingerprint(part) for k, part in parts.items()})

@@ -6,13 +6,12 @@
 __all__ = ['GUNS', 'LONG', 'draw_gun', 'draw_photo', 'save_photo', 'demo_data']
 
 # %% ../../nbs/data/demo.ipynb #a8e0c822
-import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
-from ..core import BasegunError, raise_faults, say
+from ..core import raise_faults, say, whole_folder
 from ..lock import hold
 
 # %% ../../nbs/data/demo.ipynb #db699ed1
@@ -148,18 +147,12 @@ def save_photo(
 
 # %% ../../nbs/data/demo.ipynb #358c3e87
 def _draw(out, photos_per_class, seed):
-    unfinished = out.with_name(out.name + '.unfinished')
-    if unfinished.exists(): raise BasegunError(f"'{unfinished}' is what an interrupted demo-data left: remove it first")
-    try:
+    with whole_folder(out) as unfinished:
         for s, (split, n) in enumerate(dict(train=photos_per_class, val=max(4, photos_per_class // 3)).items()):
             for c, label in enumerate(GUNS):
                 (unfinished/split/label).mkdir(parents=True)
                 for i in range(n):
                     save_photo(label, i, np.random.default_rng([seed, s, c, i]), unfinished/split/label/f'{i:04d}')
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 # %% ../../nbs/data/demo.ipynb #358f3dbe
 def demo_data(

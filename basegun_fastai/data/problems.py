@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_IMBALANCE', 'MIN_VAL', 'MAX_COPIES', 'same_photos', 'same_problems', 'near_duplicate_problems', 'name_problems',
            'folder_problems', 'unreadable_problems', 'balance_problems', 'small_problems', 'blank_problems',
-           'repeated_problems']
+           'repeated_problems', 'readable_photos']
 
 # %% ../../nbs/data/problems.ipynb #9d471986
 from pathlib import Path
@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .phash import SAME_BITS, nearest
-from .contents import phashes
-from ..core import number_of
+from ..core import number_of, printable, raise_faults, say
+from .contents import keep_readable, known_contents, phashes
 from .crops import CropRecords
 from .folders import SPLITS, Problem, class_differences, classes, empty_classes, odd_problems
 from .folders import twin_folders
 from .names import confusables, difference, invisible_parts
 from .near_duplicates import near_duplicate_pairs
+from .phash import SAME_BITS, nearest
 from .reading import answers
 
 # %% ../../nbs/data/problems.ipynb #7b0d77f7
@@ -178,3 +178,22 @@ def repeated_problems(
                     f'{len(files)} files are {pictures}, more than {MAX_COPIES} times in a class: '
                     f'{largest.file.iloc[0]} is there {len(largest)} times; keep it once, or not at all if it is a '
                     'placeholder')]
+
+# %% ../../nbs/data/problems.ipynb #dc431183
+def readable_photos(
+    data: Path, # Folder with `train/<class>/*` and `val/<class>/*`
+    table: pd.DataFrame, # Its photos, as `list_photos` lists them
+    skip_unreadable: bool, # Leave photos aside that cannot be read?
+) -> tuple: # The table of photos to use, with their digests, and the files left aside; raises `BasegunError`
+    "Read every photo of a data set, and decide about those that cannot be read."
+    table = known_contents(data, table)
+    readable = keep_readable(data, table, skip_unreadable)
+    empty = [f"'{data/split/label}' has no photo that can be read" for split, label in
+            sorted(set(zip(table.split, table.label, strict=True)) - set(zip(readable.split, readable.label, strict=True)))]
+    same = [printable(o.message) for o in same_problems(same_photos(data, readable))]
+    if same[20:]: same[20:] = [f'and {len(same) - 20} more: `basegun-fastai check {data}` names them all']
+    raise_faults(empty + (same and [f"'{data}' has photos where they make its numbers false:", *same]))
+    warnings = [printable(o.message) for o in name_problems(data) + balance_problems(readable)]
+    if warnings[3:]: warnings[3:] = [f'{len(warnings) - 3} more of this kind: `basegun-fastai check {data}` names them all']
+    for o in warnings: say(f'warning: {o}')
+    return readable, table.file[table.reason != ''].tolist()

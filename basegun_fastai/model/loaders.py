@@ -16,14 +16,15 @@ from fastai.data.transforms import GrandparentSplitter, IntToFloatTensor, Normal
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import RandTransform
 
-from ..core import Run, cores
+from ..core import cores
 from ..data.cache import PhotoCache
 from ..data.folders import list_photos
 from ..data.photo import pixels
-from .archs import run_architecture
+from .archs import Architecture, run_architecture
 from .augment import augmentation
 from .device import usable_device
 from .workers import Loader
+from ..run import Run
 
 # %% ../../nbs/model/loaders.ipynb #52df467a
 class PhotoSquare(RandTransform):
@@ -50,16 +51,22 @@ class PhotoSquare(RandTransform):
         return TensorImage(torch.from_numpy(square).permute(2, 0, 1).contiguous())
 
 # %% ../../nbs/model/loaders.ipynb #01d0c803
+def _data_block(square, classes, photos, splitter, augmentations, architecture):
+    return DataBlock(blocks=(TransformBlock(type_tfms=square, batch_tfms=IntToFloatTensor), CategoryBlock(vocab=classes)),
+                     get_items=lambda folder: [str(folder/o) for o in photos.file], get_y=parent_label, splitter=splitter, dl_type=Loader,
+                     batch_tfms=[*augmentations, Normalize.from_stats(architecture.mean, architecture.std, cuda=False)])
+
+def _loader_options(batch_size, workers, device):
+    return dict(path=Path('.'), bs=batch_size, num_workers=min(16, cores()) if workers is None else workers,
+                device=device and torch.device(device), pin_memory=device == 'cuda')
+
 def _drop_last(n, batch_size): return n % batch_size < max(2, batch_size // 4)
 
 # %% ../../nbs/model/loaders.ipynb #a229e446
 def dataloaders(
     data: Path, # Folder with `train/<class>/*` and `val/<class>/*`
-    size: int, # Width and height of the network's input
-    before_crop: int, # Width and height of training photos before the augmentation
-    mean: tuple = (.485, .456, .406), # Mean of each channel, as the weights expect; ImageNet's by default
-    std: tuple = (.229, .224, .225), # Standard deviation of each channel, likewise
-    table: pd.DataFrame|None = None, # The photos to use, as `list_photos` lists them; empty means all
+    architecture: Architecture, # What the photos are made ready for: its sizes, its mean and standard deviation
+    photos: pd.DataFrame|None = None, # The photos to use, as `list_photos` lists them; empty means all
     batch_size: int = 32, # Photos in a batch; fewer when there are fewer training photos
     workers: int|None = None, # Processes that read photos; empty means one a core, at most 16
     device: str|None = None, # 'cpu' or 'cuda'; empty is fastai's choice
@@ -67,51 +74,40 @@ def dataloaders(
     p_affine: float = 1., # Probability that a train photo is rotated and tilted
 ) -> DataLoaders: # fastai's, with shuffled and augmented `train`, and `valid` without randomness
     "Make the loaders of a data set, after its fixed split."
-    data = Path(data)
-    table = list_photos(data) if table is None else table
-    n = int((table.split == 'train').sum())
+    data, photos = Path(data), list_photos(data) if photos is None else photos
+    n = int((photos.split == 'train').sum())
     batch_size = min(batch_size, n)
-    block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, before_crop, photo_cache), batch_tfms=IntToFloatTensor),
-                              CategoryBlock(vocab=sorted(table.label.unique()))),
-                      get_items=lambda folder: [str(folder/o) for o in table.file], get_y=parent_label,
-                      splitter=GrandparentSplitter(train_name='train', valid_name='val'), dl_type=Loader,
-                      batch_tfms=[*augmentation(size, p_affine), Normalize.from_stats(mean, std, cuda=False)])
-    return block.dataloaders(data, path=Path('.'), bs=batch_size, num_workers=min(16, cores()) if workers is None else workers,
-                             drop_last=_drop_last(n, batch_size), device=device and torch.device(device), pin_memory=device == 'cuda')
+    square = PhotoSquare(architecture.size, architecture.before_crop, photo_cache)
+    splitter = GrandparentSplitter(train_name='train', valid_name='val')
+    block = _data_block(square, sorted(photos.label.unique()), photos, splitter, augmentation(architecture.size, p_affine), architecture)
+    return block.dataloaders(data, drop_last=_drop_last(n, batch_size), **_loader_options(batch_size, workers, device))
 
 # %% ../../nbs/model/loaders.ipynb #223699af
 def evaluation_loaders(
-    data: Path, # The folder that `table.file` is relative to
-    table: pd.DataFrame, # Photos, as `list_photos` lists them
+    data: Path, # The folder that `photos.file` is relative to
+    architecture: Architecture, # What the photos are made ready for
+    photos: pd.DataFrame, # Photos, as `list_photos` lists them
     classes: list[str], # The model's classes, in index order
-    size: int, # Width and height of the network's input
-    mean: tuple, # Mean of each channel
-    std: tuple, # Standard deviation of each channel
     batch_size: int = 32, # Photos in a batch
     workers: int|None = None, # Processes that read photos; empty means one a core, at most 16
     device: str|None = None, # 'cpu' or 'cuda'; empty is fastai's choice
     photo_cache: PhotoCache|None = None, # Where squares are kept, as `cache.open_cache` finds them
-) -> DataLoaders: # fastai's; `valid` has the photos of `table` in its order
-    "Make loaders whose validation side is all of `table`."
-    data = Path(data)
-    block = DataBlock(blocks=(TransformBlock(type_tfms=PhotoSquare(size, size, photo_cache), batch_tfms=IntToFloatTensor),
-                              CategoryBlock(vocab=classes)),
-                      get_items=lambda folder: [str(folder/o) for o in table.file], get_y=parent_label,
-                      splitter=lambda items: (range(len(items)), range(len(items))), dl_type=Loader,
-                      batch_tfms=[Normalize.from_stats(mean, std, cuda=False)])
-    return block.dataloaders(data, path=Path('.'), bs=batch_size, num_workers=min(16, cores()) if workers is None else workers,
-                             device=device and torch.device(device), pin_memory=device == 'cuda')
+) -> DataLoaders: # fastai's; `valid` has all of `photos` in their order
+    "Make loaders whose validation side is all of `photos`."
+    square = PhotoSquare(architecture.size, architecture.size, photo_cache)
+    block = _data_block(square, classes, photos, lambda items: (range(len(items)), range(len(items))), [], architecture)
+    return block.dataloaders(Path(data), **_loader_options(batch_size, workers, device))
 
 # %% ../../nbs/model/loaders.ipynb #7e10d6f6
 def run_loaders(
     run: Run, # A run
-    data: Path, # The folder that `table.file` is relative to
-    table: pd.DataFrame, # Photos to judge on
+    data: Path, # The folder that `photos.file` is relative to
+    photos: pd.DataFrame, # Photos to judge on
     workers: int|None = None, # Processes that read photos
     device: str = 'auto', # 'auto', 'cpu' or 'cuda'
     photo_cache: PhotoCache|None = None, # Where squares are kept
 ) -> DataLoaders: # As `loaders.evaluation_loaders` makes them
     "Make the loaders of photos that a run is judged on."
-    config, arch = run.config, run_architecture(run.config)
-    return evaluation_loaders(data, table, config['classes'], arch.size, arch.mean, arch.std,
-                          min(32, config['resolved']['batch_size']), workers, usable_device(device), photo_cache)
+    config = run.config
+    return evaluation_loaders(data, run_architecture(config), photos, config.classes, min(32, config.resolved.batch_size), workers,
+                              usable_device(device), photo_cache)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save
 from timm.models import load_state_dict
 from torch import nn
 
-from ..core import BasegunError, Run, raise_faults
+from ..core import BasegunError, raise_faults
+from ..run import Run
 from .archs import Architecture, run_architecture
 
 # %% ../../nbs/model/weights.ipynb #a181d073

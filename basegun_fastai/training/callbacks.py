@@ -26,7 +26,8 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from ..trust.calibration import calibration_metrics, fit_temperature
-from ..core import BasegunError, Run, csv_text, raise_if_interrupted, say, write_whole
+from ..core import BasegunError, csv_text, raise_if_interrupted, say, write_whole
+from ..run import Run
 from ..model.workers import seed_all
 from ..trust.predictions import plot_confusion_matrix
 
@@ -223,7 +224,7 @@ class Checkpoint(Callback):
         write_whole(self.run_.checkpoints/f'{len(self.memory.rows):05d}-{hashlib.sha256(data).hexdigest()[:16]}.pt', data)
         for file in _checkpoints(self.run_):
             if int(file.name.split('-')[0]) < len(self.memory.rows) - 1: file.unlink(missing_ok=True)
-        self.run_.write('history.csv', csv_text(self.memory.rows))
+        write_whole(self.run_.history, csv_text(self.memory.rows))
 
 # %% ../../nbs/training/callbacks.ipynb #e184d3e7
 def _checkpoints(run):

@@ -14,31 +14,31 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import to_device
 
-from ..data.cache import PhotoCache
-from ..trust.calibration import fit_temperature
-from .callbacks import Memory
-from ..core import Run, csv_text, say
+from ..core import csv_text, say, write_whole
 from ..model.loaders import run_loaders
-from ..trust.tables import write_tables
-from ..model.weights import plain_state, fold_temperature, trained_model, weights_bytes
+from ..model.weights import fold_temperature, plain_state, trained_model, weights_bytes
+from ..run import Config, Run
+from .callbacks import Memory
+from .setup import Setup
+from ..trust.calibration import fit_temperature
 from ..trust.predictions import Predictions, ood_confidences, predictions
+from ..trust.tables import write_tables
 
 # %% ../../nbs/training/finish.ipynb #6f79fe49
 def save_weights(
     run: Run, # Takes `model.safetensors`
-    config: dict, # The run's configuration
+    config: Config, # Its configuration
     learn: Learner, # With the weights to keep
     epoch: int, # Whose they are
 ) -> None: # Nothing
     "Write a learner's weights."
-    about = dict(architecture=config['architecture'], classes=config['classes'], epoch=epoch)
-    run.write('model.safetensors', weights_bytes(plain_state(learn.model, config['architecture']['classifier']), about))
+    about = dict(architecture=config.architecture, classes=config.classes, epoch=epoch)
+    write_whole(run.weights, weights_bytes(plain_state(learn.model, config.architecture['classifier']), about))
 
 # %% ../../nbs/training/finish.ipynb #fd701720
 def verify_saved_weights(
@@ -62,21 +62,12 @@ def save_learner(
     "Write what `load_learner` opens."
     with TemporaryDirectory() as folder:
         learn.export(Path(folder).resolve()/'learner.pkl', pickle_module=pickle)
-        run.write('learner.pkl', (Path(folder)/'learner.pkl').read_bytes())
+        write_whole(run.learner, (Path(folder)/'learner.pkl').read_bytes())
 
 # %% ../../nbs/training/finish.ipynb #eb5f1180
-def finish(
-    run: Run, # Takes everything
-    config: dict, # Its configuration
-    learn: Learner, # As it was trained
-    memory: Memory, # Rows and best weights
-    table: pd.DataFrame, # The photos of the training
-    photo_cache: PhotoCache|None = None, # Where squares are kept
-    ood_photos: list[str]|None = None, # Photos of other things
-) -> dict: # What `evaluate.write_tables` returned
-    "Keep the best weights, judge them, and write what a training leaves."
-    options, best = config['options'], {k: v for k, v in memory.best.items() if k != 'weights'}
-    run.write('history.csv', csv_text(memory.rows))
+def _keep_best(run, learn, memory):
+    best = {k: v for k, v in memory.best.items() if k != 'weights'}
+    write_whole(run.history, csv_text(memory.rows))
     learn.model.load_state_dict(memory.best['weights'])
     with_temperature = f", {best['compared_loss']:.4f} with a temperature" if learn.pretrained else ''
     say(f"best epoch: {best['epoch']} of {len(memory.rows)} ({best['stage']}), validation loss {best['val_loss']:.4f}{with_temperature}; "
@@ -84,19 +75,34 @@ def finish(
     if best['stage'] == 'head' and memory.rows[-1]['stage'] == 'fine-tune' and learn.pretrained: say(
         'warning: no epoch of the fine-tuning was better than the head alone, so that is what is kept; give a smaller --lr, '
         'or more photos')
-    val = table[table.split == 'val']
-    dls = run_loaders(run, Path(options['data']), val, options['workers'], config['resolved']['device'], photo_cache)
-    model = copy.deepcopy(learn.model) if options['compile'] else learn.model
-    preds = predictions(model, dls, val.file.tolist())
-    dls.valid.close()
+    return best
+
+def _calibrate(learn, model, preds):
     temperature = fit_temperature(preds.logits, preds.labels)
     for o in {learn.model, model}: fold_temperature(o, temperature)
-    preds = replace(preds, logits=preds.logits / temperature)
+    return temperature, replace(preds, logits=preds.logits / temperature)
+
+# %% ../../nbs/training/finish.ipynb #2a920fc3
+def finish(
+    run: Run, # Takes everything; its configuration is in place
+    setup: Setup, # Of the training
+    learn: Learner, # As it was trained
+    memory: Memory, # Rows and best weights
+    ood_photos: list[str]|None = None, # Photos of other things
+) -> dict: # What `tables.write_tables` returned
+    "Keep the best weights, judge them, and write what a training leaves."
+    config, options = run.config, setup.options
+    best, val = _keep_best(run, learn, memory), setup.photos[setup.photos.split == 'val']
+    dls = run_loaders(run, options.data, val, options.workers, setup.device, setup.photo_cache)
+    model = copy.deepcopy(learn.model) if options.compile else learn.model
+    preds = predictions(model, dls, val.file.tolist())
+    dls.valid.close()
+    temperature, preds = _calibrate(learn, model, preds)
     save_weights(run, config, learn, best['epoch'])
     verify_saved_weights(run, dls, preds)
     save_learner(run, learn)
     numbers = write_tables(preds, run.path, ood_confidences(model, dls, ood_photos) if ood_photos else None, temperature=temperature,
-                           high_rate=options['high_rate'], shown_rate=options['shown_rate'])
-    run.save_config(config | dict(state='finished', best=best))
+                           high_rate=options.high_rate, shown_rate=options.shown_rate)
+    run.save_config(replace(config, state='finished', best=best))
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return numbers

@@ -22,7 +22,8 @@ from fastai.torch_core import TensorCategory, TensorImage
 
 from .callbacks import Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress
 from .callbacks import WeightAverage, newest_checkpoint, restore
-from ..core import BasegunError, Run
+from ..core import BasegunError
+from ..run import Run
 from .frozen import forward_only, on_features
 from .precision import Precision, stage_precision
 from ..model.learner import batch_norm_inference

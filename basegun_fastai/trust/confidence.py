@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from ..core import BasegunError, Run, number_of
+from ..core import BasegunError, number_of
+from ..run import Run
 from .calibration import BINS, bins, calibration_metrics, cross_fitted
 from .levels import RISK, Levels, find_levels, level_counts, lowest_threshold, ood_metrics, refusal
 from .predictions import Predictions
@@ -90,7 +91,7 @@ def run_confidence(
     run: Run, # A finished run
 ) -> tuple[float, Levels, dict]: # Temperature, levels and rates; raises `BasegunError` for a run without them
     "Read what a training found out about its confidence."
-    file = run.path/'metrics.json'
+    file = run.metrics
     try: numbers = json.loads(file.read_text())
     except (OSError, ValueError) as err: raise BasegunError(f"'{file}' cannot be read ({err}): train again with another --name") from err
     if 'calibration' not in numbers or 'levels' not in numbers: raise BasegunError(

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import BasegunError, printable, raise_faults, say, write_whole
+from ..run import Tables
 from .predictions import Predictions, metrics
 
 # %% ../../nbs/trust/groups.ipynb #9cc82778
@@ -132,5 +133,5 @@ def write_groups(
             numbers = metrics(subset)
             rows.append(dict(column=column, value=value) | {k: numbers[k] for k in ('n', 'accuracy', 'precision', 'recall', 'f1', 'loss')})
     table = pd.DataFrame(rows, columns=['column', 'value', 'n', 'accuracy', 'precision', 'recall', 'f1', 'loss'])
-    write_whole(Path(folder)/'metrics-groups.csv', table.to_csv(index=False, float_format='%.6f', lineterminator='\n'))
+    write_whole(Tables(folder).groups, table.to_csv(index=False, float_format='%.6f', lineterminator='\n'))
     return table

@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..core import printable, say, write_whole
 from ..data.contents import progress
 from ..data.reading import answers
+from ..run import Tables
 from .predictions import Predictions, prediction_rows
 
 # %% ../../nbs/trust/mistakes.ipynb #55dbc75e
@@ -143,7 +144,7 @@ def write_sheets(
     workers: int|None = None, # Processes that read photos; empty means one a core
 ) -> list[Path]: # A contact sheet for each confused pair, that with most photos first; no folder is made for none
     "Write `confused/<true> as <predicted>.jpg` for each pair of classes that was confused."
-    pairs, confused, written, used_names = confused_pairs(rows), Path(folder)/'confused', [], set()
+    pairs, confused, written, used_names = confused_pairs(rows), Tables(folder).sheets, [], set()
     pictures = _pictures(data, [o for part in pairs.values() for o in part.iloc[:MAX_SHEET, 0]], workers)
     if pairs: confused.mkdir(exist_ok=True)
     for (true, predicted), part in pairs.items():
@@ -191,4 +192,4 @@ def write_mistakes(
     "Write what a person should look at."
     rows = prediction_rows(preds)
     write_sheets(data, rows, folder)
-    write_whole(Path(folder)/'suspect-labels.csv', suspect_labels(rows, preds.classes).to_csv(index=False, float_format='%.7g', lineterminator='\n'))
+    write_whole(Tables(folder).suspects, suspect_labels(rows, preds.classes).to_csv(index=False, float_format='%.7g', lineterminator='\n'))

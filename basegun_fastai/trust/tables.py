@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core import write_whole
 from ..data.names import class_columns
+from ..run import Tables
 from .confidence import confidence_lines, confidence_report, plot_confidence
 from .predictions import Predictions, confusion_matrix, metrics, normalize, plot_confusion_matrix
 from .predictions import prediction_columns, prediction_rows
@@ -31,16 +32,16 @@ def write_tables(
     **how # As `confidence_report` takes it: `temperature`, `levels`, `high_rate`, `shown_rate`
 ) -> dict: # What `metrics` and `confidence_report` returned
     "Write `metrics.json`, both confusion matrices, their picture, `confidence.png` and `predictions-val.csv`."
-    folder, numbers, counts = Path(folder), metrics(preds) | confidence_report(preds, ood=ood, **how), confusion_matrix(preds)
+    tables, numbers, counts = Tables(folder), metrics(preds) | confidence_report(preds, ood=ood, **how), confusion_matrix(preds)
     rows = prediction_rows(preds).set_axis(prediction_columns(preds.classes), axis=1)
     renamed = counts.set_axis(class_columns(preds.classes, (counts.index.name,)), axis=1)
-    write_whole(folder/'predictions-val.csv', rows.to_csv(index=False, float_format='%.7g', lineterminator='\n'))
-    write_whole(folder/'confusion-matrix.csv', renamed.to_csv(lineterminator='\n'))
-    write_whole(folder/'confusion-matrix-normalized.csv',
+    write_whole(tables.predictions, rows.to_csv(index=False, float_format='%.7g', lineterminator='\n'))
+    write_whole(tables.confusion, renamed.to_csv(lineterminator='\n'))
+    write_whole(tables.confusion_shares,
                 normalize(renamed).to_csv(float_format='%.6f', lineterminator='\n'))
-    write_whole(folder/'confusion-matrix.png', _png(plot_confusion_matrix(counts)))
-    write_whole(folder/'confidence.png', _png(plot_confidence(preds, numbers, ood)))
-    write_whole(folder/'metrics.json', json.dumps(numbers, indent=2, ensure_ascii=False) + '\n')
+    write_whole(tables.confusion_picture, _png(plot_confusion_matrix(counts)))
+    write_whole(tables.confidence_picture, _png(plot_confidence(preds, numbers, ood)))
+    write_whole(tables.metrics, json.dumps(numbers, indent=2, ensure_ascii=False) + '\n')
     return numbers
 
 # %% ../../nbs/trust/tables.ipynb #413cc95c

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, as_arguments, tree, typed
+from conftest import TINY, as_arguments, sized, tree, typed
 from PIL import Image
 
 from basegun_fastai.data import cache as module
@@ -158,7 +158,7 @@ def counted(patch):
 @contextmanager
 def loaders(data, table, made, workers):
     from basegun_fastai.model.loaders import dataloaders
-    dls = dataloaders(data, 32, SIDE, (0, 0, 0), (1, 1, 1), table, 16, workers, 'cpu', made)
+    dls = dataloaders(data, sized(32, SIDE, mean=(0, 0, 0), std=(1, 1, 1)), table, 16, workers, 'cpu', made)
     try: yield dls
     finally:
         for dl in dls.loaders: dl.close()

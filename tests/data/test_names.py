@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY, as_arguments, typed
 from PIL import Image
 
-from basegun_fastai.core import Run
+from basegun_fastai.run import Run
 from basegun_fastai.trust.levels import Levels, level_counts
 from basegun_fastai.data.names import class_columns
 from basegun_fastai.trust.predictions import prediction_columns
@@ -38,7 +38,7 @@ def test_classes_named_like_columns_go_through_every_command(odd, tmp_path):
     done = typed('train', odd, *as_arguments(**TINY), '--fine-tune-epochs', 1, '--out', tmp_path, '--name', 'run')
     assert done.returncode == 0, done.stderr
     run = Run(tmp_path/'run')
-    assert run.config['classes'] == ODD and list(json.loads((run.path/'metrics.json').read_text())['per_class']) == ODD
+    assert run.config.classes == ODD and list(json.loads((run.path/'metrics.json').read_text())['per_class']) == ODD
     assert typed('evaluate', run.path, odd, '--out', tmp_path/'judged').returncode == 0
     for folder in (run.path, tmp_path/'judged'):
         rows = read(folder/'predictions-val.csv')

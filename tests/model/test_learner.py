@@ -1,4 +1,6 @@
 "Sizes, weights, heads and a frozen body."
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -9,8 +11,8 @@ from safetensors.torch import save_file
 
 from basegun_fastai.core import BasegunError
 from basegun_fastai.model.loaders import dataloaders
-from basegun_fastai.model.archs import EFFICIENTNETS, architecture
-from basegun_fastai.model.learner import HEADS, balanced_weights, learner
+from basegun_fastai.model.archs import EFFICIENTNETS, HEADS, architecture
+from basegun_fastai.model.learner import balanced_weights, learner
 from basegun_fastai.model.weights import check_weights, plain_model, plain_state, weight_faults
 from basegun_fastai.model.device import is_unsupported_gpu, usable_device
 
@@ -19,7 +21,7 @@ TINY = architecture('test_efficientnet', size=32)
 
 
 @pytest.fixture(scope='module')
-def dls(data): return dataloaders(data, 32, 36, TINY.mean, TINY.std, batch_size=16, workers=0)
+def dls(data): return dataloaders(data, replace(TINY, size=32, before_crop=36), batch_size=16, workers=0)
 
 
 @pytest.fixture(scope='module')
@@ -161,7 +163,7 @@ def test_the_head_is_one_dense_layer_on_the_pooled_features(dls, weights, head):
 @pytest.mark.parametrize('head', HEADS)
 def test_any_network_trains_and_leaves_plain_weights(data, name, head):
     made = architecture(name, size=None if 'vit' in name else 32)
-    loaders = dataloaders(data, made.size, made.before_crop, made.mean, made.std, batch_size=16, workers=0)
+    loaders = dataloaders(data, made, batch_size=16, workers=0)
     learn = learner(loaders, made, 'none', head)
     learn.unfreeze()
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import sized
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor
 from fastai.torch_core import TensorImage, set_seed
@@ -113,21 +114,21 @@ def test_room_alone_leaves_a_frame_that_fits():
 
 
 def test_validation_has_no_randomness(data):
-    dls = dataloaders(data, 48, 54, batch_size=8, workers=0)
+    dls = dataloaders(data, sized(48, 54), batch_size=8, workers=0)
     first, second = [torch.cat([x for x, _ in dls.valid]) for _ in range(2)]
     assert isinstance(dls, DataLoaders) and torch.equal(first, second)
 
 
 def test_validation_shows_the_pixels_of_the_decoder(data):
     from basegun_fastai.data.photo import pixels
-    dls = dataloaders(data, 48, 54, mean=(0, 0, 0), std=(1, 1, 1), batch_size=8, workers=0)
+    dls = dataloaders(data, sized(48, 54, mean=(0, 0, 0), std=(1, 1, 1)), batch_size=8, workers=0)
     seen = torch.cat([x for x, _ in dls.valid]).permute(0, 2, 3, 1) * 255
     expected = np.stack([pixels(o, 48) for o in dls.valid.items])
     assert np.abs(np.asarray(seen) - expected).max() < .01
 
 
 def test_the_split_and_the_classes_are_the_folders(data):
-    dls, table = dataloaders(data, 32, 36, batch_size=8, workers=0), list_photos(data)
+    dls, table = dataloaders(data, sized(32, 36), batch_size=8, workers=0), list_photos(data)
     for split, dl in (('train', dls.train), ('val', dls.valid)):
         mine = table[table.split == split]
         assert [Path(o).relative_to(data).as_posix() for o in dl.items] == mine.file.tolist()
@@ -135,7 +136,7 @@ def test_the_split_and_the_classes_are_the_folders(data):
 
 
 def test_every_train_photo_is_drawn_once_an_epoch(data):
-    dls = dataloaders(data, 32, 36, batch_size=16, workers=0)
+    dls = dataloaders(data, sized(32, 36), batch_size=16, workers=0)
     assert sum(len(y) for _, y in dls.train) == 48
 
 
@@ -143,7 +144,7 @@ def test_workers_give_the_same_photos(data):
     seen = []
     for workers in (0, 2):
         set_seed(3)
-        dls = dataloaders(data, 32, 36, batch_size=16, workers=workers)
+        dls = dataloaders(data, sized(32, 36), batch_size=16, workers=workers)
         set_seed(4)
         for dl in dls.loaders: dl.rng.seed(5)
         seen.append(torch.cat([torch.as_tensor(x) for x, _ in dls.valid]))
@@ -152,7 +153,7 @@ def test_workers_give_the_same_photos(data):
 
 def test_judging_keeps_the_order_of_the_table(data):
     table = list_photos(data).query('split == "val"').sample(frac=1, random_state=0)
-    dls = evaluation_loaders(data, table, sorted(table.label.unique()), 32, (0, 0, 0), (1, 1, 1), 7, 0)
+    dls = evaluation_loaders(data, sized(32, 36, mean=(0, 0, 0), std=(1, 1, 1)), table, sorted(table.label.unique()), 7, 0)
     labels = torch.cat([y for _, y in dls.valid])
     assert [dls.vocab[o] for o in labels] == table.label.tolist()
 
@@ -175,7 +176,7 @@ def test_a_tilt_is_the_perspective_of_fastai():
 # Photos that are left unturned, for networks whose weights are worth keeping
 
 def train_photos(data, **options):
-    dls = dataloaders(data, 64, 72, batch_size=16, workers=0, **options)
+    dls = dataloaders(data, sized(64, 72), batch_size=16, workers=0, **options)
     seed_all(3, 1, dls)
     return torch.cat([xb for xb, _ in dls.train])
 
@@ -201,7 +202,7 @@ def test_every_other_view_of_the_features_is_unturned(data):
     from basegun_fastai.model.archs import architecture
     from basegun_fastai.model.learner import learner
     tiny, seen = architecture('test_efficientnet', size=32), []
-    learn = learner(dataloaders(data, tiny.size, tiny.before_crop, batch_size=16, workers=0, p_affine=.5), tiny, 'none')
+    learn = learner(dataloaders(data, tiny, batch_size=16, workers=0, p_affine=.5), tiny, 'none')
     [reframe] = [o for o in learn.dls.train.after_batch.fs if isinstance(o, Reframe)]
     learn.freeze()
     learn.model[0].eval().register_forward_pre_hook(lambda *_: seen.append(reframe.p_affine))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import COMMAND, TINY, as_arguments, tree, typed
+from conftest import COMMAND, TINY, as_arguments, sized, tree, typed
 from fastai.optimizer import Adam
 from PIL import Image
 from safetensors.torch import save_file
@@ -19,7 +19,7 @@ from torch import nn
 from basegun_fastai.data.cache import open_cache
 from basegun_fastai.training.callbacks import Checkpoint, EpochSeed, newest_checkpoint
 from basegun_fastai.data.contents import known_contents
-from basegun_fastai.core import Run
+from basegun_fastai.run import Run
 from basegun_fastai.data.folders import list_photos
 from basegun_fastai.training.frozen import FrozenBodyForward, Views, feature_loaders, fold_batch_norms, forward_only
 from basegun_fastai.training.fit import Stage, fit, largest_batch_size, out_of_memory
@@ -47,7 +47,7 @@ def weights(tmp_path_factory):
     return str(file)
 
 
-def rows(run): return pd.read_csv(run.history_file)
+def rows(run): return pd.read_csv(run.history)
 
 
 # The head on features
@@ -63,7 +63,7 @@ def test_the_head_learns_the_same_from_one_kept_view_as_from_that_view_live(data
 
 
 def test_features_are_those_of_the_augmented_photos(data, weights, tmp_path):
-    learn = learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, weights)
+    learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, weights)
     learn.freeze()
     with forward_only(learn.model[0], 'float32'):
         found = feature_loaders(learn, 2, 42, tmp_path).train.dataset
@@ -143,7 +143,7 @@ def test_the_number_format_is_the_one_asked_for():
 
 def test_fine_tuning_in_bfloat16_trains_and_is_noted(data, tmp_path):
     train(data, fine_tune_epochs=1, out=tmp_path, name='b', precision='bfloat16', **TINY)
-    assert Run(tmp_path/'b').config['resolved']['stages'][0]['precision'] == 'bfloat16'
+    assert Run(tmp_path/'b').config.resolved.stages[0]['precision'] == 'bfloat16'
     train(data, fine_tune_epochs=1, out=tmp_path, name='f', precision='float32', **TINY)
     a, b = (rows(Run(tmp_path/o)).train_loss[0] for o in 'bf')
     assert a != b and a == pytest.approx(b, abs=.1)
@@ -154,7 +154,7 @@ def test_half_precision_goes_on_with_the_scale_that_it_had(data, tmp_path, monke
         run = Run(tmp_path/name)
         run.path.mkdir(exist_ok=True)
         seed_all(1, 0)
-        learn = learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, 'none')
+        learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, 'none')
         memory = fit(learn, [Stage('fine-tune', 3, .01, .01, 'float16')], run, 1, 'now')
         return [o['train_loss'] for o in memory.rows], newest_checkpoint(run, 'now')['scaler']
     whole = fitted('whole')
@@ -207,7 +207,7 @@ def test_scores_are_those_of_scikit_learn_whatever_is_missing():
 # Workers and memory
 
 def test_worker_processes_stay_alive_and_can_be_let_go(data):
-    dl = dataloaders(data, 32, 36, batch_size=16, workers=2).train
+    dl = dataloaders(data, sized(32, 36), batch_size=16, workers=2).train
     def epoch():
         list(dl)
         return [o.pid for o in dl._workers[0]._iterator._workers]
@@ -219,9 +219,10 @@ def test_worker_processes_stay_alive_and_can_be_let_go(data):
 
 DROPPED = '''
 import gc, os, sys
+from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.loaders import dataloaders
 gc.disable()
-def made(): return dataloaders(sys.argv[1], 32, 36, batch_size=16, workers=2).train
+def made(): return dataloaders(sys.argv[1], architecture('test_efficientnet', 32), batch_size=16, workers=2).train
 class Collecting(list):
     def __getitem__(self, i):
         gc.collect()
@@ -244,7 +245,7 @@ def test_workers_of_a_loader_that_nobody_has_any_more_end_without_a_word(data):
 
 
 def test_an_epoch_that_is_broken_off_does_not_disturb_the_next(data):
-    dls, plain = (dataloaders(data, 32, 36, batch_size=16, workers=o) for o in (2, 0))
+    dls, plain = (dataloaders(data, sized(32, 36), batch_size=16, workers=o) for o in (2, 0))
     def epoch(dls, seed):
         seed_all(seed, 1, dls)
         return torch.cat([xb for xb, _ in dls.train])
@@ -263,7 +264,7 @@ def test_a_training_without_enough_memory_goes_on_with_half_the_batch(data, tmp_
     train(data, fine_tune_epochs=4, out=tmp_path, name='run', **TINY)
     run = Run(tmp_path/'run')
     assert 'out of memory with batches of 16: going on with batches of 8 from the last finished epoch' in capsys.readouterr().err
-    assert run.finished and run.config['resolved']['batch_size'] == 8 and run.config['resolved']['halved_from'] == [16]
+    assert run.finished and run.config.resolved.batch_size == 8 and run.config.resolved.halved_from == [16]
     assert rows(run).epoch.tolist() == [1, 2, 3, 4] and json.loads((run.path/'metrics.json').read_text())['n'] == 24
 
 
@@ -283,7 +284,7 @@ def test_what_is_known_of_a_photo_takes_less_than_a_kilobyte(tmp_path):
         tracemalloc.start()
         table = known_contents(folder, list_photos(folder))
         squares = open_cache(folder, [(36, table[table.split == 'train']), (32, table[table.split == 'val'])], tmp_path/'cache')
-        dls = dataloaders(folder, 32, 36, table=table, batch_size=64, workers=2, photo_cache=squares)
+        dls = dataloaders(folder, sized(32, 36), photos=table, batch_size=64, workers=2, photo_cache=squares)
         for _ in dls.train: pass
         sizes[n] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -305,7 +306,7 @@ def test_running_out_of_memory_in_16_bits_leaves_no_trace(data, tmp_path, monkey
         patch.setattr(nn.Linear, 'forward', hungry)
         train(data, out=tmp_path, name='run', **options)
     assert max(many) == 16 and not torch.is_autocast_enabled('cpu')
-    assert Run(tmp_path/'run').config['resolved']['halved_from'] == [16]
+    assert Run(tmp_path/'run').config.resolved.halved_from == [16]
     assert (tmp_path/'run'/'model.safetensors').read_bytes() == (tmp_path/'plain'/'model.safetensors').read_bytes()
 
 
@@ -313,7 +314,7 @@ def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
     import gc
     import weakref
 
-    from basegun_fastai.training import fit as module
+    from basegun_fastai.training import setup as module
     seen, plain = [], module.find_rate
     def watched(learn):
         seen.append(weakref.ref(learn.model))
@@ -334,7 +335,7 @@ def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('head', ['linear', 'bn-dropout'])
 def test_the_probe_of_the_batch_size_works_for_every_head(data, head):
-    learn = learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, 'none', head)
+    learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, 'none', head)
     assert largest_batch_size(learn, Stage('fine-tune', 1, .01, .01), MADE.before_crop) == 32
 
 
@@ -350,7 +351,7 @@ def test_an_augmentation_does_not_wait_for_the_device(data):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func is torch.ops.aten._local_scalar_dense.default: found.append(func)
             return func(*args, **kwargs or {})
-    found, dl = [], dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0).train
+    found, dl = [], dataloaders(data, MADE, batch_size=16, workers=0).train
     dl.before_iter()
     batch = dl.create_batch([dl.do_item(o) for o in range(4)])
     with Reads(): dl.after_batch(batch)
@@ -362,7 +363,7 @@ def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
     told = subprocess.run([COMMAND, 'train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1', *as_arguments(**TINY)],
                           capture_output=True, text=True, timeout=300,
                           env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'), MPLCONFIGDIR=str(tmp_path/'matplotlib')))
-    assert told.returncode == 0 and told.stderr.count('inside the data, where nothing is written') == 2 and tree(copy) == before
+    assert told.returncode == 0 and told.stderr.count('lies inside the data') == 2 and tree(copy) == before
 
 
 def test_a_run_without_an_option_of_today_cannot_be_continued_and_that_is_told(data, tmp_path, monkeypatch):
@@ -371,7 +372,7 @@ def test_a_run_without_an_option_of_today_cannot_be_continued_and_that_is_told(d
         patch.setattr(EpochSeed, 'before_train', broken)
         train(data, out=tmp_path, name='run', fine_tune_epochs=1, **TINY)
     config = Run(tmp_path/'run').config
-    del config['options']['head_views']
+    del config.options['head_views']
     Run(tmp_path/'run').save_config(config)
     told = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', '--fine-tune-epochs', 1, *as_arguments(**TINY))
     assert told.returncode == 1 and '--head-views was not there, now 2' in told.stderr

@@ -3,7 +3,8 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 
-from basegun_fastai.core import BasegunError, Run
+from basegun_fastai.core import BasegunError
+from basegun_fastai.run import Run
 from basegun_fastai.training.fit import Stage, fit, largest_power_of_two, plan_stages, find_rate, trial_step
 from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.workers import seed_all
@@ -14,7 +15,7 @@ MADE = architecture('test_efficientnet', size=32)
 
 
 @pytest.fixture
-def learn(data): return learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, 'none')
+def learn(data): return learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, 'none')
 
 
 @pytest.mark.parametrize('limit', [0, 1, 2, 3, 63, 64, 65, 5000])
@@ -55,7 +56,7 @@ def trained(data, weights, tmp_path):
         run = Run(tmp_path/f'{average}')
         run.path.mkdir()
         seed_all(1, 0)
-        learn = learner(dataloaders(data, MADE.size, MADE.before_crop, batch_size=16, workers=0), MADE, weights)
+        learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, weights)
         learn.add_cbs(callbacks)
         return learn, fit(learn, [Stage('fine-tune', 2, .001, .01, average=average)], run, 1, 'now')
     return train

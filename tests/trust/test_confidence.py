@@ -10,7 +10,7 @@ from conftest import TINY, as_arguments, tree, typed
 from scipy.special import softmax
 
 from basegun_fastai.trust.calibration import calibration_error, split_in_half, calibration_metrics, fit_temperature, cross_fitted
-from basegun_fastai.core import Run
+from basegun_fastai.run import Run
 from basegun_fastai.trust.levels import Levels, level_counts, photos_needed, find_levels, clopper_pearson_upper, ood_metrics, threshold
 from basegun_fastai.train import train
 
@@ -34,7 +34,7 @@ def test_planted_over_confidence_is_found(seed):
 @pytest.mark.parametrize('planted', [3., 1 / 3])
 def test_planted_over_confidence_of_a_real_network_is_found(run, planted):
     rows = pd.read_csv(run.path/'predictions-val.csv')
-    classes = run.config['classes']
+    classes = run.config.classes
     logits, labels = np.log(rows[classes].to_numpy()), rows.label.map(classes.index).to_numpy()
     assert fit_temperature(logits, labels) == pytest.approx(1, rel=.01)  # what is kept is calibrated
     assert fit_temperature(planted * logits, labels) == pytest.approx(planted, rel=.05)
@@ -187,7 +187,7 @@ def test_the_temperature_is_in_the_last_layer_and_nowhere_else(data, tmp_path):
     from basegun_fastai.training.finish import finish
     seen = {}
     def watched(run, config, learn, memory, *rest):
-        seen.update({k: v.clone() for k, v in newest_checkpoint(run, config['started'])['best']['weights'].items()})
+        seen.update({k: v.clone() for k, v in newest_checkpoint(run, config.started)['best']['weights'].items()})
         return finish(run, config, learn, memory, *rest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('basegun_fastai.training.finish.finish', watched)
@@ -291,7 +291,7 @@ def test_a_pickle_is_opened_by_nobody_who_does_not_ask_for_it(run, data, tmp_pat
     assert told.returncode == 0, told.stderr
     for o in ('everything is called low', 'nothing is called high'): assert f'{o}: no threshold goes with the model' in told.stdout
     mine, theirs = (pd.read_csv(o/'predictions-val.csv') for o in (tmp_path/'out', run.path))
-    classes = run.config['classes']
+    classes = run.config.classes
     assert mine.file.tolist() == theirs.file.tolist() and np.abs(mine[classes] - theirs[classes]).to_numpy().max() < 1e-4
     (tmp_path/'bad'/classes[0]).mkdir(parents=True)
     (tmp_path/'bad'/classes[0]/'0.jpg').write_bytes(b'no photo')
