@@ -26,7 +26,8 @@ from basegun_fastai.exported import FORMAT, essentials, make_probe, seal
 from basegun_fastai.core import BasegunError
 from basegun_fastai.data.demo import GUNS, draw_photo
 from basegun_fastai.data.photo import DECODER, NEUTRAL, UnreadablePhoto
-from basegun_fastai.predict import Answer, answers, columns, list_files, load
+from basegun_fastai.predict import Answer, answers, columns, load
+from basegun_fastai.data.walk import list_files
 
 ROOT = Path(__file__).parents[1]
 CLASSES, SIZE = sorted(GUNS), 16

@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..core import number_of, raise_faults
 from .names import class_name, confusable, difference
+from .walk import list_files
 
 # %% ../../nbs/data/folders.ipynb #0a105f92
 SPLITS = ('train', 'val')
@@ -154,10 +155,7 @@ def _class_layout_faults(folder):
 
 # %% ../../nbs/data/folders.ipynb #6b091099
 def _rows_of_any(folder):
-    names = [os.path.relpath(os.path.join(place, o), folder) for place, inner, names_here in os.walk(folder)
-             if not inner.sort() and not any(p.startswith('.') for p in Path(os.path.relpath(place, folder)).parts)
-             for o in sorted(names_here) if not o.startswith('.') and os.path.isfile(os.path.join(place, o))]
-    return [(o, '', '') for o in names]
+    return [(os.path.relpath(o, folder), '', '') for o in list_files([folder], follow_links=False) if os.path.isfile(o) or os.path.isdir(o)]
 
 # %% ../../nbs/data/folders.ipynb #aff6b0cb
 _LAYOUTS = {  # what is wrong with a folder, and the rows of its photos
