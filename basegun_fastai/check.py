@@ -27,7 +27,6 @@ from .data.problems import repeated_problems, same_photos, same_problems, small_
 WORST_FIRST = ('unreadable', 'leak', 'conflict', 'class-mismatch', 'empty-class', 'near-duplicate', 'imbalance', 'few-val',
                'blank', 'repeated', 'small', 'odd-file')
 
-# %% ../nbs/check.ipynb #6d91d2c4
 def all_problems(
     data: Path, # A data set
     table: pd.DataFrame, # What `examine` returned

@@ -79,12 +79,10 @@ def exit_code(
         raise
     return 0
 
-# %% ../nbs/cli.ipynb #fa2596ff
 def _fail(message):
     print(f'basegun-fastai: {message}', file=sys.stderr)
     return 1
 
-# %% ../nbs/cli.ipynb #b755651b
 def _signal_code(error): return 143 if isinstance(error, Terminated) else 130
 
 # %% ../nbs/cli.ipynb #86d1f45f

@@ -41,14 +41,12 @@ def attempt(
     try: return make(*args), []
     except BasegunError as err: return None, [str(err)]
 
-# %% ../nbs/core.ipynb #8d7b2601
+# %% ../nbs/core.ipynb #6d9ce939
 class Terminated(KeyboardInterrupt):
     "Say that the process was asked to end by SIGTERM."
 
-# %% ../nbs/core.ipynb #6d9ce939
 _signals = []
 
-# %% ../nbs/core.ipynb #86c6f1c4
 def _raise_signal(number, _):
     _signals.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
     raise _signals[0]
@@ -104,7 +102,6 @@ def _sync_folder(folder):
     try: os.fsync(descriptor)
     finally: os.close(descriptor)
 
-# %% ../nbs/core.ipynb #cd5231e3
 @contextmanager
 def whole_file(
     path: Path|str, # File to write; its folder must exist

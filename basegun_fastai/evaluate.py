@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import BasegunError, attempt, out_faults, raise_faults, say
+from .core import BasegunError, attempt, out_faults, raise_faults, say, whole_folder
 from .data.contents import keep_readable, known_contents, part_fingerprint
 from .data.folders import list_photos
 from .data.names import confusable, difference
@@ -75,10 +75,42 @@ def _evaluate_pickle(file, data, out, skip_unreadable, workers, trust_pickle):
         labels = np.array([learn.dls.vocab.o2i[o] for o in table.label])
         logits, _ = logits_and_labels(learn.model, learn.dls, dl, 'judging')
         preds = Predictions(table.file.tolist(), list(learn.dls.vocab), labels, logits.numpy())
-        out.mkdir(parents=True)
-        numbers = write_tables(preds, out, levels=Levels(None, None))
-        write_mistakes(preds, data, out)
-        print(summary(numbers, out))
+        with whole_folder(out) as folder:
+            numbers = write_tables(preds, folder, levels=Levels(None, None))
+            write_mistakes(preds, data, folder)
+    print(summary(numbers, out))
+
+# %% ../nbs/evaluate.ipynb #86922bc9
+def _check(run, data, out, workers, not_a_gun, groups):
+    "Raise all faults; returns the photos, and what `groups` says of each."
+    table, faults = attempt(list_photos, data, 'classes')
+    known = None
+    faults += worker_faults(workers) + out_faults(out, data)
+    if table is not None: faults += unknown_classes(table, run.config.classes, run)
+    if not_a_gun is not None:
+        faults += attempt(list_ood_photos, not_a_gun)[1]
+        faults += [o for o in out_faults(out, not_a_gun) if o not in faults]
+    if groups is not None and table is not None:
+        known, group_faults = attempt(read_groups, groups, table.file.tolist())
+        faults += group_faults
+    raise_faults(faults)
+    return table, known if known is None else known.set_axis(table.file)
+
+def _say_what_differs(config, data, table):
+    for label in sorted(set(config.classes) - set(table.label)):
+        say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
+    if (then := config.versions.get('decoder', 1)) != DECODER:
+        say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder '
+            f'{DECODER}: answers may differ')
+    say(provenance(table, config))
+
+def _predict(run, data, table, workers, device, ood_photos):
+    from basegun_fastai.model.loaders import run_loaders
+    from basegun_fastai.model.weights import trained_model
+    dls, model = run_loaders(run, data, table, workers, device), trained_model(run)
+    preds = predictions(model, dls, table.file.tolist())
+    dls.valid.close()
+    return preds, None if ood_photos is None else ood_confidences(model, dls, ood_photos)
 
 # %% ../nbs/evaluate.ipynb #855e5ff5
 def evaluate(
@@ -93,42 +125,21 @@ def evaluate(
     trust_pickle: bool = False, # RUN is a fastai learner.pkl of known origin: opening it runs whatever code is in it
 ) -> None: # Nothing; prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
-    if Path(run).suffix == '.pkl' and (not_a_gun or groups): raise BasegunError(
-        f"'{run}' is a pickle: --not-a-gun and --groups go with the folder of a run; give that, or leave them out")
-    if Path(run).suffix == '.pkl': return _evaluate_pickle(Path(run), Path(data), out, skip_unreadable, workers, trust_pickle)
     run, data = Run(run), Path(data)
-    config = run.config
+    if run.path.suffix == '.pkl' and (not_a_gun or groups): raise BasegunError(
+        f"'{run.path}' is a pickle: --not-a-gun and --groups go with the folder of a run; give that, or leave them out")
+    if run.path.suffix == '.pkl': return _evaluate_pickle(run.path, data, out, skip_unreadable, workers, trust_pickle)
+    config, out = run.config, Path(out or run.path/f'evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
-    from basegun_fastai.model.loaders import run_loaders
-    from basegun_fastai.model.weights import trained_model
-    out = Path(out or run.path/f'evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
-    table, faults = attempt(list_photos, data, 'classes')
-    faults += worker_faults(workers) + out_faults(out, data)
-    if table is not None: faults += unknown_classes(table, config.classes, run)
-    if not_a_gun is not None:
-        faults += attempt(list_ood_photos, not_a_gun)[1]
-        faults += [o for o in out_faults(out, not_a_gun) if o not in faults]
-    if groups is not None and table is not None:
-        known, wrong = attempt(read_groups, groups, table.file.tolist())
-        faults += wrong
-    raise_faults(faults)
+    table, known = _check(run, data, out, workers, not_a_gun, groups)
     with hold(out, new=True):
-        for label in sorted(set(config.classes) - set(table.label)):
-            say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
-        if groups is not None: known = known.set_axis(table.file)
         table = _read_photos(data, table, skip_unreadable)
-        if (then := config.versions.get('decoder', 1)) != DECODER:
-            say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder '
-                f'{DECODER}: answers may differ')
-        say(provenance(table, config))
-        if not_a_gun is not None: ood_photos = read_ood_photos(not_a_gun, skip_unreadable, {*table.digest})
+        _say_what_differs(config, data, table)
+        ood_photos = None if not_a_gun is None else read_ood_photos(not_a_gun, skip_unreadable, {*table.digest})
         temperature, levels, rates = run_confidence(run)
-        dls, model = run_loaders(run, data, table, workers, device), trained_model(run)
-        preds = predictions(model, dls, table.file.tolist())
-        dls.valid.close()
-        ood = None if not_a_gun is None else ood_confidences(model, dls, ood_photos)
-        out.mkdir(parents=True)
-        numbers = write_tables(preds, out, ood, temperature=temperature, levels=levels, **rates)
-        write_mistakes(preds, data, out)
-        if groups is not None: write_groups(preds, known.loc[table.file], out)
-        print(summary(numbers, out))
+        preds, ood = _predict(run, data, table, workers, device, ood_photos)
+        with whole_folder(out) as folder:
+            numbers = write_tables(preds, folder, ood, temperature=temperature, levels=levels, **rates)
+            write_mistakes(preds, data, folder)
+            if known is not None: write_groups(preds, known.loc[table.file], folder)
+    print(summary(numbers, out))

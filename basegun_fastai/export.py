@@ -95,7 +95,6 @@ def _use_global_pool(graph):
     for o in [*graph.initializer]:
         if o.name not in used: graph.initializer.remove(o)
 
-# %% ../nbs/export.ipynb #fa7141e2
 def onnx_model(
     network: torch.nn.Module, # What `serving_network` made
     size: int, # Width and height of the photos

@@ -119,7 +119,6 @@ def _signature(session):
     essentials_text = json.dumps(json.loads(session.get_modelmeta().custom_metadata_map.get('basegun-fastai', 'null')), sort_keys=True)
     return [[name, kind, 'n' if not isinstance(n, int) else n, *rest] for name, kind, n, *rest in shapes], essentials_text
 
-# %% ../nbs/exported.ipynb #70e3cb3e
 def open_session(
     file: Path, # model.onnx
     about: dict, # What `read_description` returned
@@ -153,6 +152,7 @@ def make_probe(
     probs = session.run(['probabilities'], {'photos': pixels(photo, size)[None]})[0][0]
     return json.dumps(dict(photo=b64encode(photo).decode(), probabilities=probs.tolist()))
 
+# %% ../nbs/exported.ipynb #2cbf752b
 def read_probe(
     file: Path, # model.onnx
     session: onnxruntime.InferenceSession, # Of it

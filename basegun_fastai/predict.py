@@ -45,9 +45,22 @@ class Answer(NamedTuple):
     level: str  # 'low', 'medium' or 'high'
     probabilities: dict[str, float]  # Of every class, in index order
 
+def _probabilities(session, squares, classes, folder):
+    "Ask the network about squares `(n, size, size, 3)`: gives `(n, classes)`."
+    try: probs = session.run(['probabilities'], {'photos': squares})[0]
+    except Exception as err: raise BasegunError(
+        f"'{folder}': the model broke off: {printable(str(err)):.300}. {EXPORT_AGAIN}") from err
+    if probs.shape == (len(squares), len(classes)) and probs.min() >= 0 and abs(probs.sum(1) - 1).max() <= 1e-4:
+        return np.minimum(probs, 1)
+    raise BasegunError(f"'{folder}': what the model says are no probabilities: {printable(repr(probs)):.300}. {EXPORT_AGAIN}")
+
+def _answer(row, classes, levels):
+    confidence, label = float(row.max()), classes[int(row.argmax())]
+    return Answer(label, confidence, levels(confidence), dict(zip(classes, row.tolist(), strict=True)))
+
+# %% ../nbs/predict.ipynb #c7a716d0
 class Typology:
     "A model that was exported: a photo in, an `Answer` out, from any thread."
-
     def __init__(self,
         folder: Path|str, # Folder that `basegun-fastai export` left; raises `BasegunError` where it is not as it was left
         threads: int|None = None, # Cores for one photo, at least 1; empty takes all that this process may use
@@ -60,16 +73,7 @@ class Typology:
         square, expected = read_probe(file, self._session, self.about)
         verify_same_answers(file, self.about, self._probabilities(square)[0], expected)
 
-    def _probabilities(self, squares):  # (n, size, size, 3) → (n, classes)
-        try: probs = self._session.run(['probabilities'], {'photos': squares})[0]
-        except Exception as err: raise BasegunError(f"'{self.folder}': the model broke off: {printable(str(err)):.300}. {EXPORT_AGAIN}") from err
-        if probs.shape == (len(squares), len(self.classes)) and probs.min() >= 0 and abs(probs.sum(1) - 1).max() <= 1e-4:
-            return np.minimum(probs, 1)
-        raise BasegunError(f"'{self.folder}': what the model says are no probabilities: {printable(repr(probs)):.300}. {EXPORT_AGAIN}")
-
-    def _answer(self, row):
-        confidence, label = float(row.max()), self.classes[int(row.argmax())]
-        return Answer(label, confidence, self.levels(confidence), dict(zip(self.classes, row.tolist(), strict=True)))
+    def _probabilities(self, squares): return _probabilities(self._session, squares, self.classes, self.folder)
 
     def __call__(self,
         photo: Path|str|bytes, # A file, or the bytes of one
@@ -83,7 +87,7 @@ class Typology:
         "Say what each photo shows, in one go."
         if not photos: return []
         squares = [pixels(o, self.about['size']) for o in photos]
-        return [self._answer(o) for o in self._probabilities(np.stack(squares) if len(squares) > 1 else squares[0][None])]
+        return [_answer(o, self.classes, self.levels) for o in self._probabilities(np.stack(squares) if len(squares) > 1 else squares[0][None])]
 
     def get_typology(self,
         img: bytes, # Of one photo
@@ -95,6 +99,7 @@ class Typology:
         "List the classes, as Basegun's backend asks."
         return list(self.classes)
 
+# %% ../nbs/predict.ipynb #55132d9d
 def load(
     folder: Path|str, # Folder that `basegun-fastai export` left
     threads: int|None = None, # Cores for one photo, at least 1; empty takes all that this process may use

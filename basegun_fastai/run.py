@@ -89,6 +89,20 @@ class Config:
 
 def _is_required(field): return field.default is MISSING and field.default_factory is MISSING
 
+# %% ../nbs/run.ipynb #7256c86d
+def _no_run(folder):
+    here = [o.parent.name for o in folder.glob('*/config.json')] if folder.is_dir() else []
+    inside = f"; the runs in there are {', '.join(sorted(here))}" if here else ''
+    return (f"'{folder}' is not the folder of a run: there is no config.json in it{inside}. "
+            'Give a folder that `basegun-fastai train` left')
+
+def _read_config(run):
+    file, remedy = run.config_file, 'Give the folder of another run'
+    if not file.is_file(): raise BasegunError(_no_run(run.path))
+    try: return Config.from_json(json.loads(file.read_bytes().decode('utf-8', 'surrogateescape')))
+    except json.JSONDecodeError as err: raise BasegunError(f"'{file}' cannot be read as JSON: {err}. {remedy}") from err
+    except (ValueError, TypeError) as err: raise BasegunError(f"'{file}' is not of a run: {err}. {remedy}") from err
+
 # %% ../nbs/run.ipynb #df50ec66
 class Run(Tables):
     "The folder that a training leaves, and the names of its files."
@@ -110,18 +124,7 @@ class Run(Tables):
     @property
     def config(self) -> Config: # What `config.json` holds
         "Read `config.json`; raises `BasegunError` where this folder is no run."
-        if not self.config_file.is_file(): raise BasegunError(self._no_run())
-        try: return Config.from_json(json.loads(self.config_file.read_bytes().decode('utf-8', 'surrogateescape')))
-        except json.JSONDecodeError as err: raise BasegunError(f"'{self.config_file}' cannot be read as JSON: {err}. "
-            "Give the folder of another run") from err
-        except (ValueError, TypeError) as err: raise BasegunError(
-            f"'{self.config_file}' is not of a run: {err}. Give the folder of another run") from err
-
-    def _no_run(self):
-        here = [o.parent.name for o in self.path.glob('*/config.json')] if self.path.is_dir() else []
-        inside = f"; the runs in there are {', '.join(sorted(here))}" if here else ''
-        return (f"'{self.path}' is not the folder of a run: there is no config.json in it{inside}. "
-                'Give a folder that `basegun-fastai train` left')
+        return _read_config(self)
 
     @property
     def finished(self) -> bool: # True once every file of the run is in place

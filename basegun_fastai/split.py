@@ -100,7 +100,6 @@ def _place(source, target, link):
         raise BasegunError(f"'{target}' cannot be a hard link to '{source}' ({err.strerror}): give an OUT on the same disk, or "
                            "leave --link out, to copy") from err
 
-# %% ../nbs/split.ipynb #dc873939
 def _make_split(photos, out, table, left_out, link):
     with whole_folder(out) as unfinished:
         for o in progress(table.itertuples(), len(table), 'linking' if link else 'copying'):

@@ -32,7 +32,7 @@ def test_public_names_have_docstrings_and_docments(module):
             missing += [f'{name}.{o.target.id}' for o in node.body if isinstance(o, ast.AnnAssign) and '# ' not in lines[o.lineno - 1]]
             continue
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        missing += [f'{name}({o.arg})' for o in arguments if o.arg != 'self' and ('# ' not in lines[o.lineno - 1] or o.annotation is None)]
+        missing += [f'{name}({o.arg})' for o in arguments if o.arg not in ('self', 'cls') and ('# ' not in lines[o.lineno - 1] or o.annotation is None)]
         if not name.endswith('__init__') and (node.returns is None or '# ' not in lines[node.returns.end_lineno - 1]): missing.append(f'{name}: return')
     assert not missing, missing
 

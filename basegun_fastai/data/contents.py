@@ -34,7 +34,6 @@ PHASH_COLUMNS, ASPECT_AND_HUE = [f'bits{i}' for i in range(8)], ['aspect', 'red'
 _EMPTY = dict(digest='', record='', reason='', form='', width=0, height=0, shrunk=0, blank='', bits=[0] * 8,
               aspect_and_hue=[0] * 3)
 
-# %% ../../nbs/data/contents.ipynb #2f76fd4a
 def progress(
     items: Iterable, # What to go through
     total: int, # How many there are
@@ -103,7 +102,6 @@ def decoder_version() -> str: # Ours, Pillow's and that of its JPEG library
     "Name the decoder: what another one made of a photo is not used."
     return f"{DECODER} {version('pillow')} {features.version('libjpeg_turbo')}"
 
-# %% ../../nbs/data/contents.ipynb #3de7d4f6
 def index_file(
     data: Path, # A data set
 ) -> Path: # In `$XDG_CACHE_HOME`, or `~/.cache`
@@ -124,7 +122,6 @@ def file_stamps(
         stamps[i] = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
     return stamps
 
-# %% ../../nbs/data/contents.ipynb #7f00fbcc
 def save_index(
     data: Path, # A data set
     table: pd.DataFrame, # What `examine` or `known_contents` returned
@@ -160,7 +157,6 @@ def _read_index(data):
         say(f"'{file}' cannot be read ({err}): every photo is read again")
         return {}
 
-# %% ../../nbs/data/contents.ipynb #fd763290
 def known_contents(
     data: Path, # The folder that `table.file` is relative to
     table: pd.DataFrame, # Photos, as `list_photos` lists them

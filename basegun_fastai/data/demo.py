@@ -78,7 +78,6 @@ def _background(random, width, height):
     if kind == 3: image = image + random.normal(0, 14, (height // 8 + 1, width // 8 + 1, 1)).repeat(8, 0).repeat(8, 1)[:height, :width]
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
-# %% ../../nbs/data/demo.ipynb #5e2676c8
 def _colours(random):
     brown = random.uniform(.5, 1.5)
     wood = (np.array([115, 70, 38]) * brown + random.normal(0, 8, 3)).clip(10, 235)

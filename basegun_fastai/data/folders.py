@@ -36,7 +36,6 @@ def subfolders(
     with os.scandir(folder) as entries:
         return sorted(o.name for o in entries if _is_folder(o) and not o.name.startswith('.'))
 
-# %% ../../nbs/data/folders.ipynb #21e09115
 def files(
     folder: Path, # Any folder
 ) -> list[str]: # Names of the regular files in it, hidden ones left out, sorted
@@ -49,7 +48,6 @@ def _quote(names, limit=12):
     shown = [f"'{o}'" for o in names[:limit]] + ([f'and {len(names) - limit} more'] if len(names) > limit else [])
     return ', '.join(shown) or 'none'
 
-# %% ../../nbs/data/folders.ipynb #74d103a7
 def classes(
     folder: Path, # Holds one folder for each class
 ) -> list[str]: # Names of the classes, sorted
@@ -144,6 +142,9 @@ def _class_rows(data, folder, split):
 
 def _split_rows(data): return [o for split in SPLITS for o in _class_rows(data, split, split)]
 
+def _rows_of_any(folder):
+    return [(os.path.relpath(o, folder), '', '') for o in list_files([folder], follow_links=False) if os.path.isfile(o) or os.path.isdir(o)]
+
 # %% ../../nbs/data/folders.ipynb #26d4fcf7
 def _classes_in(folder): return 'val' if (folder/'val').is_dir() else ''
 
@@ -152,10 +153,6 @@ def _class_layout_faults(folder):
     holder = folder/_classes_in(folder)
     none = f"'{holder}' holds no class folder: give a folder with <class>/*, or a data set with val/<class>/*"
     return class_faults(holder) + ([] if subfolders(holder) else [none])
-
-# %% ../../nbs/data/folders.ipynb #6b091099
-def _rows_of_any(folder):
-    return [(os.path.relpath(o, folder), '', '') for o in list_files([folder], follow_links=False) if os.path.isfile(o) or os.path.isdir(o)]
 
 # %% ../../nbs/data/folders.ipynb #aff6b0cb
 _LAYOUTS = {  # what is wrong with a folder, and the rows of its photos
@@ -195,7 +192,6 @@ def _oddness(entry, depth):
     if entry.is_symlink(): return 'link'
     return 'name' if not entry.name.isascii() and entry.name.encode('utf-8', 'replace').decode() != entry.name else ''
 
-# %% ../../nbs/data/folders.ipynb #4a91bc05
 def odd_files(
     data: Path, # A folder with class folders, or one that holds some
 ) -> dict[str, list[str]]: # Paths relative to `data`, by their key in `ODD_FILES`

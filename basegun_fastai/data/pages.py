@@ -47,7 +47,6 @@ def sort_by_appearance(
 MAX_PAIRS, MAX_SHEET, MAX_ROWS = 60, 200, 500
 _SHOWN = ('leak', 'conflict', 'near-duplicate', 'blank', 'repeated')  # kinds of which a person judges by the photos
 
-# %% ../../nbs/data/pages.ipynb #47f341c6
 _STYLE = """
 :root { color-scheme: light dark; --soft: #8884; --train: #3b76af; --val: #e08a2e; --error: #c62f2f; --warning: #b87a00 }
 body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; overflow-wrap: anywhere }
@@ -106,7 +105,7 @@ _TITLES = {'leak': 'The same photo in train/ and val/', 'conflict': 'The same ph
 # %% ../../nbs/data/pages.ipynb #63003cb2
 def check_page(
     data: Path, # A data set
-    table: pd.DataFrame, # What `examined` returned
+    table: pd.DataFrame, # What `examine` returned
     problems: list[Problem], # What is wrong with it, worst first
     summary: dict, # `counts`, `photos`, `ok`, `warned` and `refused`, as `check --json` has them
     workers: int|None = None, # Processes; empty means one a core

@@ -19,7 +19,6 @@ from ..core import cores, raise_if_interrupted
 # %% ../../nbs/data/phash.ipynb #6ceb0c5f
 SIDE = 64
 
-# %% ../../nbs/data/phash.ipynb #6a7cf1e9
 def thumbnail(
     photo: Image.Image, # RGB, of any size
     box: tuple|None = None, # The part to take: left, top, right, bottom in pixels; empty means all
@@ -32,7 +31,6 @@ def _cosines(n, waves):
     k, x = np.mgrid[:waves, :n]
     return np.cos(np.pi * k * (x + .5) / n).astype(np.float32)
 
-# %% ../../nbs/data/phash.ipynb #832fc8a6
 _WAVES = _cosines(SIDE, 32)
 _DOWN, _ACROSS = (o.ravel() for o in np.mgrid[:32, :32])
 _LOWEST = np.lexsort((_ACROSS, _DOWN ** 2 + _ACROSS ** 2))[1:257]
@@ -40,7 +38,6 @@ _LOWEST = np.lexsort((_ACROSS, _DOWN ** 2 + _ACROSS ** 2))[1:257]
 # %% ../../nbs/data/phash.ipynb #abf5912f
 MARGIN = .04
 
-# %% ../../nbs/data/phash.ipynb #462ab723
 def dct_window(
     lowest: float, # Where it begins, as a share of the width or of the height
     highest: float, # Where it ends
@@ -56,7 +53,6 @@ def dct_window(
 _WHOLE, _INSIDE = [np.stack([dct_window(o, 1 - o)]) for o in (0, MARGIN)]
 LUMA = np.array([.299, .587, .114], np.float32)  # luma of ITU-R BT.601
 
-# %% ../../nbs/data/phash.ipynb #40ae00b2
 def dct_signs(
     thumb: np.ndarray, # What `thumbnail` returned
     down: np.ndarray, # For each hash what `dct_window` returned for the height, shape `(n, 32, SIDE)`
@@ -75,7 +71,6 @@ def phash(
 # %% ../../nbs/data/phash.ipynb #a3bd95f1
 MIRROR = np.ascontiguousarray(np.packbits(_ACROSS[_LOWEST] % 2 == 1)).view(np.uint64)
 
-# %% ../../nbs/data/phash.ipynb #84c09629
 def hamming(
     a: np.ndarray, # Hashes, shape `(…, 4)`
     b: np.ndarray, # The same
@@ -86,7 +81,6 @@ def hamming(
 # %% ../../nbs/data/phash.ipynb #98153df0
 MAX_ASPECT, MAX_HUE, SAME_BITS = 1.13, 1.1, 12
 
-# %% ../../nbs/data/phash.ipynb #bae8a1aa
 def aspect_and_hue(
     photo: Image.Image, # RGB
 ) -> np.ndarray: # `float32`: logarithms of width / height, of mean red / green and of mean blue / green
@@ -94,7 +88,6 @@ def aspect_and_hue(
     red, green, blue = np.array(ImageStat.Stat(photo).mean) + 16
     return np.log([photo.width / photo.height, red / green, blue / green]).astype(np.float32)
 
-# %% ../../nbs/data/phash.ipynb #ea1cbc93
 def _plausible(a, b, bits, hue):
     apart = np.abs(a - b)
     hue = (apart[:, 1:] <= np.log(hue)).all(1) | (bits <= SAME_BITS)
@@ -103,7 +96,6 @@ def _plausible(a, b, bits, hue):
 # %% ../../nbs/data/phash.ipynb #deed771a
 MAX_BITS, MAX_FIRST_BITS, MAX_NEIGHBOURS = 80, 17, 16
 
-# %% ../../nbs/data/phash.ipynb #22ae7bb4
 def _nearest_in_blocks(queries, first, rest, aspects_and_hues, limits, block):
     pairs, (hue, max_bits, max_first_bits) = [], limits
     buffers = np.empty(block, np.uint64), np.empty(block, np.uint8), np.empty(block, bool)
@@ -149,7 +141,6 @@ def nearest(
 # %% ../../nbs/data/phash.ipynb #70470e57
 ZOOMS = dict(whole=0., mirrored=0., cut=-2 * MARGIN, uncut=2 * MARGIN)  # by how much more the query shows
 
-# %% ../../nbs/data/phash.ipynb #3edff862
 def candidates(
     queries: np.ndarray, # What `phash` returned for each, shape `(n, 2, 4)`
     among: np.ndarray, # The same, shape `(m, 2, 4)`
@@ -168,7 +159,6 @@ def _blur(n, sigma):
     weights = np.exp(-apart ** 2 / 2)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
-# %% ../../nbs/data/phash.ipynb #27a60378
 def _resample(images, zoom, shift, axis):
     size = images.shape[axis]
     at = (np.arange(size) - (size - 1) / 2) * (1 + zoom[:, None]) + (size - 1) / 2 + shift[:, None] * size
@@ -182,7 +172,6 @@ def _warp(images, place): return _resample(_resample(images, place[:, 0], place[
 # %% ../../nbs/data/phash.ipynb #2109b935
 _SOFT, _TRIES = _blur(SIDE // 2, 1.), 6
 
-# %% ../../nbs/data/phash.ipynb #e89e05ff
 def _fit(ours, others, place, reach, tries=_TRIES):
     n, size = len(ours), SIDE // 2
     ours, others = (_SOFT @ o.reshape(n, size, 2, size, 2).mean((2, 4)) @ _SOFT.T for o in (ours, others))
@@ -203,10 +192,8 @@ def _fit(ours, others, place, reach, tries=_TRIES):
 # %% ../../nbs/data/phash.ipynb #6c5ec0e1
 _FINE, _COARSE = _blur(SIDE, 1.), _blur(SIDE, 8.)
 
-# %% ../../nbs/data/phash.ipynb #d46aaaa5
 def _band(images): return _FINE @ images @ _FINE.T - _COARSE @ images @ _COARSE.T
 
-# %% ../../nbs/data/phash.ipynb #00f8a456
 def _correlation(a, b):
     a, b = (o[..., 5:-5, 5:-5].reshape(len(o), -1) for o in (a, b))  # what was moved in from outside is left out
     return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)).clip(1)
@@ -215,7 +202,6 @@ def _in_colour(ours, others, place):
     a, b = (_band(np.ascontiguousarray(np.moveaxis(o, 3, 1), np.float32)) for o in (ours, others))  # (n, 3, SIDE, SIDE)
     return _correlation(_warp(a.reshape(-1, SIDE, SIDE), place.repeat(3, 0)).reshape(a.shape), b)
 
-# %% ../../nbs/data/phash.ipynb #e7eb8005
 def registered_correlation(
     ours: np.ndarray, # Thumbnails, `uint8` of shape `(n, SIDE, SIDE, 3)`
     others: np.ndarray, # The same, of the photos to compare each with

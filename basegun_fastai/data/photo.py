@@ -27,7 +27,6 @@ MAX_PIXELS = 250_000_000  # that a file claims
 MAX_DECODED = 64_000_000  # at once: no format takes 1 GiB for them
 MAX_SIDE = 65_535  # as in a JPEG: Pillow copies the rest of the file for each piece of a longer row
 
-# %% ../../nbs/data/photo.ipynb #9470dca0
 def photo_bytes(
     path: Path|str, # A file
 ) -> bytes: # All of it; raises `OSError`, and `ValueError` for what is no regular file or over `MAX_BYTES`
@@ -42,7 +41,6 @@ def photo_bytes(
 # %% ../../nbs/data/photo.ipynb #63cc07c8
 NEUTRAL = (124, 116, 104)
 
-# %% ../../nbs/data/photo.ipynb #55701cbb
 class UnreadablePhoto(BasegunError):
     "Say which photo cannot be read, and why."
 
@@ -64,7 +62,6 @@ def _white_level(image, levels):
     white = levels.max()
     return next((o for o in (1 if image.mode == 'F' else 255, 255, 65535) if white <= o), white)
 
-# %% ../../nbs/data/photo.ipynb #1956b3bf
 def _eight_bits(image):
     levels = np.asarray(image)
     white, grey = _white_level(image, levels), np.empty(levels.shape, np.uint8)
@@ -100,7 +97,6 @@ _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: 
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}
 
-# %% ../../nbs/data/photo.ipynb #7a02f0f5
 def _turn(image):
     try: return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception: return None
@@ -108,7 +104,6 @@ def _turn(image):
 # %% ../../nbs/data/photo.ipynb #2b08b8f0
 MAX_NUMBERS = 2**18  # in the tags of a TIFF
 
-# %% ../../nbs/data/photo.ipynb #a5dfb63a
 def _tags(content):
     "Tags of a TIFF: is it in the first directory, the tag, its kind, how many numbers it has, and the first of them."
     wide, order = content[2] == 43, 'little' if content[:1] == b'I' else 'big'
@@ -136,7 +131,11 @@ def _raise_for_tags(content):
 MAX_SCANS = 100  # as in libtiff
 _MARKER = re.compile(rb'\xff([^\0\1\xd0-\xd8\xff])')  # that a length follows, and the last one
 
-# %% ../../nbs/data/photo.ipynb #72958d2b
+def _raise_above(most, size, has):
+    width, height = size
+    if width * height > most: raise ValueError(
+        f'{has} {width} × {height} pixels, more than {most // 10**6} million: shrink it')
+
 def _raise_for_scans(image):
     content, at, scans = image.fp.getvalue(), 2, 0
     while (marker := _MARKER.search(content, at)) and marker[1] != b'\xd9':
@@ -144,12 +143,6 @@ def _raise_for_scans(image):
         at = marker.end() + int.from_bytes(content[marker.end():marker.end()+2])
     if scans > 1: _raise_above(MAX_DECODED, image.size, 'in several scans it has')
     if scans > MAX_SCANS: raise ValueError(f'it has {scans} scans, more than {MAX_SCANS}')
-
-# %% ../../nbs/data/photo.ipynb #6f13281c
-def _raise_above(most, size, has):
-    width, height = size
-    if width * height > most: raise ValueError(
-        f'{has} {width} × {height} pixels, more than {most // 10**6} million: shrink it')
 
 # %% ../../nbs/data/photo.ipynb #c8047dd4
 MAX_HEIC_BYTES = 20 * 2**20
@@ -225,7 +218,6 @@ def _failures(source):
     except MemoryError as err: raise UnreadablePhoto(name, 'it takes more memory than there is') from err
     except Exception as err: raise UnreadablePhoto(name, str(err) or type(err).__name__) from err
 
-# %% ../../nbs/data/photo.ipynb #fd216528
 def read_photo(
     source: Path|str|bytes, # A file, or the bytes of one
     side: int|None = None, # Pixels of the longest side; empty leaves the photo as large as it is

@@ -36,7 +36,6 @@ def _suspects(table):
         rows |= {row for a, b in _close_pairs(part[~jpeg], part[jpeg]) for row in (a, b)}
     return sorted(rows)
 
-# %% ../../nbs/data/problems.ipynb #3a8c17c6
 def _close_pairs(some, others):
     for _, rows in nearest(phashes(some)[:, 0], phashes(others)[:, 0]):
         yield from ((some.index[i], others.index[j]) for i, j, bits in rows if bits <= SAME_BITS)
@@ -114,7 +113,6 @@ def folder_problems(
             Problem('class-mismatch', 'error', [o], message) for o, message in class_differences(data).items()] + [
             *name_problems(data), *odd_problems(data)]
 
-# %% ../../nbs/data/problems.ipynb #df94cdc1
 def unreadable_problems(
     table: pd.DataFrame, # What `contents` or `examine` returned
 ) -> list[Problem]: # One a photo
@@ -125,7 +123,6 @@ def unreadable_problems(
 # %% ../../nbs/data/problems.ipynb #15d788b9
 MAX_IMBALANCE, MIN_VAL = 10, 20
 
-# %% ../../nbs/data/problems.ipynb #eccf68bb
 def balance_problems(
     table: pd.DataFrame, # As `list_photos` lists them
 ) -> list[Problem]: # `imbalance` and `few-val` warnings

@@ -74,7 +74,6 @@ def answer(
 # %% ../../nbs/data/reading.ipynb #14ff3554
 MAX_SECONDS, MAX_MEMORY = 60, 3 * 2**30
 
-# %% ../../nbs/data/reading.ipynb #97e4fa50
 def _limit_memory():
     if not Path('/proc/self/statm').exists(): return  # elsewhere than on Linux, what is taken already is not known
     import resource
@@ -95,6 +94,12 @@ def run_worker() -> None: # Nothing; ends with its standard input
         print(json.dumps(answer(os.path.join(folder, json.loads(line)), task)), flush=True)
         if hasattr(signal, 'setitimer'): signal.setitimer(signal.ITIMER_REAL, 0)
 
+def _reason_of_death(process, seconds):
+    with process: code = process.wait()
+    if code == -signal.SIGALRM: return f'reading it takes more than {seconds:g} seconds'
+    if code == -signal.SIGKILL: return 'the process that read it was killed, perhaps for want of memory'
+    return f'it crashes the decoder ({signal.Signals(-code).name if code < 0 else f"exit code {code}"})'
+
 # %% ../../nbs/data/reading.ipynb #5eb908a6
 class _Reader:
     def __init__(self, folder, task, seconds):
@@ -110,7 +115,7 @@ class _Reader:
             answers += self._ask(process, names[len(answers):])
             if len(answers) < len(names):
                 self.process = None
-                answers.append(dict(reason=self._death(process)))
+                answers.append(dict(reason=_reason_of_death(process, self.seconds)))
         return answers
 
     def _started(self):
@@ -126,12 +131,6 @@ class _Reader:
         except BrokenPipeError: return []
         lines = (process.stdout.readline() for _ in names)
         return [json.loads(o) for o in lines if o.endswith(b'\n')]
-
-    def _death(self, process):
-        with process: code = process.wait()
-        if code == -signal.SIGALRM: return f'reading it takes more than {self.seconds:g} seconds'
-        if code == -signal.SIGKILL: return 'the process that read it was killed, perhaps for want of memory'
-        return f'it crashes the decoder ({signal.Signals(-code).name if code < 0 else f"exit code {code}"})'
 
     def stop(self):
         self.stopped = True

@@ -45,8 +45,7 @@ class Architecture:
     std: tuple  # Standard deviation of each channel, likewise
     classifier: str  # Name of the last dense layer in timm's network
 
-# %% ../../nbs/model/archs.ipynb #944b1bb2
-HEADS = ('linear', 'bn-dropout')
+HEADS = ('linear', 'bn-dropout')  # what stands before the last dense layer: nothing, or BatchNorm and Dropout
 
 # %% ../../nbs/model/archs.ipynb #e1600896
 def _timm_config(name):

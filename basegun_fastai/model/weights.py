@@ -80,7 +80,6 @@ def fold_temperature(
     dense = model[1][-1]
     with torch.no_grad(): dense.weight.div_(temperature), dense.bias.div_(temperature)
 
-# %% ../../nbs/model/weights.ipynb #cf45c2b4
 def plain_model(
     architecture: Architecture, # The network
     state: dict[str, torch.Tensor], # What `plain_state` made

@@ -42,7 +42,6 @@ def _fits_shared_memory(n):
     if len(os.fsencode(folder)) + _SOCKET_NAME > _SOCKET_PATH: return False
     return not os.path.isdir('/dev/shm') or shutil.disk_usage('/dev/shm').free >= 2 * n
 
-# %% ../../nbs/model/workers.ipynb #c14b2d39
 class _Batches(Dataset):
     def __init__(self, loader, workers=0): self.loader, self.workers = loader, workers
 
@@ -63,7 +62,6 @@ def _close_workers(workers, process, getpid=os.getpid):  # bound now: when the i
     if getpid() == process: workers.clear()
     else: _inherited_workers.append(workers)  # this process is itself a worker: they are not its to end
 
-# %% ../../nbs/model/workers.ipynb #d5f120c9
 def _init_worker(_):
     torch.set_num_threads(1)
     default_hook = sys.excepthook

@@ -19,16 +19,17 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import to_device
+from fastcore.basics import patch
 from fastcore.foundation import L
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from ..trust.calibration import calibration_metrics, fit_temperature
 from ..core import BasegunError, csv_text, raise_if_interrupted, say, write_whole
-from ..run import Run
 from ..model.workers import seed_all
+from ..run import Run
+from ..trust.calibration import calibration_metrics, fit_temperature
 from ..trust.predictions import plot_confusion_matrix
 
 # %% ../../nbs/training/callbacks.ipynb #517486c3
@@ -54,9 +55,6 @@ class EpochSeed(Callback):
 # %% ../../nbs/training/callbacks.ipynb #c749baf3
 class Diverged(BasegunError):
     "Say at which step the loss stopped being a number."
-
-# %% ../../nbs/training/callbacks.ipynb #e48e45e2
-_COLUMNS = dict(valid_loss='val_loss', valid_accuracy='accuracy', valid_precision='precision', valid_recall='recall')
 
 # %% ../../nbs/training/callbacks.ipynb #92ecc213
 class History(Callback):
@@ -97,26 +95,31 @@ class History(Callback):
         self.total = self.total + self.loss.detach().as_subclass(torch.Tensor) * len(self.yb[0])
         self.count += len(self.yb[0])
 
-    def after_epoch(self):
-        self.fresh = self.epochs_before + self.epoch == len(self.memory.rows)  # else it was done before an interruption
-        if not self.fresh: return
-        recorder = self.learn.recorder
-        values = dict(zip(recorder.metric_names[1:], recorder.values[-1], strict=False))
-        row = dict(stage=self.stage, epoch=self.epochs_before + self.epoch + 1, train_loss=float(self.total / self.count))
-        row |= {v: float(values[k]) for k, v in _COLUMNS.items()}
-        self.train_metrics = {v: float(values[k.replace('valid_', 'train_')]) for k, v in _COLUMNS.items() if v != 'val_loss'}
-        row |= dict(learning_rate=float(self.opt.hypers[-1]['lr']), seconds=round(time.monotonic() - self.started, 1))
-        self.memory.rows.append(row)
-        loss = self._calibrated_loss() if self.calibrated else row['val_loss']
-        if self.memory.best is None or loss < self.memory.best['compared_loss']:
-            weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-            self.memory.best = dict(epoch=row['epoch'], stage=self.stage, val_loss=row['val_loss'], compared_loss=loss,
-                                    weights=weights)
+# %% ../../nbs/training/callbacks.ipynb #5f707cc1
+_COLUMNS = dict(valid_loss='val_loss', valid_accuracy='accuracy', valid_precision='precision', valid_recall='recall')
 
-    def _calibrated_loss(self):
-        logits, labels = (torch.cat(o).as_subclass(torch.Tensor).cpu() for o in zip(*self.val_answers, strict=True))
-        logits, labels = logits.float().numpy(), labels.numpy()
-        return calibration_metrics(logits / fit_temperature(logits, labels), labels)['nll']
+@patch
+def after_epoch(self: History):
+    self.fresh = self.epochs_before + self.epoch == len(self.memory.rows)  # else it was done before an interruption
+    if not self.fresh: return
+    recorder = self.learn.recorder
+    values = dict(zip(recorder.metric_names[1:], recorder.values[-1], strict=False))
+    row = dict(stage=self.stage, epoch=self.epochs_before + self.epoch + 1, train_loss=float(self.total / self.count))
+    row |= {v: float(values[k]) for k, v in _COLUMNS.items()}
+    self.train_metrics = {v: float(values[k.replace('valid_', 'train_')]) for k, v in _COLUMNS.items() if v != 'val_loss'}
+    row |= dict(learning_rate=float(self.opt.hypers[-1]['lr']), seconds=round(time.monotonic() - self.started, 1))
+    self.memory.rows.append(row)
+    loss = self._calibrated_loss() if self.calibrated else row['val_loss']
+    if self.memory.best is None or loss < self.memory.best['compared_loss']:
+        weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        self.memory.best = dict(epoch=row['epoch'], stage=self.stage, val_loss=row['val_loss'], compared_loss=loss,
+                                weights=weights)
+
+@patch
+def _calibrated_loss(self: History):
+    logits, labels = (torch.cat(o).as_subclass(torch.Tensor).cpu() for o in zip(*self.val_answers, strict=True))
+    logits, labels = logits.float().numpy(), labels.numpy()
+    return calibration_metrics(logits / fit_temperature(logits, labels), labels)['nll']
 
 # %% ../../nbs/training/callbacks.ipynb #4e3bec49
 class WeightAverage(Callback):
@@ -198,7 +201,6 @@ def _plain(state):
     hypers = [{k: float(v) if isinstance(v, (int, float)) else v for k, v in o.items()} for o in state['hypers']]
     return dict(state=list(state['state']), hypers=hypers)
 
-# %% ../../nbs/training/callbacks.ipynb #0dcca441
 class Checkpoint(Callback):
     "Save all that an exact resume needs, after each epoch."
     order = 80
@@ -231,7 +233,6 @@ def _checkpoints(run):
     if not run.checkpoints.is_dir(): return []
     return sorted((o for o in run.checkpoints.iterdir() if re.fullmatch(r'\d{5,}-[0-9a-f]{16}\.pt', o.name)), reverse=True)
 
-# %% ../../nbs/training/callbacks.ipynb #6e5de390
 def newest_checkpoint(
     run: Run, # A run that was interrupted
     started: str, # Moment the run began

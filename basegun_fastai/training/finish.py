@@ -40,7 +40,6 @@ def save_weights(
     about = dict(architecture=config.architecture, classes=config.classes, epoch=epoch)
     write_whole(run.weights, weights_bytes(plain_state(learn.model, config.architecture['classifier']), about))
 
-# %% ../../nbs/training/finish.ipynb #fd701720
 def verify_saved_weights(
     run: Run, # With its weights in place
     dls: DataLoaders, # Its `valid` side has the photos of `preds`
@@ -64,7 +63,6 @@ def save_learner(
         learn.export(Path(folder).resolve()/'learner.pkl', pickle_module=pickle)
         write_whole(run.learner, (Path(folder)/'learner.pkl').read_bytes())
 
-# %% ../../nbs/training/finish.ipynb #eb5f1180
 def _keep_best(run, learn, memory):
     best = {k: v for k, v in memory.best.items() if k != 'weights'}
     write_whole(run.history, csv_text(memory.rows))

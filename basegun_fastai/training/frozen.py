@@ -119,7 +119,6 @@ def _body_features(learn, dl, what):
         if not sys.stderr.isatty() and time.monotonic() - last > 60: last = say(f'{what}: batch {i + 1} of {len(dl)}') or time.monotonic()
         yield learn.model[0](xb.as_subclass(Tensor)), yb.as_subclass(Tensor)
 
-# %% ../../nbs/training/frozen.ipynb #e4d6c598
 @contextmanager
 def _affine_for_all(dl, every):
     tfms = [o for o in dl.after_batch.fs if isinstance(o, Reframe) and o.p_affine < 1]
@@ -129,7 +128,6 @@ def _affine_for_all(dl, every):
     finally:
         for o, p in zip(tfms, before, strict=True): o.p_affine = p
 
-# %% ../../nbs/training/frozen.ipynb #0c378496
 def feature_loaders(
     learn: Learner, # Its body is frozen and goes forward
     views: int, # Augmented views of each train photo, 1 or more

@@ -10,6 +10,8 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..model.archs import HEADS
 from ..run import Config, Dataset
 
@@ -25,30 +27,30 @@ CLASS_WEIGHTS = ('none', 'balanced')
 @dataclass(frozen=True)
 class Options:
     "The options of a training, as `train.train` takes them; what each means stands there."
-    data: Path
-    arch: str
-    head_epochs: int|None
-    fine_tune_epochs: int
-    lr: float|str
-    batch_size: int|str
-    weights: str|Path
-    head: str
-    size: int|None
-    class_weights: str
-    out: Path
-    name: str|None
-    seed: int
-    workers: int|None
-    device: str
-    head_views: int
-    precision: str
-    compile: bool
-    cache: str|Path
-    high_rate: float
-    shown_rate: float
-    not_a_gun: Path|None
-    skip_unreadable: bool
-    resume: bool
+    data: Path  # Folder of the photos
+    arch: str  # Name of the network
+    head_epochs: int|None  # Empty where it depends on the weights
+    fine_tune_epochs: int  # Epochs of all of it
+    lr: float|str  # Or `auto`
+    batch_size: int|str  # Or `auto`
+    weights: str|Path  # `imagenet`, `none` or a file
+    head: str  # One of `archs.HEADS`
+    size: int|None  # Pixels; empty means the network's
+    class_weights: str  # One of `CLASS_WEIGHTS`
+    out: Path  # Folder of the runs
+    name: str|None  # Folder of this one
+    seed: int  # 0 or more
+    workers: int|None  # Processes; empty means one a core
+    device: str  # One of `DEVICES`
+    head_views: int  # 0 or more
+    precision: str  # One of `PRECISIONS`
+    compile: bool  # For fine-tuning
+    cache: str|Path  # `auto`, `off` or a folder
+    high_rate: float  # Share, from .5 to below 1
+    shown_rate: float  # Share, from .5 to below 1
+    not_a_gun: Path|None  # Folder of other things
+    skip_unreadable: bool  # Train without them
+    resume: bool  # Go on where it was interrupted
 
     @property
     def pretrained(self) -> bool: # False where the network begins from nothing
@@ -61,22 +63,12 @@ class Options:
         if self.head_epochs is None: return 10 if self.pretrained else 0
         return self.head_epochs
 
-    def to_json(self) -> dict: # By name
-        "Give what `config.json` keeps of the options."
-        paths = {k: v and str(v) for k in ('data', 'weights', 'out', 'cache', 'not_a_gun') for v in [getattr(self, k)]}
-        return asdict(self) | paths | dict(head_epochs=self.n_head_epochs)
-
-    def faults(self) -> list[str]: # A message for each value that makes no sense
-        "Say which options make no sense."
-        return _faults(self)
-
-    def differences(self,
-        config: Config, # Of a run that was begun before
-        dataset: Dataset, # The photos that are there now
-        device: str, # The device of this machine
-    ) -> list[str]: # A message for each
-        "Say in what these options, photos and device differ from those of a run."
-        return _differences(self.to_json(), config, dataset, device)
+# %% ../../nbs/training/options.ipynb #8c1818f3
+@patch
+def to_json(self: Options) -> dict: # By name
+    "Give what `config.json` keeps of the options."
+    paths = {k: v and str(v) for k in ('data', 'weights', 'out', 'cache', 'not_a_gun') for v in [getattr(self, k)]}
+    return asdict(self) | paths | dict(head_epochs=self.n_head_epochs)
 
 # %% ../../nbs/training/options.ipynb #780ec193
 def _is_whole(value, low): return isinstance(value, int) and not isinstance(value, bool) and value >= low
@@ -101,15 +93,17 @@ def _number_faults(o):
         *shares] if not sound]
 
 # %% ../../nbs/training/options.ipynb #2dd268c6
-def _faults(o):
+@patch
+def faults(self: Options) -> list[str]: # A message for each value that makes no sense
+    "Say which options make no sense."
     choices = dict(head=HEADS, device=DEVICES, precision=PRECISIONS, class_weights=CLASS_WEIGHTS)
     compiler = os.environ.get('CXX') or 'g++'
-    return _number_faults(o) + [message for sound, message in [
+    return _number_faults(self) + [message for sound, message in [
         *((value in allowed, f"{_option(name, '')}'{value}': give {' or '.join(allowed)}")
-          for name, allowed in choices.items() for value in [getattr(o, name)]),
-        (not o.compile or shutil.which(compiler), f"--compile: there is no C++ compiler '{compiler}' here; install one, or leave --compile out"),
-        (o.name is None or o.name and Path(o.name).name == o.name, f"--name '{o.name}': give a name for a folder, without '/'"),
-        (not o.resume or o.name, '--resume goes with the --name of the run to continue')] if not sound]
+          for name, allowed in choices.items() for value in [getattr(self, name)]),
+        (not self.compile or shutil.which(compiler), f"--compile: there is no C++ compiler '{compiler}' here; install one, or leave --compile out"),
+        (self.name is None or self.name and Path(self.name).name == self.name, f"--name '{self.name}': give a name for a folder, without '/'"),
+        (not self.resume or self.name, '--resume goes with the --name of the run to continue')] if not sound]
 
 # %% ../../nbs/training/options.ipynb #e3744130
 _FREE = ('data', 'out', 'name', 'resume', 'workers', 'cache')
@@ -122,9 +116,15 @@ def _photo_differences(then, now):
                  for label in sorted({*then.counts.get(split, {}), *now.counts[split]}) if n(then, split, label) != n(now, split, label)]
     return [f"the photos are not the same: {'; '.join(differing) or 'names or contents differ'}"]
 
-def _differences(options, config, dataset, device):
+@patch
+def differences(self: Options,
+    config: Config, # Of a run that was begun before
+    dataset: Dataset, # The photos that are there now
+    device: str, # The device of this machine
+) -> list[str]: # A message for each
+    "Say in what these options, photos and device differ from those of a run."
     then, was = config.options, config.resolved.device
-    return [*(f"--{k.replace('_', '-')} was {then.get(k, 'not there')}, now {v}" for k, v in options.items()
+    return [*(f"--{k.replace('_', '-')} was {then.get(k, 'not there')}, now {v}" for k, v in self.to_json().items()
               if k not in _FREE and then.get(k) != v),
             *_photo_differences(config.dataset, dataset),
             *([] if was == device else [f'it ran on {was}, now {device}: give --device {was}'])]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastcore.basics import patch
 
 from ..core import attempt, number_of, raise_faults, say
 from ..data.cache import PhotoCache
@@ -82,43 +83,47 @@ class Setup:
         o = self.options
         return plan_stages(o.n_head_epochs, o.fine_tune_epochs, rate, o.pretrained, self.device, o.precision, o.head_views)
 
-    def batch_size(self) -> int: # At most the number of train photos
-        "Choose the batch size: as asked for, 32 on a CPU, what fits on a GPU."
-        n, batch_size = int((self.photos.split == 'train').sum()), self.options.batch_size
-        if batch_size == 'auto': batch_size = 32 if self.device == 'cpu' else self._try_batch_sizes()
-        if batch_size > n: say(f"only {number_of(n, 'train photo')}: the batch shrinks from {batch_size} to {n}")
-        return min(batch_size, n)
+# %% ../../nbs/training/setup.ipynb #f28f467d
+@patch
+def batch_size(self: Setup) -> int: # At most the number of train photos
+    "Choose the batch size: as asked for, 32 on a CPU, what fits on a GPU."
+    n, batch_size = int((self.photos.split == 'train').sum()), self.options.batch_size
+    if (batch_size, self.device) == ('auto', 'cpu'): batch_size = 32
+    if batch_size == 'auto': batch_size = largest_batch_size(self.learner(), self.stages(.1)[-1], self.architecture.before_crop)
+    if batch_size > n: say(f"only {number_of(n, 'train photo')}: the batch shrinks from {batch_size} to {n}")
+    return min(batch_size, n)
 
-    def _try_batch_sizes(self): return largest_batch_size(self.learner(), self.stages(.1)[-1], self.architecture.before_crop)
+@patch
+def rate(self: Setup,
+    batch_size: int, # Photos in a batch
+) -> tuple[pd.DataFrame, float]: # As `fit.find_rate` returns them
+    "Try learning rates in the first stage."
+    seed_all(self.options.seed, 0)
+    learn, stage = self.learner(batch_size), replace(self.stages(.1)[0], views=0)
+    (learn.freeze if stage.name == 'head' else learn.unfreeze)()
+    learn.model.to(learn.dls.device)
+    say('looking for a learning rate')
+    seed_all(self.options.seed, 0, learn.dls)
+    try:
+        with stage_context(learn, stage, self.options.seed, Path('.')) as callbacks, learn.added_cbs(callbacks): return find_rate(learn)
+    finally: learn.dls.train.close()
 
-    def rate(self,
-        batch_size: int, # Photos in a batch
-    ) -> tuple[pd.DataFrame, float]: # As `fit.find_rate` returns them
-        "Try learning rates in the first stage."
-        seed_all(self.options.seed, 0)
-        learn, stage = self.learner(batch_size), replace(self.stages(.1)[0], views=0)
-        (learn.freeze if stage.name == 'head' else learn.unfreeze)()
-        learn.model.to(learn.dls.device)
-        say('looking for a learning rate')
-        seed_all(self.options.seed, 0, learn.dls)
-        try:
-            with stage_context(learn, stage, self.options.seed, Path('.')) as callbacks, learn.added_cbs(callbacks): return find_rate(learn)
-        finally: learn.dls.train.close()
-
-    def resolve(self) -> Resolved: # For `config.json`
-        "Decide what the options leave open."
-        batch_size, rate = self.batch_size(), self.options.lr
-        if rate == 'auto':
-            rate = self.rate(batch_size)[1]
-            free_memory()
-            say(f'--lr auto: {rate:.2g}')
-            warn_of_finder(self.options)
-        return Resolved(self.device, batch_size, rate, self.architecture.size, self.architecture.before_crop, self.p_affine,
-                        [asdict(o) for o in self.stages(rate)])
-
+# %% ../../nbs/training/setup.ipynb #37ee0ecb
 def warn_of_finder(
     options: Options, # Of the training
 ) -> None: # Nothing
     "Say where the finder's suggestion is not to be trusted."
     if options.pretrained: say('warning: for a head on weights that are kept the finder suggests too little: '
         'on real photos such rates cost 1 to 8 points of accuracy; leave --lr out to take the default')
+
+@patch
+def resolve(self: Setup) -> Resolved: # For `config.json`
+    "Decide what the options leave open."
+    batch_size, rate = self.batch_size(), self.options.lr
+    if rate == 'auto':
+        rate = self.rate(batch_size)[1]
+        free_memory()
+        say(f'--lr auto: {rate:.2g}')
+        warn_of_finder(self.options)
+    return Resolved(self.device, batch_size, rate, self.architecture.size, self.architecture.before_crop, self.p_affine,
+                    [asdict(o) for o in self.stages(rate)])

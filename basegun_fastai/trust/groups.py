@@ -31,7 +31,6 @@ def _shorten(text): return printable(text if len(text) <= 300 else f'{text[:300]
 
 def _is_text(text): return not any('\udc80' <= o <= '\udcff' or o == '\0' for o in text)
 
-# %% ../../nbs/trust/groups.ipynb #15ed7a9f
 def _file_fault(file):
     try: status = os.stat(file)
     except OSError as err: return f'cannot be read ({err.strerror}): give the path of a CSV'
@@ -98,7 +97,6 @@ def _match_faults(groups, files):
     return [f"names none of the photos: it has '{_shorten(groups.first_unknown)}', the data has '{_shorten(files[0])}'; "
             'write the paths as the data has them']
 
-# %% ../../nbs/trust/groups.ipynb #9a14c4cf
 def read_groups(
     file: Path, # A CSV with a column `file` and others
     files: list[str], # Paths of the photos, relative to the data
@@ -120,7 +118,7 @@ MAX_VALUES = 200  # of a column
 
 def write_groups(
     preds: Predictions, # What the model said
-    groups: pd.DataFrame, # As `mistakes.read_groups` returned it: a row a photo, a column a kind of group
+    groups: pd.DataFrame, # As `groups.read_groups` returned it: a row a photo, a column a kind of group
     folder: Path, # Where `metrics-groups.csv` goes; it exists
 ) -> pd.DataFrame: # Columns `column`, `value`, `n`, `accuracy`, `precision`, `recall`, `f1`, `loss`
     "Write the same numbers for each value of each column."

@@ -40,7 +40,7 @@ def _label_columns(rows):
 
 # %% ../../nbs/trust/mistakes.ipynb #3492f0d8
 def confused_pairs(
-    rows: pd.DataFrame, # As `evaluate.prediction_rows` makes them
+    rows: pd.DataFrame, # As `predictions.prediction_rows` makes them
 ) -> dict[tuple[str, str], pd.DataFrame]: # By true and predicted class, most photos and surest first
     "Sort mistakes by what was taken for what."
     file, label, predicted, confidence, _ = _unpack(rows)
@@ -102,7 +102,7 @@ def _draw_caption(sheet, left, top, confidence, label_probability, file):
 # %% ../../nbs/trust/mistakes.ipynb #be583a12
 def contact_sheet(
     data: Path, # The folder that the files are relative to
-    part: pd.DataFrame, # Rows as `evaluate.prediction_rows` makes them, in the order to show them in
+    part: pd.DataFrame, # Rows as `predictions.prediction_rows` makes them, in the order to show them in
     title: str, # What stands on top
     pictures: dict[str, dict]|None = None, # What `reading.answer` said of each file as to its 'picture'; empty reads them
 ) -> bytes: # A JPEG; with more than `MAX_SHEET` photos it shows the first ones and says how many there are more
@@ -139,7 +139,7 @@ def _sheet_name(true, predicted, used_names):
 # %% ../../nbs/trust/mistakes.ipynb #db007086
 def write_sheets(
     data: Path, # The folder that the files are relative to
-    rows: pd.DataFrame, # As `evaluate.prediction_rows` makes them
+    rows: pd.DataFrame, # As `predictions.prediction_rows` makes them
     folder: Path, # Where `confused/` goes; it exists
     workers: int|None = None, # Processes that read photos; empty means one a core
 ) -> list[Path]: # A contact sheet for each confused pair, that with most photos first; no folder is made for none
@@ -167,7 +167,7 @@ def _label_issues(labels, probabilities):
 
 # %% ../../nbs/trust/mistakes.ipynb #5f4c6a50
 def suspect_labels(
-    rows: pd.DataFrame, # As `evaluate.prediction_rows` makes them, of photos that the model was not trained on
+    rows: pd.DataFrame, # As `predictions.prediction_rows` makes them, of photos that the model was not trained on
     classes: list[str], # The model's classes, in index order
 ) -> pd.DataFrame: # Worst first: `file`, `label`, `suggested`, `quality` (the label's probability), `confidence`
     "Find the photos that may carry the wrong label."

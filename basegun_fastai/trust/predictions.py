@@ -89,7 +89,6 @@ def predictions(
     logits, labels = logits_and_labels(model, dls, dls.valid, 'judging')
     return Predictions(list(files), list(dls.vocab), labels.numpy().astype(int), logits.numpy())
 
-# %% ../../nbs/trust/predictions.ipynb #ab2ee762
 def ood_confidences(
     model: torch.nn.Module, # Network that turns photos into logits `(n, classes)`
     dls: DataLoaders, # As `loaders.evaluation_loaders` makes them

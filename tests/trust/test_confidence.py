@@ -186,9 +186,9 @@ def test_the_temperature_is_in_the_last_layer_and_nowhere_else(data, tmp_path):
     from basegun_fastai.training.callbacks import newest_checkpoint
     from basegun_fastai.training.finish import finish
     seen = {}
-    def watched(run, config, learn, memory, *rest):
-        seen.update({k: v.clone() for k, v in newest_checkpoint(run, config.started)['best']['weights'].items()})
-        return finish(run, config, learn, memory, *rest)
+    def watched(run, setup, learn, memory, *rest):
+        seen.update({k: v.clone() for k, v in newest_checkpoint(run, run.config.started)['best']['weights'].items()})
+        return finish(run, setup, learn, memory, *rest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('basegun_fastai.training.finish.finish', watched)
         train(data, fine_tune_epochs=2, out=tmp_path, name='run', **TINY)
