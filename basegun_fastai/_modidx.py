@@ -665,8 +665,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict.Typology.__init__': ( 'predict.html#typology.__init__',
                                                                                       'basegun_fastai/predict.py'),
-                                        'basegun_fastai.predict.Typology._probabilities': ( 'predict.html#typology._probabilities',
-                                                                                            'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict.Typology.batch': ( 'predict.html#typology.batch',
                                                                                    'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict.Typology.get_typology': ( 'predict.html#typology.get_typology',

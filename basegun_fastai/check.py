@@ -21,11 +21,12 @@ from .core import BasegunError, file_faults, number_of, printable, raise_faults,
 from .data.crops import CropRecords
 from .data.folders import IGNORED, SPLITS, Problem, classes, list_photos, missing_folders, odd_files
 from .data.problems import balance_problems, blank_problems, folder_problems, near_duplicate_problems
-from .data.problems import repeated_problems, same_photos, same_problems, small_problems, unreadable_problems
+from .data.problems import repeated_problems, same_photos, same_problems, small_problems
+from .data.problems import unreadable_problems
 
 # %% ../nbs/check.ipynb #947ef009
-WORST_FIRST = ('unreadable', 'leak', 'conflict', 'class-mismatch', 'empty-class', 'near-duplicate', 'imbalance', 'few-val',
-               'blank', 'repeated', 'small', 'odd-file')
+WORST_FIRST = ('unreadable', 'leak', 'conflict', 'class-mismatch', 'empty-class', 'near-duplicate', 'imbalance',
+               'few-val', 'blank', 'repeated', 'small', 'odd-file')
 
 def all_problems(
     data: Path, # A data set
@@ -54,7 +55,8 @@ def summarise(
     warned = files & {o for p in problems for o in p.files} - refused
     counts = {split: {o: 0 for o in classes(Path(data)/split)} for split in SPLITS}
     for (split, label), n in table.groupby(['split', 'label']).size().items(): counts[split][label] = int(n)
-    return dict(counts=counts, photos=len(files), ok=len(files) - len(warned) - len(refused), warned=len(warned), refused=len(refused))
+    return dict(counts=counts, photos=len(files), ok=len(files) - len(warned) - len(refused), warned=len(warned),
+                refused=len(refused))
 
 # %% ../nbs/check.ipynb #4efc8844
 def summary_text(
@@ -85,8 +87,10 @@ def check(
 ) -> None: # Nothing; prints a summary, raises `BasegunError` where a training would be spoilt
     "Say what is in a data set and what is wrong with it."
     data = Path(data)
-    faults = missing_folders(data) or file_faults(json, data, '--json', '.json') + file_faults(report, data, '--report', '.html')
-    raise_faults(faults + [f'--{k} {v}: give a whole number, 1 or more' for k, v in dict(size=size, workers=workers).items()
+    faults = missing_folders(data) or file_faults(json, data, '--json', '.json') + file_faults(report, data,
+        '--report', '.html')
+    raise_faults(faults + [f'--{k} {v}: give a whole number, 1 or more'
+                           for k, v in dict(size=size, workers=workers).items()
                            if v is not None and v < 1])
     since, table = time.time_ns(), list_photos(data, strict=False)
     say(f'reading {number_of(len(table))}')

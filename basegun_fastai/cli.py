@@ -35,14 +35,16 @@ COMMANDS = {  # command: (module, function, what it does)
     'cache': ('data.cache', 'cache', 'list or clear what is kept of photos'),
 }
 
-_TEMPORARY = ('check', 'split', 'lr-find', 'train', 'evaluate', 'export')  # they, or what they import, want temporary files
+# they, or what they import, want temporary files
+_TEMPORARY = ('check', 'split', 'lr-find', 'train', 'evaluate', 'export')
 
 # %% ../nbs/cli.ipynb #39538ada
 def _parser():
     listing = '\n'.join(f'  {name:10} {what}' for name, (_, _, what) in COMMANDS.items())
     parser = argparse.ArgumentParser('basegun-fastai', usage='basegun-fastai COMMAND ...', add_help=True,
-        formatter_class=argparse.RawDescriptionHelpFormatter, description='Train, judge and export firearm classifiers.\n\n'
-        f'commands:\n{listing}', epilog='basegun-fastai COMMAND -h tells the options of a command.')
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Train, judge and export firearm classifiers.\n\n'
+                    f'commands:\n{listing}', epilog='basegun-fastai COMMAND -h tells the options of a command.')
     parser.add_argument('--version', action='version', version=version('basegun-fastai'))
     parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help=argparse.SUPPRESS)
     return parser
@@ -74,7 +76,8 @@ def exit_code(
         return _fail(fault)
     except KeyboardInterrupt as err: return _signal_code(err)
     except Exception:
-        try: raise_if_interrupted()  # the same signal may have ended a worker process first, and PyTorch raised for that
+        # the same signal may have ended a worker process first, and PyTorch raised for that
+        try: raise_if_interrupted()
         except KeyboardInterrupt as signal_error: return _signal_code(signal_error)
         raise
     return 0

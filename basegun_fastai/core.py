@@ -63,7 +63,7 @@ def handle_signals() -> None: # Nothing
     sys.unraisablehook = hook
 
 # %% ../nbs/core.ipynb #8952eba3
-def raise_if_interrupted() -> None: # Nothing; raises `Terminated` or `KeyboardInterrupt` once the process was asked to end
+def raise_if_interrupted() -> None: # Nothing; raises what `handle_signals` noted, `Terminated` or `KeyboardInterrupt`
     "End here if a signal has asked for it."
     if _signals: raise _signals[0]
 
@@ -125,7 +125,8 @@ def write_whole(
     content: bytes|str, # Everything that the file will hold; text is written as UTF-8
 ) -> Path: # `path`
     "Write `content` to `path` so that a crash leaves the old file or the new one, never a part."
-    data = content.encode('utf-8', 'surrogateescape') if isinstance(content, str) else content  # names of files may be no text
+    # names of files may be no text
+    data = content.encode('utf-8', 'surrogateescape') if isinstance(content, str) else content
     with whole_file(path) as file: file.write(data)
     return Path(path)
 
@@ -184,7 +185,8 @@ def out_faults(
         (os.path.lexists(out), f"'{out}' exists, and nothing is overwritten: give another {option}"),
         (fault := inside_fault(out, data, 'give an --out elsewhere'), fault),
         (not above.is_dir(), f"'{above}' is a file, so '{out}' cannot be made: give another {option}"),
-        (above.is_dir() and not os.access(above, os.W_OK | os.X_OK), f"'{above}' cannot be written: give an --out elsewhere")]
+        (above.is_dir() and not os.access(above, os.W_OK | os.X_OK),
+         f"'{above}' cannot be written: give an --out elsewhere")]
     return [message for wrong, message in checks if wrong]
 
 # %% ../nbs/core.ipynb #69a9d03a

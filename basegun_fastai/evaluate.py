@@ -49,8 +49,11 @@ def provenance(
     "Say how photos are related to those of a training."
     parts, fingerprint = config.dataset.parts, part_fingerprint(table)
     if fingerprint == parts.get('val'): return 'these are the val photos of the training'
-    if fingerprint == parts.get('train'): return 'warning: these are the photos that the run was trained on; how it does on them says nothing about others'
-    if not parts: return 'warning: the run is of a version that did not note its photos; whether these are they is not known'
+    if fingerprint == parts.get('train'):
+        return ('warning: these are the photos that the run was trained on; how it does on them says nothing about '
+                'others')
+    if not parts:
+        return 'warning: the run is of a version that did not note its photos; whether these are they is not known'
     then = sum(config.dataset.counts['val'].values())
     return f'these {len(table)} photos are not the {then} val photos of the training'
 
@@ -61,9 +64,11 @@ def _read_photos(data, table, skip_unreadable):
     return table
 
 def _evaluate_pickle(file, data, out, skip_unreadable, workers, trust_pickle):
-    if not trust_pickle: raise BasegunError(
-        f"'{file}' is a pickle, and opening a pickle runs whatever code is in it, whoever put it there. Give the folder of a run instead; "
-        "only for a file whose origin you know, add --trust-pickle")
+    if not trust_pickle:
+        raise BasegunError(
+            f"'{file}' is a pickle, and opening a pickle runs whatever code is in it, whoever put it there. Give the "
+            "folder of a run instead; "
+            "only for a file whose origin you know, add --trust-pickle")
     if not file.is_file(): raise BasegunError(f"no file '{file}': give a learner.pkl, or the folder of a run")
     from fastai.learner import load_learner
     table, out = list_photos(data, 'classes'), Path(out or f'{file.stem}_evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
@@ -121,7 +126,7 @@ def evaluate(
     workers: int = None, # Processes that read photos; default: one a core, at most 16
     device: str = 'auto', # auto, cpu or cuda
     not_a_gun: Path = None, # Folder with photos of other things, to see that they come out low
-    groups: Path = None, # CSV with a column `file` as in predictions-val.csv: the same numbers for each value of its other columns
+    groups: Path = None, # CSV with a column `file` as in predictions-val.csv: numbers by its other columns
     trust_pickle: bool = False, # RUN is a fastai learner.pkl of known origin: opening it runs whatever code is in it
 ) -> None: # Nothing; prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."

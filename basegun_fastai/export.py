@@ -53,15 +53,20 @@ def rows_to_compare(
 # %% ../nbs/export.ipynb #e0d337ac
 def _read_rows(run, data):
     file = run.predictions
-    if not file.is_file(): raise BasegunError(f"'{run.path}' has no {file.name}: the training did not end. Start its command again with --resume")
+    if not file.is_file():
+        raise BasegunError(f"'{run.path}' has no {file.name}: the training did not end. Start its command again with "
+                           "--resume")
     rows = pd.read_csv(file, dtype=dict(file=str, label=str, predicted=str), keep_default_na=False)
     if list(rows.columns) != prediction_columns(run.config.classes): raise BasegunError(
         f"'{file}' has not the columns of this run's classes: it was changed, or an older version wrote it; train "
         'again')
     rows = rows_to_compare(rows)
     missing = [o for o in rows.file if not (data/o).is_file()]
-    if missing: raise BasegunError(f"an export is compared with the training on photos of val/, and '{data/missing[0]}' is not there"
-                                f"{f', nor are {len(missing) - 1} others' if missing[1:] else ''}: give the folder with the photos of the training as --data")
+    if missing:
+        raise BasegunError(f"an export is compared with the training on photos of val/, and '{data/missing[0]}' is "
+                           "not there"
+                           f"{f', nor are {len(missing) - 1} others' if missing[1:] else ''}: give the folder with the "
+                           "photos of the training as --data")
     return rows
 
 # %% ../nbs/export.ipynb #dbca25ba
@@ -78,7 +83,8 @@ def serving_network(
             super().__init__()
             mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in (arch.mean, arch.std))
             self.net, self.scale, self.shift = net, torch.nn.Buffer(1 / (255 * std)), torch.nn.Buffer(-mean / std)
-        def forward(self, photos): return self.net(photos.permute(0, 3, 1, 2).contiguous().float() * self.scale + self.shift).softmax(1)
+        def forward(self, photos):
+            return self.net(photos.permute(0, 3, 1, 2).contiguous().float() * self.scale + self.shift).softmax(1)
     return ServingNetwork().eval()
 
 # %% ../nbs/export.ipynb #f9d2eb9f
@@ -87,7 +93,8 @@ def _use_global_pool(graph):
     constants = {o.name: numpy_helper.to_array(o) for o in graph.initializer}
     rank = {o.name: len(o.type.tensor_type.shape.dim) for o in graph.value_info}
     for node in graph.node:
-        if node.op_type != 'ReduceMean' or rank.get(node.input[0]) != 4 or not {*node.input[1:]} & {*constants}: continue
+        if node.op_type != 'ReduceMean' or rank.get(node.input[0]) != 4 or not {*node.input[1:]} & {*constants}:
+            continue
         keepdims = all(helper.get_attribute_value(o) for o in node.attribute if o.name == 'keepdims')
         if keepdims and sorted(constants[node.input[1]] % 4) == [2, 3]:
             node.CopyFrom(helper.make_node('GlobalAveragePool', node.input[:1], node.output, node.name))
@@ -104,10 +111,12 @@ def onnx_model(
     photos = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter('ignore')  # of PyTorch's own parts, about each other
-        model = torch.onnx.export(network, (photos,), dynamo=True, input_names=['photos'], output_names=['probabilities'], verbose=False,
+        model = torch.onnx.export(network, (photos,), dynamo=True, input_names=['photos'],
+                                  output_names=['probabilities'], verbose=False,
                                  dynamic_shapes=(dict([(0, torch.export.Dim('n', min=1, max=2**16))]),)).model_proto
     _use_global_pool(model.graph)
-    for o in [model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer, *model.functions]:
+    for o in [model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info,
+              *model.graph.initializer, *model.functions]:
         del o.metadata_props[:]
         o.doc_string = ''
     return model
@@ -120,10 +129,12 @@ def description(
     from basegun_fastai.trust.confidence import run_confidence
     config, (temperature, levels, _) = run.config, run_confidence(run)
     arch, weights = run_architecture(config), hashlib.sha256(run.weights.read_bytes()).hexdigest()
-    return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=arch.timm_name, classes=config.classes,
-                size=arch.size, padding=list(NEUTRAL), decoder=DECODER, mean=list(arch.mean), std=list(arch.std), temperature=temperature,
+    return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=arch.timm_name,
+                classes=config.classes, size=arch.size, padding=list(NEUTRAL), decoder=DECODER, mean=list(arch.mean),
+                std=list(arch.std), temperature=temperature,
                 levels=dict(low=levels.low, high=levels.high), metrics=json.loads(run.metrics.read_text()),
-                dataset=asdict(config.dataset), versions=config.versions | {o: version(o) for o in ('onnx', 'onnxruntime')})
+                dataset=asdict(config.dataset), versions=config.versions
+                | {o: version(o) for o in ('onnx', 'onnxruntime')})
 
 # %% ../nbs/export.ipynb #5b6d40ad
 MAX_DIFFERENCE = 1e-4
@@ -141,7 +152,9 @@ def differences(
         batch = rows.iloc[i:i+16]
         photos = [data/o for o in batch.file]
         try: squares = np.stack([pixels(o, model.about['size']) for o in photos])
-        except UnreadablePhoto as err: raise BasegunError(f'{err}. It was read in the training: give the photos of the training as --data') from err
+        except UnreadablePhoto as err:
+            raise BasegunError(
+                f'{err}. It was read in the training: give the photos of the training as --data') from err
         with torch.inference_mode(): weights = network(torch.from_numpy(squares)).numpy()
         probs = {'in the training': batch.iloc[:, 4:].to_numpy()}
         probs |= {f'by model.onnx{how}': np.array([list(o.probabilities.values()) for o in answers]) for how, answers in
@@ -153,8 +166,8 @@ def differences(
             is_bad = (others.argmax(1) != labels) | ~(difference <= MAX_DIFFERENCE)
             faults += [f"'{file}' was called {model.classes[a]} {how}, {model.classes[b]} by model.safetensors; "
                        f'probabilities differ by {by:.2g}'
-                       for file, a, b, by in zip(batch.file[is_bad], others.argmax(1)[is_bad], labels[is_bad], difference[is_bad],
-                                                  strict=True)]
+                       for file, a, b, by in zip(batch.file[is_bad], others.argmax(1)[is_bad], labels[is_bad],
+                                                 difference[is_bad], strict=True)]
     return largest, faults
 
 # %% ../nbs/export.ipynb #9b1ba85e
@@ -168,10 +181,12 @@ def _write_model(run, folder, network):
     about = description(run)
     model = onnx_model(network, about['size'])
     model.metadata_props.add(key='basegun-fastai', value=json.dumps(essentials(about)))
-    model.metadata_props.add(key='probe', value=make_probe(model.SerializeToString(), _rotated_jpeg(about['size']), about['size']))
+    model.metadata_props.add(key='probe', value=make_probe(model.SerializeToString(), _rotated_jpeg(about['size']),
+                                                           about['size']))
     content = model.SerializeToString()
     write_whole(folder/'model.onnx', content)
-    write_whole(folder/'model.json', seal(about | dict(onnx=dict(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)))))
+    write_whole(folder/'model.json', seal(about | dict(onnx=dict(sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content)))))
 
 # %% ../nbs/export.ipynb #27e57841
 def _make_export(run, data, out):
@@ -196,13 +211,16 @@ def export(
     data: Path = None, # Folder with the photos of the training (default: where they were then)
 ) -> None: # Nothing; prints the folder, raises `BasegunError` where answers differ
     "Make files that can be served, each compared with what was trained."
-    if Path(run).suffix == '.pkl': raise BasegunError(f"'{run}' is a pickle, and opening a pickle runs whatever code is in it: give the folder of the run, "
-                                                      "whose weights are read without that")
+    if Path(run).suffix == '.pkl':
+        raise BasegunError(f"'{run}' is a pickle, and opening a pickle runs whatever code is in it: give the folder "
+                           "of the run, "
+                           "whose weights are read without that")
     run = Run(run)
     config = run.config
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
-    if (then := config.versions.get('decoder', 1)) != DECODER: raise BasegunError(f"'{run.path}' was trained on photos as decoder {then} read them, and "
-        f"this version has decoder {DECODER}: export with basegun-fastai as in its config.json, or train again")
+    if (then := config.versions.get('decoder', 1)) != DECODER:
+        raise BasegunError(f"'{run.path}' was trained on photos as decoder {then} read them, and "
+            f"this version has decoder {DECODER}: export with basegun-fastai as in its config.json, or train again")
     data, out = Path(data or config.options['data']), Path(out or run.exported)
     raise_faults(out_faults(out, data))
     with hold(out, new=True): _make_export(run, data, out)

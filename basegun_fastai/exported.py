@@ -22,15 +22,16 @@ from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, photo_bytes, pixels
 
 # %% ../nbs/exported.ipynb #1d8e42db
 FORMAT = 'basegun-fastai model 1'
-KEYS = ('format', 'id', 'architecture', 'classes', 'size', 'padding', 'decoder', 'mean', 'std', 'temperature', 'levels', 'metrics',
-        'dataset', 'versions', 'onnx')
+KEYS = ('format', 'id', 'architecture', 'classes', 'size', 'padding', 'decoder', 'mean', 'std', 'temperature',
+        'levels', 'metrics', 'dataset', 'versions', 'onnx')
 EXPORT_AGAIN = 'Type `basegun-fastai export RUN` to export the run again'
 
 def seal(
     about: dict, # Everything in `KEYS`; a seal is left out
 ) -> str: # Text of `model.json`; raises `ValueError` where a key is missing or unknown, or a number is not finite
     "Write what is known of a model as it cannot be changed any more."
-    if odd := set(about) - {'seal'} ^ set(KEYS): raise ValueError(f"model.json has these keys too many or too few: {', '.join(sorted(odd))}")
+    if odd := set(about) - {'seal'} ^ set(KEYS):
+        raise ValueError(f"model.json has these keys too many or too few: {', '.join(sorted(odd))}")
     about = {o: about[o] for o in KEYS}
     text = json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False) + '\n'
     digest = sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()
@@ -47,7 +48,8 @@ def _read_bytes(file, size_is_right, size_fault):
     try:
         if not size_is_right(os.stat(file).st_size): raise ValueError(size_fault)
         return photo_bytes(file)
-    except (OSError, ValueError) as err: raise BasegunError(f"'{file}': {getattr(err, 'strerror', None) or err}. {EXPORT_AGAIN}") from err
+    except (OSError, ValueError) as err:
+        raise BasegunError(f"'{file}': {getattr(err, 'strerror', None) or err}. {EXPORT_AGAIN}") from err
 
 def read_description(
     file: Path, # model.json
@@ -55,14 +57,21 @@ def read_description(
     "Read what goes with a network."
     content = _read_bytes(file, lambda size: size <= 2**20, 'it has more than a MiB, so it is damaged')
     try: about = json.loads(content.decode('utf-8', 'surrogateescape'))
-    except (ValueError, RecursionError) as err: raise BasegunError(f"'{file}' cannot be read as JSON: {printable(str(err))}. {EXPORT_AGAIN}") from err
+    except (ValueError, RecursionError) as err:
+        raise BasegunError(f"'{file}' cannot be read as JSON: {printable(str(err))}. {EXPORT_AGAIN}") from err
     format_name = about.get('format') if isinstance(about, dict) else None
-    if format_name != FORMAT: raise BasegunError(f"'{file}' is of the format {format_name if isinstance(format_name, str) else None!r:.60}, and this package "
-        f"reads '{FORMAT}'. {EXPORT_AGAIN} with this version of basegun-fastai, or install the version that wrote the file")
-    if missing := [o for o in (*KEYS, 'seal') if o not in about]: raise BasegunError(f"'{file}' lacks {', '.join(missing)}. {EXPORT_AGAIN}")
+    if format_name != FORMAT:
+        raise BasegunError(f"'{file}' is of the format {format_name if isinstance(format_name, str) else None!r:.60}, "
+                           "and this package "
+            f"reads '{FORMAT}'. {EXPORT_AGAIN} with this version of basegun-fastai, or install the version that wrote "
+            "the file")
+    if missing := [o for o in (*KEYS, 'seal') if o not in about]:
+        raise BasegunError(f"'{file}' lacks {', '.join(missing)}. {EXPORT_AGAIN}")
     try: unchanged = seal(about).encode('utf-8', 'surrogateescape') == content
     except (ValueError, RecursionError): unchanged = False
-    if not unchanged: raise BasegunError(f"'{file}' was changed by hand or is damaged: labels and thresholds are not edited. {EXPORT_AGAIN}")
+    if not unchanged:
+        raise BasegunError(f"'{file}' was changed by hand or is damaged: labels and thresholds are not edited. "
+                           f"{EXPORT_AGAIN}")
     raise_faults([f"'{file}': {key} is {printable(repr(about[key])):.80}, not {what}. {EXPORT_AGAIN}"
                   for key, (good, what) in _RULES.items() if not good(about[key])])
     return about
@@ -75,14 +84,16 @@ def _are(o, kind, min_length): return isinstance(o, list) and len(o) >= min_leng
 def _are_levels(o):
     if not isinstance(o, dict) or set(o) != {'low', 'high'}: return False
     thresholds = [v for v in (o['low'], o['high']) if v is not None]
-    return all(_is_number(v) and 0 <= v <= 1.001 for v in thresholds) and thresholds == sorted(thresholds)  # over 1: nothing reaches it
+    # over 1: nothing reaches it
+    return all(_is_number(v) and 0 <= v <= 1.001 for v in thresholds) and thresholds == sorted(thresholds)
 
 _RULES = {
     **dict.fromkeys(('id', 'architecture'), (_is_text, 'a text')),
     'classes': (lambda o: _are(o, _is_text, 2) and len(set(o)) == len(o), 'a list of two or more different names'),
     'size': (lambda o: type(o) is int and 1 <= o <= 2048, 'a whole number from 1 to 2048'),
     'padding': (lambda o: o == list(NEUTRAL), f'{list(NEUTRAL)}, the colour that this version puts around photos'),
-    'decoder': (lambda o: o == DECODER, f'{DECODER}, the way in which this version reads photos: install the version that exported it'),
+    'decoder': (lambda o: o == DECODER,
+                f'{DECODER}, the way in which this version reads photos: install the version that exported it'),
     **dict.fromkeys(('mean', 'std'), (lambda o: _are(o, _is_number, 3) and len(o) == 3, 'a list of three numbers')),
     'temperature': (lambda o: _is_number(o) and o > 0, 'a number above 0'),
     'levels': (_are_levels, 'a low and a high threshold between 0 and 1, or null, with high not below low'),
@@ -97,44 +108,54 @@ def place_fault(
 ) -> str|None: # A message; empty where there is one
     "Say what is there instead of an exported model."
     if os.path.isfile(folder/'model.json'): return None
-    if folder.suffix in ('.pkl', '.pickle', '.pt', '.pth'): return (f"'{folder}' is a pickle: opening one runs whatever code is in it, "
-        'so `predict` never does. Type `basegun-fastai export RUN` for the run that left it, and give the folder that this leaves')
+    if folder.suffix in ('.pkl', '.pickle', '.pt', '.pth'):
+        return (f"'{folder}' is a pickle: opening one runs whatever code is in it, "
+            'so `predict` never does. Type `basegun-fastai export RUN` for the run that left it, and give the folder '
+            'that this leaves')
     if os.path.lexists(folder/'config.json'): return (f"'{folder}' is the folder of a run, which is not exported "
         f'yet: type `basegun-fastai export {folder}`, and give the folder that it leaves')
-    if os.path.isfile(folder): return f"'{folder}' is a file: give the folder '{folder.parent}' that `basegun-fastai export` left"
-    return f"{'there is no model.json in' if os.path.isdir(folder) else 'no folder'} '{folder}': give one that `basegun-fastai export RUN` left"
+    if os.path.isfile(folder):
+        return f"'{folder}' is a file: give the folder '{folder.parent}' that `basegun-fastai export` left"
+    return (f"{'there is no model.json in' if os.path.isdir(folder) else 'no folder'} '{folder}': give one that "
+            "`basegun-fastai export RUN` left")
 
 # %% ../nbs/exported.ipynb #1b5cb69e
 def _verified_bytes(file, about):
     size = about['onnx']['bytes']
     content = _read_bytes(file, lambda o: o == size, f'it has not the {size} bytes that model.json says')
     if sha256(content).hexdigest() != about['onnx']['sha256']:
-        raise BasegunError(f"'{file}' is damaged or of another model: its sha256 is not the one in model.json. {EXPORT_AGAIN}")
+        raise BasegunError(f"'{file}' is damaged or of another model: its sha256 is not the one in model.json. "
+                           f"{EXPORT_AGAIN}")
     if b'\x0a\x08location' in content:  # a key of external_data in ONNX's protobuf
         raise BasegunError(f"'{file}' keeps weights in other files. {EXPORT_AGAIN}")
     return content
 
 def _signature(session):
     shapes = [[o.name, o.type, *(o.shape or [0])] for o in (*session.get_inputs(), *session.get_outputs())]
-    essentials_text = json.dumps(json.loads(session.get_modelmeta().custom_metadata_map.get('basegun-fastai', 'null')), sort_keys=True)
-    return [[name, kind, 'n' if not isinstance(n, int) else n, *rest] for name, kind, n, *rest in shapes], essentials_text
+    essentials_text = json.dumps(json.loads(session.get_modelmeta().custom_metadata_map.get('basegun-fastai', 'null')),
+                                 sort_keys=True)
+    return [[name, kind, 'n' if not isinstance(n, int) else n, *rest]
+            for name, kind, n, *rest in shapes], essentials_text
 
 def open_session(
     file: Path, # model.onnx
     about: dict, # What `read_description` returned
     threads: int, # Cores for one photo
-) -> onnxruntime.InferenceSession: # Takes 'photos', gives 'probabilities'; raises `BasegunError` where it is not as it was left
+) -> onnxruntime.InferenceSession: # Takes 'photos', gives 'probabilities'; raises `BasegunError`
     "Open the network."
     content, options = _verified_bytes(file, about), onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'], enable_fallback=0)  # which would print
+        # which would print
+        session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'], enable_fallback=0)
         shapes, essentials_text = _signature(session)
     except Exception as err: raise BasegunError(f"'{file}' cannot be opened by onnxruntime {onnxruntime.__version__}: "
         f'{printable(str(err)):.300}. {EXPORT_AGAIN}, or install a newer onnxruntime') from err
-    expected = [['photos', 'tensor(uint8)', 'n', about['size'], about['size'], 3], ['probabilities', 'tensor(float)', 'n', len(about['classes'])]]
-    if shapes != expected: raise BasegunError(f"'{file}' takes and gives {printable(repr(shapes)):.300}, not {expected}. {EXPORT_AGAIN}")
+    expected = [['photos', 'tensor(uint8)', 'n', about['size'], about['size'], 3],
+                ['probabilities', 'tensor(float)', 'n', len(about['classes'])]]
+    if shapes != expected:
+        raise BasegunError(f"'{file}' takes and gives {printable(repr(shapes)):.300}, not {expected}. {EXPORT_AGAIN}")
     if essentials_text != json.dumps(essentials(about), sort_keys=True): raise BasegunError(
         f"'{file}' is of another model than model.json: it says {essentials_text:.300}. {EXPORT_AGAIN}")
     return session
@@ -157,7 +178,7 @@ def read_probe(
     file: Path, # model.onnx
     session: onnxruntime.InferenceSession, # Of it
     about: dict, # What `read_description` returned
-) -> tuple[np.ndarray, np.ndarray]: # A square `(1, size, size, 3)` and the probabilities `(classes,)` it got; raises `BasegunError`
+) -> tuple[np.ndarray, np.ndarray]: # A square `(1, size, size, 3)`, and its probabilities `(classes,)`
     "Read the photo that a network carries, as this machine decodes it."
     try:
         probe = json.loads(session.get_modelmeta().custom_metadata_map['probe'])
@@ -166,11 +187,14 @@ def read_probe(
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as err:
         raise BasegunError(f"'{file}' has no photo to try it on ({printable(str(err)):.100}). {EXPORT_AGAIN}") from err
     try: return pixels(photo, about['size'])[None], expected
-    except UnreadablePhoto as err: raise BasegunError(f"'{file}' carries a photo that this machine cannot read ({err.reason}). {_versions(about)}") from err
+    except UnreadablePhoto as err:
+        raise BasegunError(
+            f"'{file}' carries a photo that this machine cannot read ({err.reason}). {_versions(about)}") from err
 
 def _versions(about):
     versions, exported_with = dict(pillow=PIL.__version__, onnxruntime=onnxruntime.__version__), about['versions']
-    return 'Install ' + ' and '.join(f'{k} {exported_with.get(k)} (here is {v})' for k, v in versions.items()) + ', as where it was made'
+    return 'Install ' + ' and '.join(f'{k} {exported_with.get(k)} (here is {v})'
+                                     for k, v in versions.items()) + ', as where it was made'
 
 def verify_same_answers(
     file: Path, # model.onnx
@@ -181,6 +205,8 @@ def verify_same_answers(
     "Make sure that this machine answers like the one that exported the model."
     here, there = (np.log(np.maximum(o, 1e-12)) for o in (actual, expected))
     difference = np.abs(here - there).max()
-    if not difference <= MAX_LOG_DIFFERENCE: raise BasegunError(
-        f"'{file}': this machine answers otherwise than the one that exported it: for the photo that it carries, a probability is {np.exp(difference):.3g} times as large "
-        f'or as small. {_versions(about)}')
+    if not difference <= MAX_LOG_DIFFERENCE:
+        raise BasegunError(
+            f"'{file}': this machine answers otherwise than the one that exported it: for the photo that it carries, "
+            f"a probability is {np.exp(difference):.3g} times as large "
+            f'or as small. {_versions(about)}')

@@ -18,14 +18,18 @@ def machine_faults(
     system: str = sys.platform, # As `sys.platform` names it
 ) -> list[str]: # A message for each thing that this machine lacks
     "Say what this machine lacks."
-    if system == 'win32': return [
-        'Windows is not supported: it has no locks that end with a process, and no way to sync a folder or to read at an '
-        'offset, by which files stay whole. Run this in WSL 2 or in the Docker image']
+    if system == 'win32':
+        return [
+            'Windows is not supported: it has no locks that end with a process, and no way to sync a folder or to '
+            'read at an '
+            'offset, by which files stay whole. Run this in WSL 2 or in the Docker image']
     if not temporary: return []
     try: tempfile.gettempdir()
-    except FileNotFoundError: return [
-        'no folder for temporary files can be written (TMPDIR, /tmp, /var/tmp and /usr/tmp were tried): set TMPDIR to one '
-        'that can, or run the container with `--tmpfs /tmp`']
+    except FileNotFoundError:
+        return [
+            'no folder for temporary files can be written (TMPDIR, /tmp, /var/tmp and /usr/tmp were tried): set '
+            'TMPDIR to one '
+            'that can, or run the container with `--tmpfs /tmp`']
     return []
 
 # %% ../nbs/machine.ipynb #7f830cfc

@@ -52,7 +52,8 @@ def _probabilities(session, squares, classes, folder):
         f"'{folder}': the model broke off: {printable(str(err)):.300}. {EXPORT_AGAIN}") from err
     if probs.shape == (len(squares), len(classes)) and probs.min() >= 0 and abs(probs.sum(1) - 1).max() <= 1e-4:
         return np.minimum(probs, 1)
-    raise BasegunError(f"'{folder}': what the model says are no probabilities: {printable(repr(probs)):.300}. {EXPORT_AGAIN}")
+    raise BasegunError(f"'{folder}': what the model says are no probabilities: {printable(repr(probs)):.300}. "
+                       f"{EXPORT_AGAIN}")
 
 def _answer(row, classes, levels):
     confidence, label = float(row.max()), classes[int(row.argmax())]
@@ -62,7 +63,7 @@ def _answer(row, classes, levels):
 class Typology:
     "A model that was exported: a photo in, an `Answer` out, from any thread."
     def __init__(self,
-        folder: Path|str, # Folder that `basegun-fastai export` left; raises `BasegunError` where it is not as it was left
+        folder: Path|str, # Folder that `basegun-fastai export` left; raises `BasegunError` where it was changed
         threads: int|None = None, # Cores for one photo, at least 1; empty takes all that this process may use
     ):
         self.folder = Path(folder)
@@ -71,9 +72,7 @@ class Typology:
         self.id, self.classes, self.levels = self.about['id'], self.about['classes'], Levels(**self.about['levels'])
         self._session = open_session(file, self.about, _max_threads() if threads is None else threads)
         square, expected = read_probe(file, self._session, self.about)
-        verify_same_answers(file, self.about, self._probabilities(square)[0], expected)
-
-    def _probabilities(self, squares): return _probabilities(self._session, squares, self.classes, self.folder)
+        verify_same_answers(file, self.about, _probabilities(self._session, square, self.classes, folder)[0], expected)
 
     def __call__(self,
         photo: Path|str|bytes, # A file, or the bytes of one
@@ -87,7 +86,9 @@ class Typology:
         "Say what each photo shows, in one go."
         if not photos: return []
         squares = [pixels(o, self.about['size']) for o in photos]
-        return [_answer(o, self.classes, self.levels) for o in self._probabilities(np.stack(squares) if len(squares) > 1 else squares[0][None])]
+        squares = np.stack(squares) if len(squares) > 1 else squares[0][None]
+        probs = _probabilities(self._session, squares, self.classes, self.folder)
+        return [_answer(o, self.classes, self.levels) for o in probs]
 
     def get_typology(self,
         img: bytes, # Of one photo
@@ -122,7 +123,8 @@ def answers(
     pool, photos, pending = ThreadPoolExecutor(threads), iter(photos), deque()
     try:
         while True:
-            pending += ((o, pool.submit(_answer_or_error, model, o)) for o in islice(photos, 2 * threads - len(pending)))
+            pending += ((o, pool.submit(_answer_or_error, model, o))
+                        for o in islice(photos, 2 * threads - len(pending)))
             if not pending: return
             photo, answer = pending.popleft()
             yield photo, answer.result()
@@ -152,15 +154,19 @@ def _lines(rows, classes, as_json, counts):
     for file, answer in rows:
         counts[isinstance(answer, UnreadablePhoto)] += 1
         cells = _cells(file, answer, len(classes))
-        yield json.dumps(dict(zip(names, cells, strict=True)), ensure_ascii=False) + '\n' if as_json else _csv_line(cells)
+        yield json.dumps(dict(zip(names, cells, strict=True)),
+                         ensure_ascii=False) + '\n' if as_json else _csv_line(cells)
 
 # %% ../nbs/predict.ipynb #8f1f4f51
 def _faults(exported, photos, out):
-    faults = [place_fault(exported), *(f"no file or folder '{o}': give photos, or folders that hold some" for o in photos if not os.path.exists(o)),
-              *(f"'{o}' holds no photo: give a folder with photos" for o in photos if os.path.isdir(o) and not any(list_files([o])))]
+    faults = [place_fault(exported), *(f"no file or folder '{o}': give photos, or folders that hold some"
+                                       for o in photos if not os.path.exists(o)),
+              *(f"'{o}' holds no photo: give a folder with photos" for o in photos if os.path.isdir(o)
+                and not any(list_files([o])))]
     if out is not None:
         faults += [f for o in (exported, *photos) if os.path.exists(o) for f in out_faults(out, o)]
-        if not os.path.isdir(out.absolute().parent): faults.append(f"--out '{out}': there is no folder '{out.parent}'; make it first")
+        if not os.path.isdir(out.absolute().parent):
+            faults.append(f"--out '{out}': there is no folder '{out.parent}'; make it first")
     return [*dict.fromkeys(filter(None, faults))]
 
 @contextmanager
@@ -168,7 +174,8 @@ def _open_output(out):
     if out is None: return (yield sys.stdout)
     with hold(out), whole_file(out, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
         yield file
-        if os.path.lexists(out): raise BasegunError(f"'{out}' exists, and nothing is overwritten: give another --out")  # made meanwhile
+        # made meanwhile
+        if os.path.lexists(out): raise BasegunError(f"'{out}' exists, and nothing is overwritten: give another --out")
 
 # %% ../nbs/predict.ipynb #1ccd37a7
 def predict(
@@ -185,9 +192,11 @@ def predict(
     lines = _lines(answers(model, list_files(photos), _max_threads()), model.classes, json, counts)
     with _open_output(out) as file:
         for line in lines:
-            file.write(line if out and not json else line.encode('utf-8', 'backslashreplace').decode())  # right in JSON too
+            # right in JSON too
+            file.write(line if out and not json else line.encode('utf-8', 'backslashreplace').decode())
             if out is None: file.flush()
             if show_progress: print(f'{sum(counts)} photos', end='\r', file=sys.stderr, flush=True)
     n, unreadable = sum(counts), counts[1]
     if out: say(f"{number_of(n)} {'is' if n == 1 else 'are'} in '{out}'")
-    if unreadable: raise BasegunError(f'{unreadable} of {number_of(n)} could not be read; their reasons are in the column error')
+    if unreadable:
+        raise BasegunError(f'{unreadable} of {number_of(n)} could not be read; their reasons are in the column error')

@@ -97,7 +97,8 @@ def _place(source, target, link):
     try: return os.link(os.path.realpath(source), target)
     except OSError as err:
         if err.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP): raise
-        raise BasegunError(f"'{target}' cannot be a hard link to '{source}' ({err.strerror}): give an OUT on the same disk, or "
+        raise BasegunError(f"'{target}' cannot be a hard link to '{source}' ({err.strerror}): give an OUT on the same "
+                           "disk, or "
                            "leave --link out, to copy") from err
 
 def _make_split(photos, out, table, left_out, link):
@@ -127,8 +128,10 @@ def split(
     "Make a fixed split out of class folders, with photos that look alike on one side."
     photos, out = Path(photos), Path(out)
     faults = _faults(photos, out, val, seed, conflicts)
-    if there := [o for o in SPLITS if (photos/o).is_dir()]: faults.append(
-        f"'{photos}' has {' and '.join(f'{o}/' for o in there)} already: give a folder with <class>/*, such as '{photos/there[0]}'")
+    if there := [o for o in SPLITS if (photos/o).is_dir()]:
+        faults.append(
+            f"'{photos}' has {' and '.join(f'{o}/' for o in there)} already: give a folder with <class>/*, such as "
+            f"'{photos/there[0]}'")
     raise_faults(faults)
     with hold(out, new=True):
         table = list_photos(photos, 'classes')
@@ -138,5 +141,6 @@ def split(
             table = keep_readable(photos, table, skip_unreadable).reset_index(drop=True)
             table, left_out = _decide(photos, table, val, seed, conflicts, workers, records)
         _make_split(photos, out, table, left_out, link)
-    for label, part in table.groupby('label'): say(f"{label}: {' and '.join(f'{(part.split == s).sum()} {s}' for s in SPLITS)}")
+    for label, part in table.groupby('label'):
+        say(f"{label}: {' and '.join(f'{(part.split == s).sum()} {s}' for s in SPLITS)}")
     print(out)

@@ -43,9 +43,10 @@ def _list_photos(data):
     return table
 
 def _prepare(options, faults):
-    "Judge everything, then read every photo; returns the setup, the photos with their digests, and the files left aside."
+    "Judge everything, then read every photo; returns setup, photos with digests, and files left aside."
     ood_fault = folder_fault(options.not_a_gun) if options.not_a_gun is not None else None
-    faults = [*options.faults(), *worker_faults(options.workers), *layout_faults(options.data), *cache_faults(options.cache, options.data),
+    faults = [*options.faults(), *worker_faults(options.workers), *layout_faults(options.data),
+              *cache_faults(options.cache, options.data),
               *([f'--not-a-gun: {ood_fault}'] if ood_fault else []), *faults]
     is_known = options.arch in EFFICIENTNETS and options.weights in ('imagenet', 'none') and options.device != 'cuda'
     if is_known: raise_faults(faults)
@@ -64,8 +65,9 @@ def _versions():
 
 def _begin(run, setup, photos, skipped):
     options, command = setup.options, [Path(sys.argv[0]).name, *sys.argv[1:]]
-    config = Config('running', datetime.now().isoformat(), options.to_json(), setup.resolve(), asdict(setup.architecture),
-                    sorted(photos.label.unique()), skipped, describe_photos(photos), options.seed, _versions(), command)
+    config = Config('running', datetime.now().isoformat(), options.to_json(), setup.resolve(),
+                    asdict(setup.architecture), sorted(photos.label.unique()), skipped, describe_photos(photos),
+                    options.seed, _versions(), command)
     with whole_folder(run.path) as folder: Run(folder).save_config(config)
     return config
 
@@ -75,21 +77,25 @@ def _resume(run, setup, photos):
         f"'{run.path}' cannot be continued: " + '\n  '.join(['', *differences]).strip()
         + '\nGive what it was begun with, or begin another run with another --name')
     run.tidy()
-    if config.versions != _versions(): say(f'begun with {config.versions}, going on with {_versions()}: results may differ')
+    if config.versions != _versions():
+        say(f'begun with {config.versions}, going on with {_versions()}: results may differ')
     return config
 
 # %% ../nbs/train.ipynb #e6871d56
 def _fit(run, config, setup, learn):
     "Train; returns nothing where memory does not suffice."
     from basegun_fastai.training.fit import Stage, fit, out_of_memory
-    try: return fit(learn, [Stage(**o) for o in config.resolved.stages], run, config.seed, config.started, setup.options.compile)
+    try:
+        return fit(learn, [Stage(**o) for o in config.resolved.stages], run, config.seed, config.started,
+                   setup.options.compile)
     except (RuntimeError, MemoryError) as err:
         if config.resolved.batch_size < 4 or not out_of_memory(err): raise
 
 def _halve(run, config):
     resolved = config.resolved
     half, halved_from = resolved.batch_size // 2, [*(resolved.halved_from or []), resolved.batch_size]
-    say(f'out of memory with batches of {resolved.batch_size}: going on with batches of {half} from the last finished epoch')
+    say(f'out of memory with batches of {resolved.batch_size}: going on with batches of {half} from the last finished '
+        'epoch')
     config = replace(config, resolved=replace(resolved, batch_size=half, halved_from=halved_from))
     run.save_config(config)
     return config
@@ -139,8 +145,10 @@ def _train(run, options, faults):
     if resuming and run.finished: return _finished(run)
     setup, photos, skipped = _prepare(options, faults)
     ood_photos = None
-    if options.not_a_gun is not None: ood_photos = read_ood_photos(options.not_a_gun, options.skip_unreadable, {*photos.digest})
-    if options.head_epochs is None and not options.pretrained: say('--weights none: nothing to transfer, so the head stage is skipped')
+    if options.not_a_gun is not None:
+        ood_photos = read_ood_photos(options.not_a_gun, options.skip_unreadable, {*photos.digest})
+    if options.head_epochs is None and not options.pretrained:
+        say('--weights none: nothing to transfer, so the head stage is skipped')
     config = _resume(run, setup, photos) if resuming else _begin(run, setup, photos, skipped)
     del photos  # what is known of their contents is in the configuration
     say(f'{setup.architecture.timm_name} at {setup.architecture.size} pixels on the {setup.device}, batches of '
@@ -170,9 +178,9 @@ def train(
     seed: int = 42, # Runs with the same options, photos and seed are identical on a CPU
     workers: int = None, # Processes that read photos; changes the time alone (default: one a core, at most 16)
     device: str = 'auto', # auto, cpu or cuda
-    head_views: int = 2, # Views of each photo whose features train the head; 0 augments anew in each epoch; changes the numbers
+    head_views: int = 2, # Views of each photo that train the head; 0 augments anew each epoch; changes the numbers
     precision: str = 'auto', # auto, float32, bfloat16 or float16; changes the numbers a little
-    compile: bool = False, # Compile the network for fine-tuning: a minute or more first, faster then; changes the numbers a little
+    compile: bool = False, # Compile for fine-tuning: minutes first, faster then; changes the numbers a little
     cache: str = 'auto', # Where decoded photos are kept: auto, off, or a folder; changes the time alone
     high_rate: float = .99, # Share of right answers among those called high, as far as val can promise it
     shown_rate: float = .9, # The same among all that are not called low

@@ -1,8 +1,9 @@
 """Measure the bars that this machine can measure, all arms of a row in turn in one run: `make bench`.
 
-Prints a table of medians with the lowest and highest run, and writes it to benchmarks/results.json. Quote the ratios only: absolute
-times belong to the machine. Photos are drawn at 12 megapixels and saved at 1, 2 and 3 bits a pixel, as phones do; they are read from
-the system's memory, not from the disk. BASEGUN_ROWS="frozen loading" measures some of the rows; the others stay as they were noted.
+Prints a table of medians with the lowest and highest run, and writes it to benchmarks/results.json. Quote the ratios
+only: absolute times belong to the machine. Photos are drawn at 12 megapixels and saved at 1, 2 and 3 bits a pixel, as
+phones do; they are read from the system's memory, not from the disk. BASEGUN_ROWS="frozen loading" measures some of
+the rows; the others stay as they were noted.
 """
 import copy
 import json
@@ -124,7 +125,8 @@ def loading(folder):
     table, caches = known_contents(folder, list_photos(folder)), TemporaryDirectory()
     stock = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
                       splitter=GrandparentSplitter(valid_name='val'),
-                      item_tfms=Resize(MADE.before_crop, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8, num_workers=cores())
+                      item_tfms=Resize(MADE.before_crop, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8,
+        num_workers=cores())
     files = [folder/o for o in table[table.split == 'train'].file]
     def ours(cache, listed):
         squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train'])], cache)
@@ -140,7 +142,8 @@ def loading(folder):
             for o in squares: o.copy()
     with ProcessPoolExecutor(cores()) as pool:
         return in_turn({'stock fastai': lambda: timed(drained, stock.train), 'ours, first epoch': first,
-                       'ours, later epochs': lambda: timed(drained, warm) / MANY, 'memcpy of the squares': lambda: timed(copied) / MANY,
+                       'ours, later epochs': lambda: timed(drained, warm) / MANY,
+                       'memcpy of the squares': lambda: timed(copied) / MANY,
                        'entropy decoding alone': lambda: timed(lambda: list(pool.map(huffman, files)))}, 5)
 
 
@@ -159,7 +162,8 @@ class StepTime(Callback):
 def ready_loaders(size=MADE.size):
     "Loaders of photos that are ready on the device, so that nothing but the step is timed."
     set_seed(0)
-    items = [(TensorImage(torch.randn(3, size, size)), TensorCategory(torch.tensor(i % 6))) for i in range(BATCH * STEPS)]
+    items = [(TensorImage(torch.randn(3, size, size)), TensorCategory(torch.tensor(i % 6)))
+             for i in range(BATCH * STEPS)]
     dls = DataLoaders(DataLoader(items, bs=BATCH), DataLoader(items[:BATCH], bs=BATCH), device=torch.device(DEVICE))
     dls.c, dls.vocab = 6, list('abcdef')
     return dls
@@ -183,20 +187,23 @@ def our_arm(learn, stage, stack, *timers):
     def arm():
         begun = time.perf_counter()
         with learn.no_bar(), learn.no_logging():
-            learn.fit_one_cycle(1, 1e-3, cbs=[EpochSeed(0, 0), PlainTensors(), History(Memory(), stage.name, 0), Progress(1), *callbacks, *timers])
+            learn.fit_one_cycle(1, 1e-3, cbs=[EpochSeed(0, 0), PlainTensors(), History(Memory(), stage.name, 0),
+                                              Progress(1), *callbacks, *timers])
         return statistics.median(timers[0].seconds) if timers else time.perf_counter() - begun
     return arm
 
 
 def stages(views=0):
     "Both stages, in the number format that `train` would take here."
-    return [Stage(o, 1, 0., 1e-3, stage_precision('auto', DEVICE, frozen=o == 'head'), views) for o in ('head', 'fine-tune')]
+    return [Stage(o, 1, 0., 1e-3, stage_precision('auto', DEVICE, frozen=o == 'head'), views)
+            for o in ('head', 'fine-tune')]
 
 
 def frozen():
     "The step of a frozen body: stock fastai's, ours, and the body going forward alone, which no step can beat."
     dls, (head, _) = ready_loaders(), stages()
-    stock = vision_learner(dls, MADE.timm_name, n_out=6, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
+    stock = vision_learner(dls, MADE.timm_name, n_out=6, pretrained=False, normalize=False,
+                           loss_func=CrossEntropyLossFlat(), path='.')
     stock.freeze()
     ours = learner(dls, MADE, 'none')
     body = FrozenBodyForward(copy.deepcopy(ours.model[0]).to(DEVICE), head.precision)
@@ -207,9 +214,12 @@ def frozen():
 
 
 def step():
-    "The step of fine-tuning: stock fastai's, ours, and a loop of PyTorch alone with the same network, format and optimiser."
+    """The step of fine-tuning: stock fastai's, ours, and a loop of PyTorch alone with the same network, format and
+    optimiser.
+    """
     dls, (_, fine) = ready_loaders(), stages()
-    stock = vision_learner(dls, MADE.timm_name, n_out=6, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
+    stock = vision_learner(dls, MADE.timm_name, n_out=6, pretrained=False, normalize=False,
+                           loss_func=CrossEntropyLossFlat(), path='.')
     stock.unfreeze()
     model = timm.create_model(MADE.timm_name, num_classes=6).to(DEVICE, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
@@ -219,14 +229,16 @@ def step():
         for xb, yb in batches:
             x, y = xb.as_subclass(torch.Tensor), yb.as_subclass(torch.Tensor)
             started = waited()
-            with torch.autocast(DEVICE, number, enabled=number != torch.float32): loss = torch.nn.functional.cross_entropy(model(x), y)
+            with torch.autocast(DEVICE, number, enabled=number != torch.float32):
+                loss = torch.nn.functional.cross_entropy(model(x), y)
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()
             seconds.append(waited() - started)
         return statistics.median(seconds)
     with ExitStack() as stack:
-        return in_turn({'stock fastai': stock_arm(stock), 'ours': our_arm(learner(dls, MADE, 'none'), fine, stack, StepTime()), 'bare loop': bare})
+        return in_turn({'stock fastai': stock_arm(stock),
+                        'ours': our_arm(learner(dls, MADE, 'none'), fine, stack, StepTime()), 'bare loop': bare})
 
 
 class Ready:
@@ -250,7 +262,8 @@ class Ready:
 def feed(folder):
     "An epoch of fine-tuning from the cache, with ready uint8 squares, and with ready floats that need no augmentation."
     table, caches = known_contents(folder, list_photos(folder)), TemporaryDirectory()
-    squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train']), (MADE.size, table[table.split == 'val'])], caches.name)
+    squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train']),
+                                  (MADE.size, table[table.split == 'val'])], caches.name)
     def arm(stack, ready=None):
         dls = dataloaders(folder, MADE, photos=table, batch_size=8, workers=cores(), device=DEVICE, photo_cache=squares)
         seed_all(0, 0, dls)
@@ -260,34 +273,43 @@ def feed(folder):
             learn.dls.c, learn.dls.vocab = dls.c, dls.vocab
         return our_arm(learn, stages()[1], stack)
     with ExitStack() as stack:
-        return in_turn({'real files': arm(stack), 'ready squares': arm(stack, False), 'ready floats': arm(stack, True)}, 15)
+        return in_turn({'real files': arm(stack), 'ready squares': arm(stack, False),
+                        'ready floats': arm(stack, True)}, 15)
 
 
 def head(folder):
-    "Five epochs of the head on the photos, with stock fastai and with the features of two views, from photos of 12 megapixels each."
+    """Five epochs of the head on the photos, with stock fastai and with the features of two views, from photos of
+    12 megapixels each.
+    """
     table = known_contents(folder, list_photos(folder))
     stock_dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
                           splitter=GrandparentSplitter(valid_name='val'),
-                          item_tfms=Resize(MADE.size, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8, num_workers=cores())
-    stock = vision_learner(stock_dls, MADE.timm_name, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
+                          item_tfms=Resize(MADE.size, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8,
+        num_workers=cores())
+    stock = vision_learner(stock_dls, MADE.timm_name, pretrained=False, normalize=False,
+                           loss_func=CrossEntropyLossFlat(), path='.')
     def stock_arm():
         stock.freeze()
         with stock.no_bar(), stock.no_logging(): return timed(stock.fit, 5, 1e-3)
     def our_stage(views, cached):
         def arm():
             with TemporaryDirectory() as caches, ExitStack() as stack:
-                squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train']), (MADE.size, table[table.split == 'val'])], caches) \
+                squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train']),
+                                              (MADE.size, table[table.split == 'val'])], caches) \
                     if cached else None
                 started = waited()
-                dls = dataloaders(folder, MADE, photos=table, batch_size=8, device=DEVICE, workers=cores(), photo_cache=squares)
+                dls = dataloaders(folder, MADE, photos=table, batch_size=8, device=DEVICE, workers=cores(),
+                                  photo_cache=squares)
                 learn, stage = learner(dls, MADE, 'none'), stages(views)[0]
                 learn.freeze()
                 learn.model.to(DEVICE)
                 stack.enter_context(stage_context(learn, stage, 0, Path(caches)))
-                with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 1e-3, cbs=[EpochSeed(0, 0), PlainTensors()])
+                with learn.no_bar(), learn.no_logging():
+                    learn.fit_one_cycle(5, 1e-3, cbs=[EpochSeed(0, 0), PlainTensors()])
                 return waited() - started
         return arm
-    return in_turn({'stock fastai': stock_arm, '1 view': our_stage(1, True), '2 views': our_stage(2, True), 'live': our_stage(0, True)}, 3)
+    return in_turn({'stock fastai': stock_arm, '1 view': our_stage(1, True), '2 views': our_stage(2, True),
+                    'live': our_stage(0, True)}, 3)
 
 
 # Serving
@@ -300,7 +322,8 @@ def exported(arch, folder):
     data = folder/'drawn'
     with redirect_stdout(StringIO()):
         demo_data(data, photos_per_class=4)
-        train(data, arch=arch, weights='none', fine_tune_epochs=1, batch_size=8, out=folder/'runs', name=arch, device='cpu', cache='off')
+        train(data, arch=arch, weights='none', fine_tune_epochs=1, batch_size=8, out=folder/'runs', name=arch,
+              device='cpu', cache='off')
         export(folder/'runs'/arch, folder/arch)
     return folder/'runs'/arch, folder/arch
 
@@ -314,7 +337,8 @@ def bare_session(run, threads):
     net, content = trained_model(Run(run)), BytesIO()
     size = Run(run).config.architecture['size']
     ready = torch.randn(1, 3, size, size)
-    with redirect_stdout(StringIO()): made = torch.onnx.export(net, (ready,), dynamo=True, input_names=['x'], verbose=False).model_proto
+    with redirect_stdout(StringIO()):
+        made = torch.onnx.export(net, (ready,), dynamo=True, input_names=['x'], verbose=False).model_proto
     content.write(made.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -341,7 +365,9 @@ def resize(content, size):
 
 
 def serving(arch, number):
-    "From the bytes of a JPEG to its typology, one photo at a time: stock fastai, the run's own learner.pkl, ours, and its two parts alone."
+    """From the bytes of a JPEG to its typology, one photo at a time: stock fastai, the run's own learner.pkl,
+    ours, and its two parts alone.
+    """
     from fastai.learner import load_learner
 
     from basegun_fastai.predict import load
@@ -349,9 +375,12 @@ def serving(arch, number):
         run, served = exported(arch, Path(folder))
         model, pickled, made = load(served), load_learner(run/'learner.pkl'), architecture(arch)
         session, arms, shapes = bare_session(run, cores()), {}, {'12 MP': (4032, 3024), '0.5 MP': (816, 612)}
-        stock_dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=GrandparentSplitter(valid_name='val'),
-                              item_tfms=Resize(made.size, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(Path(folder)/'drawn', bs=4, num_workers=0)
-        stock = vision_learner(stock_dls, made.timm_name, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), path='.')
+        stock_dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
+                              splitter=GrandparentSplitter(valid_name='val'),
+                              item_tfms=Resize(made.size, ResizeMethod.Pad,
+                                               PadMode.Zeros)).dataloaders(Path(folder)/'drawn', bs=4, num_workers=0)
+        stock = vision_learner(stock_dls, made.timm_name, pretrained=False, normalize=False,
+                               loss_func=CrossEntropyLossFlat(), path='.')
         def often(work):
             def arm():
                 work()  # its weights are in the cache again, and the threads of the arm before sleep
@@ -368,8 +397,10 @@ def serving(arch, number):
             def fastai(learn, file=file):
                 with learn.no_bar(): learn.predict(file)
             arms[f'resize, {name}'] = partial(lambda content: [resize(content, made.size) for _ in range(10)], content)
-            arms |= {f'stock learn.predict, {name}': often(partial(fastai, stock)), f'learner.pkl, {name}': often(partial(fastai, pickled)),
-                     f'predict, {name}': often(partial(model, content)), f'session + decode, {name}': often(partial(least, content))}
+            arms |= {f'stock learn.predict, {name}': often(partial(fastai, stock)),
+                     f'learner.pkl, {name}': often(partial(fastai, pickled)),
+                     f'predict, {name}': often(partial(model, content)),
+                     f'session + decode, {name}': often(partial(least, content))}
         found = in_turn(arms, number)
     figures = {}
     for o in (50, 95):
@@ -381,19 +412,23 @@ def served_rows(title):
     "Rows of one network: the median and the slowest photo in twenty, for both sizes of photos."
     rows = []
     for name in ('12 MP', '0.5 MP'):
-        for o in ('p50', 'p95'): rows += [
-            (f'{title}, {name}, {o}', f'stock learn.predict, {name}, {o}', f'predict, {name}, {o}', 10, 'the session and the scaled decoding',
-             f'session + decode, {name}, {o}'),
-            ('the same, the run\'s learner.pkl', f'learner.pkl, {name}, {o}', f'predict, {name}, {o}', None, 'the same'),
-            ('the same, share of its limit', f'session + decode, {name}, {o}', f'predict, {name}, {o}', 1 / 1.2, '1: session and decoding alone',
-             f'resize, {name}, {o}')]
+        for o in ('p50', 'p95'):
+            rows += [
+                (f'{title}, {name}, {o}', f'stock learn.predict, {name}, {o}', f'predict, {name}, {o}', 10,
+                 'the session and the scaled decoding',
+                 f'session + decode, {name}, {o}'),
+                ('the same, the run\'s learner.pkl', f'learner.pkl, {name}, {o}', f'predict, {name}, {o}', None,
+                 'the same'), ('the same, share of its limit', f'session + decode, {name}, {o}',
+                               f'predict, {name}, {o}', 1 / 1.2, '1: session and decoding alone',
+                 f'resize, {name}, {o}')]
     return rows
 
 
 def start_up():
     "Help of the command, and the import that it must not wait for, as whole processes."
     def process(*command): return partial(timed, partial(subprocess.run, command, check=True, capture_output=True))
-    return in_turn({'import fastai.vision.all': process(sys.executable, '-W', 'ignore', '-c', 'import fastai.vision.all'),
+    return in_turn({'import fastai.vision.all': process(sys.executable, '-W', 'ignore', '-c',
+                                                        'import fastai.vision.all'),
                    'basegun-fastai --help': process(str(Path(sys.executable).with_name('basegun-fastai')), '--help'),
                    'python -c pass': process(sys.executable, '-c', 'pass')})
 
@@ -403,9 +438,11 @@ def start_up():
 ROWS = {  # what is measured: (function, [(what, above, below, bar, limit)])
     'loading': (loading, [
         ('12-MP JPEGs, first epoch', 'stock fastai', 'ours, first epoch', 2, 'entropy decoding of all bytes'),
-        ('the same, share of its limit', 'entropy decoding alone', 'ours, first epoch', None, '1: nothing but entropy decoding'),
+        ('the same, share of its limit', 'entropy decoding alone', 'ours, first epoch', None,
+         '1: nothing but entropy decoding'),
         ('12-MP JPEGs, later epochs', 'stock fastai', 'ours, later epochs', 10, 'memcpy of the prepared squares'),
-        ('the same, share of its limit', 'memcpy of the squares', 'ours, later epochs', None, '1: nothing but the copy, in one process')]),
+        ('the same, share of its limit', 'memcpy of the squares', 'ours, later epochs', None,
+         '1: nothing but the copy, in one process')]),
     'frozen': (frozen, [
         ('frozen-head step, B0, 224 px', 'stock fastai', 'ours', 5, 'the body going forward alone'),
         ('the same, share of its limit', 'forward only', 'ours', .9, '1: nothing but the body going forward')]),
@@ -415,7 +452,8 @@ ROWS = {  # what is measured: (function, [(what, above, below, bar, limit)])
         ('the same, augmented live', 'stock fastai', 'live', None, 'five passes of the photos, one decoding')]),
     'feed': (feed, [
         ('fine-tuning epoch, B0, 224 px', 'ready squares', 'real files', .95, '1: the loader costs nothing'),
-        ('the same, augmentation counted', 'ready floats', 'real files', None, '1: loader and augmentation cost nothing')]),
+        ('the same, augmentation counted', 'ready floats', 'real files', None,
+         '1: loader and augmentation cost nothing')]),
     'step': (step, [
         ('fine-tuning step, B0, 224 px', 'bare loop', 'ours', .95, '1: PyTorch alone'),
         ('fine-tuning step, stock fastai', 'stock fastai', 'ours', None, 'the bare loop')]),
@@ -428,12 +466,16 @@ ROWS = {  # what is measured: (function, [(what, above, below, bar, limit)])
 
 def row(what, figures, above, below, bar, limit, part=None):
     "One ratio of two arms, pair by pair; where it misses its bar, what the arm `part` says of the reason."
-    ratios, seconds = [a / b for a, b in zip(figures[above], figures[below], strict=True)], {k: statistics.median(v) for k, v in figures.items()}
-    found = dict(what=what, ratio=f'{above} / {below}', median=statistics.median(ratios), lowest=min(ratios), highest=max(ratios),
-                 bar=bar, limit=limit, seconds=seconds)
+    ratios, seconds = [a / b for a, b in zip(figures[above], figures[below], strict=True)], {k: statistics.median(v)
+        for k, v in figures.items()}
+    found = dict(what=what, ratio=f'{above} / {below}', median=statistics.median(ratios), lowest=min(ratios),
+                 highest=max(ratios), bar=bar, limit=limit, seconds=seconds)
     if bar is None or part is None or found['median'] >= bar: return found
-    if part.startswith('resize'): return found | dict(unmet=f"resizing to the network's input, which training does too, takes {seconds[part] / seconds[below]:.0%} of it")
-    return found | dict(unmet=f'nothing can be more than {seconds[above] / seconds[part]:.2f} times as fast') if seconds[above] / seconds[part] < bar else found
+    if part.startswith('resize'):
+        return found | dict(unmet="resizing to the network's input, which training does too, takes "
+                                  f"{seconds[part] / seconds[below]:.0%} of it")
+    return (found | dict(unmet=f'nothing can be more than {seconds[above] / seconds[part]:.2f} times as fast')
+            if seconds[above] / seconds[part] < bar else found)
 
 
 def line(o):
@@ -450,15 +492,17 @@ def main():
     with TemporaryDirectory() as folder:
         photos = phone_photos(Path(folder)) if {'loading', 'feed', 'head'} & {*chosen} else None
         sizes = [o.stat().st_size * 8 / (4032 * 3024) for o in photos.rglob('*.jpg')] if photos else []
-        if sizes: print(f'{len(sizes)} photos of 4032 × 3024, {min(sizes):.2f} to {max(sizes):.2f} bits a pixel', flush=True)
+        if sizes:
+            print(f'{len(sizes)} photos of 4032 × 3024, {min(sizes):.2f} to {max(sizes):.2f} bits a pixel', flush=True)
         print(f"{'what':34} {'ratio':62} {'median':>8} {'lowest':>8} {'highest':>8} {'bar':>5}  limit")
         for name in chosen:
             work, wanted = ROWS[name]
             with redirect_stderr(StringIO()): figures = work(photos) if name in ('loading', 'feed', 'head') else work()
             kept[name] = dict(group=name, rows=[row(o[0], figures, *o[1:]) for o in wanted])
             for o in kept[name]['rows']: print(line(o), flush=True)
-    machine = dict(processor=platform.machine(), cores=cores(), threads=torch.get_num_threads(), torch=torch.__version__,
-                   python=platform.python_version(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    machine = dict(processor=platform.machine(), cores=cores(), threads=torch.get_num_threads(),
+                   torch=torch.__version__, python=platform.python_version(), gpu=torch.cuda.get_device_name()
+                   if torch.cuda.is_available() else None,
                    precision={o.name: o.precision for o in stages()})
     write_whole(file, json.dumps(dict(machine=machine, repeats=REPEATS, batch=BATCH,
                                       groups=[kept[o] for o in ROWS if o in kept]), indent=2) + '\n')

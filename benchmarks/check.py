@@ -1,7 +1,8 @@
-"""How `check` grows with the number of photos: seconds a photo, and memory of its process; and what a fingerprint costs the second time.
+"""How `check` grows with the number of photos: seconds a photo, and memory of its process; and what a fingerprint costs
+the second time.
 
-Draws data sets of random pictures (unrelated, 480 × 360, as JPEG), and runs `check` on each as a process of its own, in turn. Prints a
-table and writes it to benchmarks/check.json. BASEGUN_COUNTS="2000 20000" gives the sizes.
+Draws data sets of random pictures (unrelated, 480 × 360, as JPEG), and runs `check` on each as a process of its own,
+in turn. Prints a table and writes it to benchmarks/check.json. BASEGUN_COUNTS="2000 20000" gives the sizes.
 """
 import json
 import os
@@ -39,7 +40,8 @@ def drawn(task):
     folder, numbers = task
     for i in numbers:
         random = np.random.default_rng([3, i])
-        ground = Image.fromarray(random.integers(0, 255, (4, 5, 3), dtype=np.uint8)).resize((480, 360), Image.Resampling.BICUBIC)
+        ground = Image.fromarray(random.integers(0, 255, (4, 5, 3), dtype=np.uint8)).resize((480, 360),
+            Image.Resampling.BICUBIC)
         draw = ImageDraw.Draw(ground)
         for _ in range(10):
             x, y, w, h = random.integers(0, [480, 360, 160, 120]).tolist()
@@ -56,7 +58,9 @@ def data_set(folder, n, pool):
 
 
 def measured(folder):
-    "Run `check` in a process of its own: seconds, peak memory of that process in KiB, seconds of the fingerprint after it."
+    """Run `check` in a process of its own: seconds, peak memory of that process in KiB, seconds of the fingerprint
+    after it.
+    """
     told = subprocess.run([sys.executable, '-c', MEASURED, folder], capture_output=True, text=True, check=True)
     assert ' 0 refused' in told.stdout and 'near-duplicate' not in told.stdout, told.stdout
     return [float(o) for o in told.stdout.split('\n')[-2].split()]
@@ -74,16 +78,22 @@ def main():
     for n in counts:
         seconds, memory, again = (statistics.median(o) for o in zip(*runs[n], strict=True))
         rows.append(dict(photos=n, milliseconds_a_photo=seconds / n * 1e3, lowest=min(o[0] for o in runs[n]) / n * 1e3,
-                         highest=max(o[0] for o in runs[n]) / n * 1e3, peak_mib=memory / 1024, fingerprint_again_seconds=again,
+                         highest=max(o[0] for o in runs[n]) / n * 1e3, peak_mib=memory / 1024,
+                         fingerprint_again_seconds=again,
                          check_over_fingerprint=seconds / again))
     few, many = rows[0], rows[-1]
     growth = (many['peak_mib'] - few['peak_mib']) * 2**20 / (many['photos'] - few['photos'])
     ratio = many['milliseconds_a_photo'] / few['milliseconds_a_photo']
-    print(f"{'photos':>7} {'ms a photo':>11} {'lowest':>7} {'highest':>8} {'peak MiB':>9} {'check / fingerprint again':>26}")
-    for o in rows: print(f"{o['photos']:7} {o['milliseconds_a_photo']:11.2f} {o['lowest']:7.2f} {o['highest']:8.2f} {o['peak_mib']:9.0f} "
-                         f"{o['check_over_fingerprint']:26.0f}")
-    print(f'seconds a photo, {many["photos"]} / {few["photos"]} photos: {ratio:.2f} (bar 0.8 to 1.2); memory grows by {growth:.0f} bytes a photo (bar 1024)')
-    write_whole(HERE/'check.json', json.dumps(dict(cores=cores(), repeats=REPEATS, rows=rows, ratio=ratio, bytes_a_photo=growth), indent=2) + '\n')
+    print(f"{'photos':>7} {'ms a photo':>11} {'lowest':>7} {'highest':>8} {'peak MiB':>9} "
+          f"{'check / fingerprint again':>26}")
+    for o in rows:
+        print(f"{o['photos']:7} {o['milliseconds_a_photo']:11.2f} {o['lowest']:7.2f} {o['highest']:8.2f} "
+              f"{o['peak_mib']:9.0f} "
+              f"{o['check_over_fingerprint']:26.0f}")
+    print(f'seconds a photo, {many["photos"]} / {few["photos"]} photos: {ratio:.2f} (bar 0.8 to 1.2); memory grows by '
+          f'{growth:.0f} bytes a photo (bar 1024)')
+    write_whole(HERE/'check.json', json.dumps(dict(cores=cores(), repeats=REPEATS, rows=rows, ratio=ratio,
+                                                   bytes_a_photo=growth), indent=2) + '\n')
 
 
 if __name__ == '__main__': main()

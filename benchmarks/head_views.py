@@ -1,7 +1,9 @@
-"""How many kept views of each photo the head needs: accuracy and loss on val for --head-views 0 (augmented anew), 1, 2, 4 and 8, over seeds.
+"""How many kept views of each photo the head needs: accuracy and loss on val for --head-views 0 (augmented anew), 1, 2,
+4 and 8, over seeds.
 
-No pretrained weights can be had where this runs, so a body is trained first, from nothing, on three of the drawn classes; the head
-then learns all six from other photos, ten epochs as by default. Prints a table and writes it to benchmarks/head-views.json.
+No pretrained weights can be had where this runs, so a body is trained first, from nothing, on three of the drawn
+classes; the head then learns all six from other photos, ten epochs as by default. Prints a table and writes it to
+benchmarks/head-views.json.
 """
 import json
 import shutil
@@ -39,22 +41,25 @@ def main():
         folder = Path(folder)
         weights = body(folder)
         demo_data(folder/'data', photos_per_class=120)
-        demo_data(folder/'more', photos_per_class=600, seed=9)  # its val: enough photos to tell one number of views from another
+        # its val: enough photos to tell one number of views from another
+        demo_data(folder/'more', photos_per_class=600, seed=9)
         shutil.rmtree(folder/'data'/'val')
         (folder/'more'/'val').rename(folder/'data'/'val')
         for seed in SEEDS:
             for views in VIEWS:
                 name, started = f'{views} views, seed {seed}', time.perf_counter()
-                train(folder/'data', weights=str(weights), head_views=views, head_epochs=10, fine_tune_epochs=0, seed=seed, out=folder,
-                      name=name, **COMMON)
+                train(folder/'data', weights=str(weights), head_views=views, head_epochs=10, fine_tune_epochs=0,
+                      seed=seed, out=folder, name=name, **COMMON)
                 numbers = json.loads((folder/name/'metrics.json').read_text())
-                rows.append(dict(views=views, seed=seed, accuracy=numbers['accuracy'], loss=numbers['loss'], seconds=time.perf_counter() - started))
+                rows.append(dict(views=views, seed=seed, accuracy=numbers['accuracy'], loss=numbers['loss'],
+                                 seconds=time.perf_counter() - started))
     print(f"{'views':>5} {'accuracy':>9} {'lowest':>7} {'highest':>8} {'loss':>7} {'time / live':>12}")
     for views in VIEWS:
         of = [o for o in rows if o['views'] == views]
         live = [o['seconds'] for o in rows if o['views'] == 0]
         accuracies = [o['accuracy'] for o in of]
-        print(f"{views:5} {statistics.mean(accuracies):9.4f} {min(accuracies):7.4f} {max(accuracies):8.4f} {statistics.mean(o['loss'] for o in of):7.4f} "
+        print(f"{views:5} {statistics.mean(accuracies):9.4f} {min(accuracies):7.4f} {max(accuracies):8.4f} "
+              f"{statistics.mean(o['loss'] for o in of):7.4f} "
               f"{statistics.mean(o['seconds'] for o in of) / statistics.mean(live):12.2f}")
     write_whole(HERE/'head-views.json', json.dumps(dict(rows=rows), indent=2) + '\n')
 

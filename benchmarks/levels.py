@@ -1,7 +1,9 @@
-"""Whether what is called high is right as often as promised: 1,000 random splits of val, thresholds from one half, judged on the other.
+"""Whether what is called high is right as often as promised: 1,000 random splits of val, thresholds from one half,
+judged on the other.
 
-A tiny network is trained on drawn guns and asked about 3,000 others; its errors are its own. Then the same with photos whose answers are
-right as often as their confidence says, where the true share above a threshold is known. Prints a table and writes levels.json.
+A tiny network is trained on drawn guns and asked about 3,000 others; its errors are its own. Then the same with
+photos whose answers are right as often as their confidence says, where the true share above a threshold is known.
+Prints a table and writes levels.json.
 """
 import json
 import warnings
@@ -35,7 +37,8 @@ def saved(task):
 def drawn(folder, n=3000):
     "Draw photos in class folders."
     for label in GUNS: (folder/label).mkdir(parents=True)
-    with ProcessPoolExecutor() as pool: list(pool.map(saved, [(folder/label/f'{i}.jpg', label, i) for i, label in zip(range(n), cycle(GUNS))]))
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(saved, [(folder/label/f'{i}.jpg', label, i) for i, label in zip(range(n), cycle(GUNS))]))
 
 
 def network():
@@ -44,7 +47,8 @@ def network():
         folder = Path(folder)
         demo_data(folder/'data', photos_per_class=100)
         drawn(folder/'more')
-        train(folder/'data', arch='test_resnet', size=96, weights='none', fine_tune_epochs=16, lr=.006, batch_size=16, out=folder, name='run')
+        train(folder/'data', arch='test_resnet', size=96, weights='none', fine_tune_epochs=16, lr=.006, batch_size=16,
+              out=folder, name='run')
         evaluate(folder/'run', folder/'more', folder/'judged')
         rows = pd.read_csv(folder/'judged'/'predictions-val.csv')
     return rows.confidence.to_numpy(), (rows.label == rows.predicted).to_numpy()
@@ -71,8 +75,9 @@ def split(confidences, right, high_rate, exact=None):
         high = confidences[~half] >= levels.high
         shares, rates, above = shares + 1, [*rates, right[~half][high].mean()], [*above, high.mean()]
         if exact: true.append(exact(levels.high))
-    return dict(promised=high_rate, found=shares / SPLITS, called_high=float(np.mean(above)), right=float(np.mean(rates)),
-                lowest=float(np.percentile(rates, 2.5)), kept_in_test_half=float(np.mean(np.array(rates) >= high_rate)),
+    return dict(promised=high_rate, found=shares / SPLITS, called_high=float(np.mean(above)),
+                right=float(np.mean(rates)), lowest=float(np.percentile(rates, 2.5)),
+                kept_in_test_half=float(np.mean(np.array(rates) >= high_rate)),
                 kept_in_truth=float(np.mean(np.array(true) >= high_rate)) if exact else None)
 
 
@@ -89,12 +94,18 @@ def fresh(high_rate, n=3000):
 def main():
     rows = [dict(photos='drawn guns, a trained network') | split(*network(), o) for o in (.95, .99)]
     rows += [dict(photos='right as often as they say') | split(*ideal(), o, truth) for o in (.95, .99)]
-    print(f"{'photos':32} {'promised':>8} {'found':>6} {'high':>6} {'right':>7} {'lowest':>7} {'kept in test half':>18} {'in truth':>9}")
-    for o in rows: print(f"{o['photos']:32} {o['promised']:8.2f} {o['found']:6.3f} {o['called_high']:6.3f} {o['right']:7.4f} {o['lowest']:7.4f} "
-                         f"{o['kept_in_test_half']:18.3f} {'' if o['kept_in_truth'] is None else format(o['kept_in_truth'], '.3f'):>9}")
+    print(f"{'photos':32} {'promised':>8} {'found':>6} {'high':>6} {'right':>7} {'lowest':>7} "
+          f"{'kept in test half':>18} {'in truth':>9}")
+    for o in rows:
+        print(f"{o['photos']:32} {o['promised']:8.2f} {o['found']:6.3f} {o['called_high']:6.3f} {o['right']:7.4f} "
+              f"{o['lowest']:7.4f} "
+              f"{o['kept_in_test_half']:18.3f} "
+              f"{'' if o['kept_in_truth'] is None else format(o['kept_in_truth'], '.3f'):>9}")
     kept = {o: fresh(o) for o in (.95, .99)}
-    print(f'new photos each time: the promise holds in {kept[.95]:.1%} and {kept[.99]:.1%} of {SPLITS} trials (at least 95 % are meant to)')
-    write_whole(HERE/'levels.json', json.dumps(dict(splits=SPLITS, rows=rows, fresh={str(k): v for k, v in kept.items()}), indent=2) + '\n')
+    print(f'new photos each time: the promise holds in {kept[.95]:.1%} and {kept[.99]:.1%} of {SPLITS} trials (at '
+          'least 95 % are meant to)')
+    write_whole(HERE/'levels.json', json.dumps(dict(splits=SPLITS, rows=rows,
+                                                    fresh={str(k): v for k, v in kept.items()}), indent=2) + '\n')
 
 
 if __name__ == '__main__': main()

@@ -1,7 +1,9 @@
-"""How much memory `train` takes as the photos grow in number: the peak of its main process, and bytes a photo between the two sizes.
+"""How much memory `train` takes as the photos grow in number: the peak of its main process, and bytes a photo between
+the two sizes.
 
-Draws data sets of tiny random pictures (16 × 16, no two alike, as PNG), and trains timm's test_efficientnet at 32 pixels on each, both
-stages, as a process of its own. Prints a table and writes it to benchmarks/memory.json. BASEGUN_COUNTS="100 100000" gives the sizes.
+Draws data sets of tiny random pictures (16 × 16, no two alike, as PNG), and trains timm's test_efficientnet at 32
+pixels on each, both stages, as a process of its own. Prints a table and writes it to benchmarks/memory.json.
+BASEGUN_COUNTS="100 100000" gives the sizes.
 """
 import json
 import os
@@ -20,7 +22,8 @@ MEASURED = '''
 import sys
 from pathlib import Path
 from basegun_fastai.train import train
-train(Path(sys.argv[1]), 'test_efficientnet', head_epochs=1, fine_tune_epochs=1, weights='none', size=32, batch_size=64, out=sys.argv[2],
+train(Path(sys.argv[1]), 'test_efficientnet', head_epochs=1, fine_tune_epochs=1, weights='none', size=32,
+      batch_size=64, out=sys.argv[2],
       name='run', cache=sys.argv[3], workers=int(sys.argv[4]))
 print(next(int(o.split()[1]) for o in open('/proc/self/status') if o.startswith('VmHWM')), file=sys.stderr)
 '''
@@ -39,7 +42,8 @@ def data_set(folder, n):
 
 def peak(folder, out):
     "Train in a process of its own, and return its peak memory in KiB."
-    told = subprocess.run([sys.executable, '-W', 'ignore', '-c', MEASURED, folder, out, out/'cache', str(cores())], capture_output=True, text=True)
+    told = subprocess.run([sys.executable, '-W', 'ignore', '-c', MEASURED, folder, out, out/'cache', str(cores())],
+                          capture_output=True, text=True)
     if told.returncode: raise SystemExit(told.stderr)
     return int(told.stderr.split()[-1])
 

@@ -1,10 +1,10 @@
 """How many near-duplicates `check` finds, by kind of edit, and how many of its pairs are wrong.
 
 Takes unrelated photos, plants edited copies of some of them on the other side, and searches as `check` does. Drawn
-guns, alike on plain grounds, are the hardest photos there are: the same six drawings, over and over. The real ones are
-those of BASEGUN_REAL (default: `../shared/real`), where there are any. These sets hold some pictures twice already:
-`TWINS` are those that a person looked at, and count neither as right nor as wrong. Every other pair that was not planted
-is listed, to be looked at. Prints two tables, writes them to benchmarks/near-duplicates.json.
+guns, alike on plain grounds, are the hardest photos there are: the same six drawings, over and over. The real ones
+are those of BASEGUN_REAL (default: `../shared/real`), where there are any. These sets hold some pictures twice
+already: `TWINS` are those that a person looked at, and count neither as right nor as wrong. Every other pair that was
+not planted is listed, to be looked at. Prints two tables, writes them to benchmarks/near-duplicates.json.
 """
 import json
 import os

@@ -1,11 +1,13 @@
-"""What padding to a square costs: frozen features of real weights on photos in a square, and in a rectangle of the same area.
+"""What padding to a square costs: frozen features of real weights on photos in a square, and in a rectangle of the same
+area.
 
-A wide photo in a square leaves the network a small gun between two bands. EfficientNets take any multiple of 32 as width and height, so
-a rectangle whose shape is that of the train photos would show it larger at the same price. Judged by a logistic regression on what the
-frozen body makes of the photos as they are, on two sets of real photos and on wide drawn guns (2 : 1); the third real
-set is square. All photos of a set are judged, each by a model that learnt on the other four fifths, since hymenoptera's
-153 val photos are too few to tell a point. For comparison, the square as the photo is squashed into it, and a padded
-square of more pixels. The folder comes from BASEGUN_REAL, as in real.py. Prints a table and writes it to padding.json.
+A wide photo in a square leaves the network a small gun between two bands. EfficientNets take any multiple of 32 as
+width and height, so a rectangle whose shape is that of the train photos would show it larger at the same price.
+Judged by a logistic regression on what the frozen body makes of the photos as they are, on two sets of real photos
+and on wide drawn guns (2 : 1); the third real set is square. All photos of a set are judged, each by a model that
+learnt on the other four fifths, since hymenoptera's 153 val photos are too few to tell a point. For comparison, the
+square as the photo is squashed into it, and a padded square of more pixels. The folder comes from BASEGUN_REAL, as in
+real.py. Prints a table and writes it to padding.json.
 """
 import json
 import math
@@ -40,11 +42,15 @@ def wide_guns(folder, per_class=dict(train=80, val=20)):  # noqa: B006 it is not
     for s, (split, n) in enumerate(per_class.items()):
         for c, label in enumerate(GUNS):
             (folder/split/label).mkdir(parents=True)
-            for i in range(n): draw_photo(label, np.random.default_rng([5, s, c, i]), (640, 320)).save(folder/split/label/f'{i}.jpg', quality=90)
+            for i in range(n):
+                draw_photo(label, np.random.default_rng([5, s, c, i]), (640, 320)).save(folder/split/label/f'{i}.jpg',
+                    quality=90)
 
 
 def rectangle(ratio, size):
-    "Width and height, multiples of 32 with about as many pixels as a square of `size`, nearest to a ratio of width to height."
+    """Width and height, multiples of 32 with about as many pixels as a square of `size`, nearest to a ratio of
+    width to height.
+    """
     sides = [(w, h) for w, h in product(range(32, 2 * size + 1, 32), repeat=2) if .9 < w * h / size ** 2 < 1.03]
     return min(sides, key=lambda o: abs(math.log(o[0] / o[1] / ratio)))
 
@@ -59,7 +65,8 @@ def padded(file, width, height):
     return frame
 
 
-def squashed(file, width, height): return read_photo(file).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)
+def squashed(file, width, height):
+    return read_photo(file).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)
 
 
 def accuracy(body, folder, table, framed, width, height):
@@ -75,7 +82,8 @@ def accuracy(body, folder, table, framed, width, height):
 
 
 def main():
-    if not WEIGHTS.is_file(): return print(f"no real photos and weights at '{REAL}': nothing is measured. Give their folder as BASEGUN_REAL")
+    if not WEIGHTS.is_file():
+        return print(f"no real photos and weights at '{REAL}': nothing is measured. Give their folder as BASEGUN_REAL")
     rows = []
     with TemporaryDirectory() as folder:
         wide_guns(Path(folder))
@@ -89,10 +97,12 @@ def main():
             wide, larger = rectangle(ratio, MADE.size), (288, 288)
             row = dict(set=name, photos=len(table), ratio=round(ratio, 2), rectangle=wide, larger=larger)
             for what, framed, size in (('square', padded, (MADE.size, MADE.size)), ('rectangle', padded, wide),
-                                       ('squashed', squashed, (MADE.size, MADE.size)), ('padded, larger', padded, larger)):
+                                       ('squashed', squashed, (MADE.size, MADE.size)),
+                                       ('padded, larger', padded, larger)):
                 row[what] = accuracy(body, data, table, framed, *size)
             rows.append(row)
-            print(f"{name:16} {ratio:.2f}: square {row['square']:.2%}, rectangle of {wide[0]} × {wide[1]} {row['rectangle']:.2%}, "
+            print(f"{name:16} {ratio:.2f}: square {row['square']:.2%}, rectangle of {wide[0]} × {wide[1]} "
+                  f"{row['rectangle']:.2%}, "
                   f"squashed {row['squashed']:.2%}, padded at {larger[0]} {row['padded, larger']:.2%}", flush=True)
     print(f"mean gain of the rectangle: {statistics.mean(o['rectangle'] - o['square'] for o in rows):.2%}")
     write_whole(HERE/'padding.json', json.dumps(rows, indent=1) + '\n')

@@ -1,15 +1,16 @@
 """Real photos, real weights: whole trainings through the package, beside a logistic regression and stock fastai.
 
-Three public sets, three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout), and where there is none
-nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px` the same with --size 288; `logistic
-regression` is scikit-learn's on the features of the frozen body; `stock pad` and `stock crop` are fastai's
-`vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirror;
-`unequal` and `unequal, balanced` are `train` on train photos of which the rarest class has a tenth of the commonest, without and with
---class-weights balanced; `before` is how `train` was when its fine-tuning made networks worse, so that it kept the head's epochs, noted
-once from commit cabff89. Prints a table and writes real.json after each training. BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and
-BASEGUN_SEEDS="1" measure some of it again; the rest stays as it was noted. Two cores take hours for all of it, a GPU minutes. Where glibc
-gives memory back after each step, a CPU spends half of its time on taking it again; MALLOC_MMAP_MAX_=0
-MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command keeps it.
+Three public sets, three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout), and
+where there is none nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px` the same with
+--size 288; `logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and `stock crop`
+are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirror; `unequal` and
+`unequal, balanced` are `train` on train photos of which the rarest class has a tenth of the commonest, without and
+with --class-weights balanced; `before` is how `train` was when its fine-tuning made networks worse, so that it kept
+the head's epochs, noted once from commit cabff89. Prints a table and writes real.json after each training.
+BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and BASEGUN_SEEDS="1" measure some of it again; the rest stays as
+it was noted. Two cores take hours for all of it, a GPU minutes. Where glibc gives memory back after each step, a CPU
+spends half of its time on taking it again; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in front of the
+command keeps it.
 """
 import json
 import os
@@ -68,12 +69,14 @@ def numbers(labels, probabilities):
 def ours(name, seed, data=None, **options):
     "A whole training with the defaults: each epoch, and the weights that are kept."
     with TemporaryDirectory() as out, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        train(data or REAL/name, arch=ARCH, weights=str(WEIGHTS), batch_size=BATCH, seed=seed, out=out, name='run', skip_unreadable=True, **options)
+        train(data or REAL/name, arch=ARCH, weights=str(WEIGHTS), batch_size=BATCH, seed=seed, out=out, name='run',
+              skip_unreadable=True, **options)
         run = Path(out)/'run'
         kept, best = json.loads((run/'metrics.json').read_text()), json.loads((run/'config.json').read_text())['best']
         rows = pd.read_csv(run/'history.csv').rename(columns=dict(val_loss='loss'))
     return dict(epochs=rows[['stage', 'accuracy', 'recall', 'loss']].to_dict('records'),
-                kept={k: kept[k] for k in ('accuracy', 'recall', 'loss')} | dict(epoch=best['epoch'], stage=best['stage']))
+                kept={k: kept[k] for k in ('accuracy', 'recall', 'loss')}
+                | dict(epoch=best['epoch'], stage=best['stage']))
 
 
 def unequal(class_weights, name, seed):
@@ -107,13 +110,15 @@ def stock(method, name, seed):
     "fastai as its tutorials use it, but for mirrors, which guns do not bear; the last epoch is what is left."
     table = photos(REAL/name)
     set_seed(seed, reproducible=True)
-    size = Resize(architecture(ARCH).size, method, **(dict(pad_mode=PadMode.Zeros) if method == ResizeMethod.Pad else {}))
-    dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=lambda folder: [folder/o for o in table.file], get_y=parent_label,
-                    splitter=GrandparentSplitter(valid_name='val'), item_tfms=size,
+    size = Resize(architecture(ARCH).size, method,
+                  **(dict(pad_mode=PadMode.Zeros) if method == ResizeMethod.Pad else {}))
+    dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=lambda folder: [folder/o for o in table.file],
+                    get_y=parent_label, splitter=GrandparentSplitter(valid_name='val'), item_tfms=size,
                     batch_tfms=aug_transforms(do_flip=False)).dataloaders(REAL/name, bs=BATCH)
     recall, rows = Recall(average='macro'), []
     with TemporaryDirectory() as path:
-        learn = vision_learner(dls, ARCH, metrics=[accuracy, recall], path=path, pretrained_cfg_overlay=dict(file=str(WEIGHTS)))
+        learn = vision_learner(dls, ARCH, metrics=[accuracy, recall], path=path,
+                               pretrained_cfg_overlay=dict(file=str(WEIGHTS)))
         learn.model.to(memory_format=torch.channels_last)  # the same answers, and a CPU takes a third less time
         class Rows(Callback):
             order = 60
@@ -132,7 +137,8 @@ ARMS = {'ours': (ours, SEEDS, SETS), 'ours, 288 px': (partial(ours, size=288), S
         'logistic regression': (logistic_regression, (0,), SETS),
         'stock pad': (partial(stock, ResizeMethod.Pad), SEEDS, SETS),
         'stock crop': (partial(stock, ResizeMethod.Crop), SEEDS, SETS),  # trash is square: there the two are one
-        'unequal': (partial(unequal, 'none'), SEEDS, SETS[:2]), 'unequal, balanced': (partial(unequal, 'balanced'), SEEDS, SETS[:2])}
+        'unequal': (partial(unequal, 'none'), SEEDS, SETS[:2]),
+        'unequal, balanced': (partial(unequal, 'balanced'), SEEDS, SETS[:2])}
 
 
 def noted(): return json.loads(NOTED.read_text())['rows'] if NOTED.exists() else []
@@ -153,7 +159,8 @@ def mean(rows, pick): return statistics.mean(pick(o) for o in rows) if rows else
 def table(rows):
     "Means over the seeds, in percent of accuracy."
     arms = [*ARMS, 'before']
-    print(f"{'':12} {'before':>7} {'head':>7} {'last':>7} {'kept':>7} {'recall':>7} {'loss':>6} {'logistic':>8} {'pad':>7} {'crop':>7}"
+    print(f"{'':12} {'before':>7} {'head':>7} {'last':>7} {'kept':>7} {'recall':>7} {'loss':>6} {'logistic':>8} "
+          f"{'pad':>7} {'crop':>7}"
           f" {'unequal: accuracy, recall':>26} {'balanced':>15}")
     for name in SETS:
         of = {arm: [o for o in rows if o['set'] == name and o['arm'] == arm] for arm in arms}
@@ -162,13 +169,15 @@ def table(rows):
         def last(o, stage): return [e['accuracy'] for e in o['epochs'] if e['stage'] == stage][-1]
         print(f"{name:12} {kept['before']:7.2%} {mean(of['ours'], lambda o: last(o, 'head')):7.2%} "
               f"{mean(of['ours'], lambda o: last(o, 'fine-tune')):7.2%} {kept['ours']:7.2%} {recall['ours']:7.2%} "
-              f"{mean(of['ours'], lambda o: o['kept']['loss']):6.3f} {kept['logistic regression']:8.2%} {kept['stock pad']:7.2%} "
+              f"{mean(of['ours'], lambda o: o['kept']['loss']):6.3f} {kept['logistic regression']:8.2%} "
+              f"{kept['stock pad']:7.2%} "
               f"{kept['stock crop']:7.2%} {kept['unequal']:18.2%} {recall['unequal']:7.2%} "
               f"{kept['unequal, balanced']:7.2%} {recall['unequal, balanced']:7.2%}")
 
 
 def main():
-    if not WEIGHTS.is_file(): return print(f"no real photos and weights at '{REAL}': nothing is measured. Give their folder as BASEGUN_REAL")
+    if not WEIGHTS.is_file():
+        return print(f"no real photos and weights at '{REAL}': nothing is measured. Give their folder as BASEGUN_REAL")
     wanted = [int(o) for o in os.environ.get('BASEGUN_SEEDS', '').split(';') if o]
     for arm in (os.environ.get('BASEGUN_ARMS') or ';'.join(ARMS)).split(';'):
         measure, seeds, sets = ARMS[arm]
@@ -176,8 +185,10 @@ def main():
             for seed in [o for o in seeds if not wanted or o in wanted]:
                 begun = time.perf_counter()
                 row = dict(set=name, arm=arm, seed=seed, **measure(name, seed))
-                note(row | dict(seconds=round(time.perf_counter() - begun), device='cuda' if torch.cuda.is_available() else 'cpu'))
-                print(f"{arm}, {name}, seed {seed}: {row['kept']['accuracy']:.2%} in {time.perf_counter() - begun:.0f} s", flush=True)
+                note(row | dict(seconds=round(time.perf_counter() - begun), device='cuda' if torch.cuda.is_available()
+                                else 'cpu'))
+                print(f"{arm}, {name}, seed {seed}: {row['kept']['accuracy']:.2%} in "
+                      f"{time.perf_counter() - begun:.0f} s", flush=True)
     table(noted())
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 torch.set_num_threads(2)
-CACHE = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')  # what is remembered of photos, for this session alone
+# what is remembered of photos, for this session alone
+CACHE = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')
 
 COMMAND = str(Path(sys.executable).with_name('basegun-fastai'))
 TINY = dict(arch='test_efficientnet', size=32, weights='none', batch_size=16, workers=0)
@@ -27,7 +28,8 @@ def pytest_unconfigure():
 
 def tree(folder):
     "Content and times of everything in a folder."
-    return {o.relative_to(folder).as_posix(): (o.lstat().st_mtime_ns, o.is_file() and hashlib.sha256(o.read_bytes()).hexdigest())
+    return {o.relative_to(folder).as_posix(): (o.lstat().st_mtime_ns, o.is_file()
+                                               and hashlib.sha256(o.read_bytes()).hexdigest())
             for o in sorted(Path(folder).rglob('*'))}
 
 

@@ -6,7 +6,8 @@ from io import BytesIO
 import numpy as np
 
 D50, D65 = np.array([.9642, 1, .8249]), (.3127, .3290)
-SRGB, P3, ADOBE = [np.array(o) for o in (((.64, .33), (.30, .60), (.15, .06)), ((.680, .320), (.265, .690), (.150, .060)),
+SRGB, P3, ADOBE = [np.array(o) for o in (((.64, .33), (.30, .60), (.15, .06)),
+                                         ((.680, .320), (.265, .690), (.150, .060)),
                                          ((.64, .33), (.21, .71), (.15, .06)))]
 PATCHES = ((200, 60, 40), (60, 160, 60), (110, 75, 50))
 BRADFORD = np.array([[.8951, .2664, -.1614], [-.7502, 1.7135, .0367], [.0389, -.0685, 1.0296]])
@@ -14,7 +15,9 @@ BRADFORD = np.array([[.8951, .2664, -.1614], [-.7502, 1.7135, .0367], [.0389, -.
 
 def _fixed(*numbers): return struct.pack(f'>{len(numbers)}i', *[round(float(o) * 65536) for o in numbers])
 def _xyz(*numbers): return b'XYZ ' + bytes(4) + _fixed(*numbers)
-def _text(words): return b'mluc' + bytes(4) + struct.pack('>II2s2sII', 1, 12, b'en', b'US', 2 * len(words), 28) + words.encode('utf-16-be')
+def _text(words):
+    return b'mluc' + bytes(4) + struct.pack('>II2s2sII', 1, 12, b'en', b'US', 2 * len(words),
+                                            28) + words.encode('utf-16-be')
 def _gamma(power): return b'para' + bytes(4) + struct.pack('>HH', 0, 0) + _fixed(power)
 SRGB_CURVE = b'para' + bytes(4) + struct.pack('>HH', 3, 0) + _fixed(2.4, 1 / 1.055, .055 / 1.055, 1 / 12.92, .04045)
 
@@ -27,7 +30,8 @@ def profile(kind, colours, connection, tags):
         content += bytes(-len(content) % 4)
         table += name + struct.pack('>II', at + len(body), len(content))
         body += content
-    head = struct.pack('>I4sI4s4s4s12s4s', at + len(body), b'lcms', 0x04300000, kind, colours, connection, bytes(12), b'acsp')
+    head = struct.pack('>I4sI4s4s4s12s4s', at + len(body), b'lcms', 0x04300000, kind, colours, connection, bytes(12),
+                       b'acsp')
     head += bytes(64 - len(head)) + struct.pack('>I', 0) + _fixed(*D50)
     return head + bytes(128 - len(head)) + table + body
 
@@ -42,7 +46,9 @@ def to_xyz(primaries, white=D65):
 
 def rgb_profile(primaries, curve):
     "A profile of three primaries, all with one curve."
-    return profile(b'mntr', b'RGB ', b'XYZ ', {b'%sXYZ' % o: _xyz(*column) for o, column in zip((b'r', b'g', b'b'), to_xyz(primaries).T, strict=True)}
+    return profile(b'mntr', b'RGB ', b'XYZ ',
+                   {b'%sXYZ' % o: _xyz(*column) for o, column in zip((b'r', b'g', b'b'), to_xyz(primaries).T,
+        strict=True)}
                    | {b'%sTRC' % o: curve for o in (b'r', b'g', b'b')})
 
 
@@ -53,11 +59,13 @@ def ink_profile(lab):
     "A profile of four inks; `lab` says what L, a and b a row of 0 and 1 for each ink has."
     corners = [lab(*[(i >> (3 - k)) & 1 for k in range(4)]) for i in range(16)]
     table = b'mft1' + bytes(4) + bytes([4, 3, 2, 0]) + _fixed(*np.eye(3).ravel()) + bytes(range(256)) * 4
-    table += b''.join(bytes([round(ell * 2.55), round(a + 128), round(b + 128)]) for ell, a, b in corners) + bytes(range(256)) * 3
+    table += b''.join(bytes([round(ell * 2.55), round(a + 128), round(b + 128)])
+                      for ell, a, b in corners) + bytes(range(256)) * 3
     return profile(b'prtr', b'CMYK', b'Lab ', {b'A2B0': table})
 
 
-def encoded(light): return np.where(light <= .0031308, light * 12.92, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - .055)
+def encoded(light):
+    return np.where(light <= .0031308, light * 12.92, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - .055)
 def decoded(level): return np.where(level <= .04045, level / 12.92, ((level + .055) / 1.055) ** 2.4)
 
 

@@ -13,7 +13,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from basegun_fastai.data.folders import SPLITS
 
 
-def photo(folder, number=4): return sorted(folder.glob('*.jpg'))[number - 4 if number < 0 else min(number, len(sorted(folder.glob('*.jpg'))) - 1)]
+def photo(folder, number=4):
+    return sorted(folder.glob('*.jpg'))[number - 4 if number < 0
+                                        else min(number, len(sorted(folder.glob('*.jpg'))) - 1)]
 
 
 def checked(data, tmp_path, *options):
@@ -40,7 +42,8 @@ def large(tmp_path_factory):
     for split, n in dict(train=24, val=20).items():
         for c, label in enumerate(GUNS):
             (out/split/label).mkdir(parents=True)
-            for i in range(n): draw_photo(label, np.random.default_rng([n, c, i]), (320, 240)).save(out/split/label/f'{i:04d}.jpg')
+            for i in range(n):
+                draw_photo(label, np.random.default_rng([n, c, i]), (320, 240)).save(out/split/label/f'{i:04d}.jpg')
     return out
 
 
@@ -55,7 +58,8 @@ def test_nothing_is_wrong_with_a_clean_data_set(clean, tmp_path):
     code, found, told = checked(clean, tmp_path)
     assert code == 0 and found['problems'] == []
     assert found['photos'] == found['ok'] == 264 and found['warned'] == found['refused'] == 0
-    assert found['counts'] == {split: {o.name: n for o in sorted((clean/split).iterdir())} for split, n in dict(train=24, val=20).items()}
+    assert found['counts'] == {split: {o.name: n for o in sorted((clean/split).iterdir())}
+                               for split, n in dict(train=24, val=20).items()}
     assert told.stdout == '264 photos in 6 classes: 144 train and 120 val\n264 files: 264 ok, 0 warned, 0 refused\n'
 
 
@@ -69,7 +73,8 @@ def test_every_photo_that_cannot_be_read_is_named_with_its_reason(clean, tmp_pat
     code, found, told = checked(clean, tmp_path)
     assert code == 1 and kinds(found) == {('error', 'unreadable'): 4} and found['refused'] == 4
     reasons = {o['files'][0].split('/')[-1]: o['message'] for o in found['problems']}
-    assert 'empty' in reasons['empty.jpg'] and 'truncated' in reasons['half.jpg'] and 'none of' in reasons['text.png'] and reasons['new\nline.jpg']
+    assert ('empty' in reasons['empty.jpg'] and 'truncated' in reasons['half.jpg'] and 'none of' in reasons['text.png']
+            and reasons['new\nline.jpg'])
     assert '4 errors' in told.stderr and len(told.stdout.splitlines()) == 6
 
 
@@ -86,12 +91,15 @@ def test_the_same_photo_in_train_and_val_is_a_leak_in_any_wrapping(clean, tmp_pa
     source, target = photo(clean/'train'/'revolver'), clean/'val'/'revolver'/'other'
     image = Image.open(source)
     if wrapping == 'bytes': shutil.copy(source, target)
-    elif wrapping == 'metadata': target.write_bytes(source.read_bytes()[:2] + b'\xff\xfe\x00\x07hello' + source.read_bytes()[2:])
+    elif wrapping == 'metadata':
+        target.write_bytes(source.read_bytes()[:2] + b'\xff\xfe\x00\x07hello' + source.read_bytes()[2:])
     elif wrapping == 'turned':
         exif = Image.Exif()
         exif[274] = 6
         image.convert('RGB').transpose(Image.Transpose.ROTATE_90).save(target, 'PNG', exif=exif)
-    else: image.convert('RGB').save(target, wrapping.upper(), **dict(lossless=True, exact=True) if wrapping == 'webp' else {})
+    else:
+        image.convert('RGB').save(target, wrapping.upper(), **dict(lossless=True, exact=True) if wrapping == 'webp'
+                                  else {})
     code, found, _ = checked(clean, tmp_path)
     assert code == 1 and kinds(found) == {('error', 'leak'): 1}
     assert files_of(found, 'leak') == {f'train/revolver/{source.name}', 'val/revolver/other'}
@@ -116,12 +124,14 @@ def test_classes_that_differ_or_are_empty(clean, tmp_path):
     (clean/'val'/'vide').mkdir()
     code, found, _ = checked(clean, tmp_path)
     assert code == 1 and kinds(found) == {('error', 'class-mismatch'): 1, ('error', 'empty-class'): 2}
-    assert files_of(found, 'class-mismatch') == {'train/revolver'} and files_of(found, 'empty-class') == {'train/vide', 'val/vide'}
+    assert files_of(found, 'class-mismatch') == {'train/revolver'} and files_of(found, 'empty-class') == {'train/vide',
+        'val/vide'}
     assert found['counts']['train']['vide'] == 0 and 'revolver' not in found['counts']['val']
 
 
 EDITS = {'saved again': lambda o: o, 'shrunk': lambda o: o.resize((o.width // 2, o.height // 2)),
-         'mirrored': lambda o: o.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 'darker': lambda o: ImageEnhance.Brightness(o).enhance(.8),
+         'mirrored': lambda o: o.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+         'darker': lambda o: ImageEnhance.Brightness(o).enhance(.8),
          'brighter': lambda o: ImageEnhance.Brightness(o).enhance(1.2), 'grey': lambda o: o.convert('L'),
          'cropped': lambda o: o.crop((o.width // 20, o.height // 20, o.width, o.height)),
          'cropped by a sixth': lambda o: o.crop((o.width // 6, 0, o.width, o.height - o.height // 6)),
@@ -135,7 +145,8 @@ def test_near_duplicates_across_the_folders_are_warnings(clean, tmp_path):
         edit(Image.open(source)).save(clean/'val'/'pistolet_semi_auto_moderne'/f'{name}.jpg', quality=80)
     code, found, _ = checked(clean, tmp_path)
     assert code == 0 and {o['kind'] for o in found['problems']} <= {'near-duplicate', 'small'}
-    pairs = {(Path(a).name, Path(b).stem) for a, b in (o['files'] for o in found['problems'] if o['kind'] == 'near-duplicate')}
+    pairs = {(Path(a).name, Path(b).stem) for a, b in (o['files'] for o in found['problems']
+                                                       if o['kind'] == 'near-duplicate')}
     assert pairs == {(source.name, name) for name, source in zip(EDITS, sources, strict=False)}
 
 
@@ -150,7 +161,8 @@ def test_small_photos_too_few_and_too_unequal(clean, tmp_path):
     for o in sorted((clean/'train'/'epaule_a_pompe').iterdir())[2:]: o.unlink()
     code, found, _ = checked(clean, tmp_path)
     assert code == 0 and kinds(found) == {('warning', o): 1 for o in ('blank', 'small', 'few-val', 'imbalance')}
-    assert files_of(found, 'imbalance') == {'train/revolver', 'train/epaule_a_pompe'} and files_of(found, 'few-val') == {'val/revolver'}
+    assert files_of(found, 'imbalance') == {'train/revolver', 'train/epaule_a_pompe'} and files_of(found,
+        'few-val') == {'val/revolver'}
     assert not kinds(checked(clean, tmp_path, '--size', 100)[1])['warning', 'small']
 
 
@@ -169,10 +181,13 @@ def test_odd_files_are_told_and_never_waited_for(clean, tmp_path, monkeypatch):
         (folder/os.fsdecode(b'caf\xe9.jpg')).write_bytes(photo(clean/'train'/'revolver').read_bytes() + b'trailer')
         code, found, told = checked(clean, tmp_path)
     assert code == 1 and kinds(found)['warning', 'odd-file'] == 5
-    assert files_of(found, 'odd-file') == {'val/revolver/' + o for o in ('pipe.jpg', 'socket.jpg', 'loop', 'nowhere.jpg', 'link.jpg', '.DS_Store',
+    assert files_of(found, 'odd-file') == {'val/revolver/' + o
+                                           for o in ('pipe.jpg', 'socket.jpg', 'loop', 'nowhere.jpg', 'link.jpg',
+                                                     '.DS_Store',
                                                                         'caf\udce9.jpg')} | {'train/Thumbs.db'}
     assert found['photos'] == 272 and found['ok'] + found['warned'] + found['refused'] == 272
-    assert kinds(found)['error', 'conflict'] == kinds(found)['error', 'leak'] == 1  # the link, and the photo with a trailer
+    # the link, and the photo with a trailer
+    assert kinds(found)['error', 'conflict'] == kinds(found)['error', 'leak'] == 1
 
 
 def test_folders_inside_classes_are_errors_and_their_links_not_followed(clean, tmp_path):
@@ -186,14 +201,16 @@ def test_folders_inside_classes_are_errors_and_their_links_not_followed(clean, t
 
 def test_the_summary_fits_a_screen_whatever_is_wrong(clean, tmp_path):
     for i in range(300): (clean/'train'/'revolver'/f'bad {i}.jpg').write_bytes(b'x')
-    for i in range(300): Image.new('RGB', (40, 40), (i % 256, i // 2, 99)).save(clean/'train'/'epaule_a_pompe'/f'small {i}.png')
+    for i in range(300):
+        Image.new('RGB', (40, 40), (i % 256, i // 2, 99)).save(clean/'train'/'epaule_a_pompe'/f'small {i}.png')
     _, found, told = checked(clean, tmp_path)
     assert len(told.stdout.splitlines()) <= 24 and 'unreadable 300' in told.stdout
     assert [o['level'] for o in found['problems']] == sorted((o['level'] for o in found['problems']))
 
 
 @pytest.mark.parametrize(('options', 'words'), [
-    (['--json', 'found.txt'], ['ends in .json']), (['--report', 'page.json', '--size', '0'], ['ends in .html', '--size 0']),
+    (['--json', 'found.txt'], ['ends in .json']),
+    (['--report', 'page.json', '--size', '0'], ['ends in .html', '--size 0']),
     (['--json', 'nowhere/found.json'], ["no folder 'nowhere'"])])
 def test_options_that_make_no_sense(clean, tmp_path, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
@@ -217,7 +234,8 @@ def test_train_refuses_what_check_calls_a_leak_or_a_conflict(copy, tmp_path):
     source = photo(copy/'train'/'revolver', 3)
     (copy/'train'/'epaule_a_pompe'/'other.jpg').write_bytes(source.read_bytes() + b'trailer')
     told = run_command('train', copy, '--arch', 'test_efficientnet', '--weights', 'none', '--out', tmp_path/'runs')
-    assert told.returncode == 1 and 'the same photo in train/ and val/' in told.stderr and 'under 2 labels' in told.stderr, told.stderr
+    assert told.returncode == 1, told.stderr
+    assert 'the same photo in train/ and val/' in told.stderr and 'under 2 labels' in told.stderr
     assert not (tmp_path/'runs').exists()
 
 
@@ -229,7 +247,8 @@ def test_a_picture_that_is_there_hundreds_of_times_is_one_problem(clean, tmp_pat
     for i in range(300): (clean/'train'/'revolver'/f'copy {i}.jpg').write_bytes(content)
     for i in range(3): (clean/'val'/'revolver'/f'copy {i}.jpg').write_bytes(content + bytes(i))
     code, found, told = checked(clean, tmp_path)
-    assert code == 1 and kinds(found) == {('error', 'leak'): 1, ('warning', 'imbalance'): 1} and len(files_of(found, 'leak')) == 304
+    assert code == 1 and kinds(found) == {('error', 'leak'): 1,
+                                          ('warning', 'imbalance'): 1} and len(files_of(found, 'leak')) == 304
     assert 'and 298 more' in told.stdout
 
 

@@ -20,19 +20,23 @@ def test_every_command_has_help_on_stdout(command):
     assert max(map(len, told.stdout.splitlines())) <= 120
 
 
-@pytest.mark.parametrize('arguments', [[], ['trian', 'data'], ['train'], ['train', 'a', 'b'], ['train', 'a', '--head-epochs', 'ten'],
+@pytest.mark.parametrize('arguments', [[], ['trian', 'data'], ['train'], ['train', 'a', 'b'],
+                                       ['train', 'a', '--head-epochs', 'ten'],
                                        ['train', 'a', '--hflip'], ['evaluate', 'a']])
 def test_wrong_usage_is_2(arguments):
     told = run_command(*arguments)
     assert told.returncode == 2 and told.stderr.startswith('usage:') and not told.stdout
 
 
-@pytest.mark.parametrize('arguments', [['--help'], ['train', '-h'], ['lr-find', '-h'], ['evaluate', '-h'], ['demo-data', '-h'],
-                                       ['train', 'a', '--head-epochs', 'ten'], ['archs'], ['archs', '--hflip'], ['cache'],
-                                       ['train', 'nowhere', '--lr', '99'], ['lr-find', 'nowhere', '--cache', 'nowhere/x']])
+@pytest.mark.parametrize('arguments', [['--help'], ['train', '-h'], ['lr-find', '-h'], ['evaluate', '-h'],
+                                       ['demo-data', '-h'], ['train', 'a', '--head-epochs', 'ten'], ['archs'],
+                                       ['archs', '--hflip'], ['cache'],
+                                       ['train', 'nowhere', '--lr', '99'], ['lr-find', 'nowhere', '--cache',
+    'nowhere/x']])
 def test_help_and_wrong_usage_come_without_the_heavy_imports(arguments):
-    code = ('import sys; from basegun_fastai import cli; sys.argv[1:] = ' + repr(arguments) + '\ntry: cli.main()\nexcept SystemExit: pass\n'
-            'print([o for o in ("torch", "fastai", "timm", "torchvision") if o in sys.modules], file=sys.stderr)')
+    code = ('import sys; from basegun_fastai import cli; sys.argv[1:] = ' + repr(arguments)
+            + '\ntry: cli.main()\nexcept SystemExit: pass\n'
+              'print([o for o in ("torch", "fastai", "timm", "torchvision") if o in sys.modules], file=sys.stderr)')
     told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert told.stderr.splitlines()[-1] == '[]'
 
@@ -44,22 +48,28 @@ def test_archs_lists_the_eight():
 
 def test_demo_data_makes_a_data_set(tmp_path):
     told = run_command('demo-data', tmp_path/'mes photos', '--photos-per-class', 4)
-    assert told.returncode == 0 and told.stdout.strip() == str(tmp_path/'mes photos') and not told.stderr.startswith('Trace')
+    assert (told.returncode == 0 and told.stdout.strip() == str(tmp_path/'mes photos')
+            and not told.stderr.startswith('Trace'))
     assert sum(o.is_file() for o in (tmp_path/'mes photos').rglob('*')) == 48
 
 
 def test_a_training_in_a_log_file(data, tmp_path):
     before = tree(data)
-    told = run_command('train', data, '--name', 'mon essai', *as_arguments(arch='test_efficientnet', size=32, weights='none',
+    told = run_command('train', data, '--name', 'mon essai',
+                       *as_arguments(arch='test_efficientnet', size=32, weights='none',
                        head_epochs=1, fine_tune_epochs=1, batch_size=16), cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     *trust, accuracy, precision, recall, where = told.stdout.splitlines()
-    assert [o.split()[0] for o in (accuracy, precision, recall)] == ['accuracy', 'precision', 'recall'] and where == 'runs/mon essai'
-    assert [o.split()[0] for o in trust] == ['temperature', 'calibration', 'loss:', 'Brier', 'high', 'medium', 'low', 'everything', 'nothing']
+    assert [o.split()[0] for o in (accuracy, precision, recall)] == ['accuracy', 'precision',
+        'recall'] and where == 'runs/mon essai'
+    assert [o.split()[0] for o in trust] == ['temperature', 'calibration', 'loss:', 'Brier', 'high', 'medium', 'low',
+                                             'everything', 'nothing']
     assert '\r' not in told.stdout + told.stderr and '\x1b' not in told.stdout + told.stderr
-    warned, lines = ([o for o in told.stderr.splitlines() if o.startswith('warning: ') == wanted] for wanted in (True, False))
+    warned, lines = ([o for o in told.stderr.splitlines() if o.startswith('warning: ') == wanted]
+                     for wanted in (True, False))
     assert len(warned) == 4 and 'val/epaule_a_pompe has 4 photos' in warned[0] and '3 more of this kind' in warned[3]
-    assert [o.split()[0] for o in lines] == ['72', 'test_efficientnet', 'features', 'head', 'fine-tune', 'best'], told.stderr
+    assert [o.split()[0] for o in lines] == ['72', 'test_efficientnet', 'features', 'head', 'fine-tune',
+                                             'best'], told.stderr
     assert max(map(len, lines)) <= 100 and tree(data) == before
     evaluated = run_command('evaluate', tmp_path/'runs'/'mon essai', data, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
@@ -67,7 +77,8 @@ def test_a_training_in_a_log_file(data, tmp_path):
 
 
 def test_what_nobody_foresaw_keeps_its_traceback():
-    code = 'import sys; from basegun_fastai import cli; cli.COMMANDS["archs"] = ("nowhere", "archs", ""); sys.argv[1:] = ["archs"]; cli.main()'
+    code = ('import sys; from basegun_fastai import cli; cli.COMMANDS["archs"] = ("nowhere", "archs", ""); '
+            'sys.argv[1:] = ["archs"]; cli.main()')
     told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert told.returncode == 1 and 'Traceback' in told.stderr and 'ModuleNotFoundError' in told.stderr
 

@@ -12,11 +12,14 @@ def public(tree):
             yield node.name, node
             if isinstance(node, ast.ClassDef):
                 for o in node.body:
-                    if isinstance(o, ast.FunctionDef) and (not o.name.startswith('_') or o.name == '__init__'): yield f'{node.name}.{o.name}', o
+                    if isinstance(o, ast.FunctionDef) and (not o.name.startswith('_') or o.name == '__init__'):
+                        yield f'{node.name}.{o.name}', o
 
 
 def hooks(name, node):  # methods that fastai calls, under names that fastai has documented
-    return name.split('.')[-1] in ('encodes', 'decodes', 'setups') or name.split('.')[-1].startswith(('before_', 'after_')) and len(node.args.args) == 1
+    return name.split('.')[-1] in ('encodes', 'decodes',
+                                   'setups') or name.split('.')[-1].startswith(('before_',
+        'after_')) and len(node.args.args) == 1
 
 
 @pytest.mark.parametrize('module', ORDER)
@@ -27,13 +30,17 @@ def test_public_names_have_docstrings_and_docments(module):
     for name, node in public(ast.parse(source)):
         if hooks(name, node): continue
         doc = ast.get_docstring(node)
-        if not name.endswith('__init__') and (not doc or '\n' in doc): missing.append(f'{name}: no docstring of one line')
+        if not name.endswith('__init__') and (not doc or '\n' in doc):
+            missing.append(f'{name}: no docstring of one line')
         if isinstance(node, ast.ClassDef):
-            missing += [f'{name}.{o.target.id}' for o in node.body if isinstance(o, ast.AnnAssign) and '# ' not in lines[o.lineno - 1]]
+            missing += [f'{name}.{o.target.id}' for o in node.body if isinstance(o, ast.AnnAssign)
+                        and '# ' not in lines[o.lineno - 1]]
             continue
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        missing += [f'{name}({o.arg})' for o in arguments if o.arg not in ('self', 'cls') and ('# ' not in lines[o.lineno - 1] or o.annotation is None)]
-        if not name.endswith('__init__') and (node.returns is None or '# ' not in lines[node.returns.end_lineno - 1]): missing.append(f'{name}: return')
+        missing += [f'{name}({o.arg})' for o in arguments if o.arg not in ('self', 'cls')
+                    and ('# ' not in lines[o.lineno - 1] or o.annotation is None)]
+        if not name.endswith('__init__') and (node.returns is None or '# ' not in lines[node.returns.end_lineno - 1]):
+            missing.append(f'{name}: return')
     assert not missing, missing
 
 

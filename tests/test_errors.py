@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import COMMAND, as_arguments, run_command, tree, typed
 
-TRAIN = dict(arch='test_efficientnet', size=32, weights='none', head_epochs=0, fine_tune_epochs=1, batch_size=16, workers=0)
+TRAIN = dict(arch='test_efficientnet', size=32, weights='none', head_epochs=0, fine_tune_epochs=1, batch_size=16,
+             workers=0)
 
 
 def refused(data, out, words, *more, **options):
@@ -25,24 +26,31 @@ def test_no_such_folder(tmp_path): refused(tmp_path/'dta', tmp_path/'out', ["no 
 
 
 def test_options_that_make_no_sense_are_all_told(data, tmp_path):
-    refused(data, tmp_path/'out', ['--size -3', '--batch-size 0', '--lr -1', '--fine-tune-epochs -2', '--head ', "'round'", '--device ',
+    refused(data, tmp_path/'out', ['--size -3', '--batch-size 0', '--lr -1', '--fine-tune-epochs -2', '--head ',
+                                   "'round'", '--device ',
             '--name', '--seed -1', '--workers -1', "timm has no network of that name; did you mean 'efficientnet_b3'"],
-            arch='efficentnet_b3', size=-3, batch_size=0, lr=-1, fine_tune_epochs=-2, head='round', device='tpu', name='a/b', seed=-1, workers=-1)
+            arch='efficentnet_b3', size=-3, batch_size=0, lr=-1, fine_tune_epochs=-2, head='round', device='tpu',
+            name='a/b', seed=-1, workers=-1)
 
 
 @pytest.mark.parametrize(('options', 'words'), [
-    (dict(lr='fast'), '--lr fast'), (dict(lr='nan'), '--lr nan'), (dict(batch_size='many'), '--batch-size many'), (dict(fine_tune_epochs=0), 'nothing would be trained'),
-    (dict(batch_size=1), 'BatchNorm'), (dict(weights='nowhere.pth'), 'no such file'), (dict(device='cuda'), '--device cpu')])
-def test_one_option_that_makes_no_sense(data, tmp_path, options, words): refused(data, tmp_path/'out', [words], **options)
+    (dict(lr='fast'), '--lr fast'), (dict(lr='nan'), '--lr nan'), (dict(batch_size='many'), '--batch-size many'),
+    (dict(fine_tune_epochs=0), 'nothing would be trained'),
+    (dict(batch_size=1), 'BatchNorm'), (dict(weights='nowhere.pth'), 'no such file'),
+    (dict(device='cuda'), '--device cpu')])
+def test_one_option_that_makes_no_sense(data, tmp_path, options, words):
+    refused(data, tmp_path/'out', [words], **options)
 
 
-def test_resume_needs_a_name(data, tmp_path): refused(data, tmp_path/'out', ['--resume goes with the --name'], '--resume')
+def test_resume_needs_a_name(data, tmp_path):
+    refused(data, tmp_path/'out', ['--resume goes with the --name'], '--resume')
 
 
 def test_an_output_that_exists(data, tmp_path):
     (tmp_path/'out'/'old').mkdir(parents=True)
     told = typed('train', data, '--out', tmp_path/'out', '--name', 'old', *as_arguments(**TRAIN))
-    assert told.returncode == 1 and 'nothing is overwritten' in told.stderr and not any((tmp_path/'out'/'old').iterdir())
+    assert (told.returncode == 1 and 'nothing is overwritten' in told.stderr
+            and not any((tmp_path/'out'/'old').iterdir()))
 
 
 def test_resuming_what_is_no_run(data, tmp_path):
@@ -55,9 +63,11 @@ def test_an_output_inside_the_data(copy): refused(copy, copy/'runs', ['lies insi
 
 
 def test_imagenet_weights_that_cannot_be_had(data, tmp_path):
-    told = run_command('train', data, '--out', tmp_path/'out', *as_arguments(**TRAIN | dict(arch='efficientnet_b0', weights='imagenet')),
+    told = run_command('train', data, '--out', tmp_path/'out',
+                       *as_arguments(**TRAIN | dict(arch='efficientnet_b0', weights='imagenet')),
                        env=os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hub')))
-    assert told.returncode == 1 and '--weights FILE' in told.stderr and '--weights none' in told.stderr and not (tmp_path/'out').exists()
+    assert (told.returncode == 1 and '--weights FILE' in told.stderr and '--weights none' in told.stderr
+            and not (tmp_path/'out').exists())
 
 
 def test_a_name_that_is_too_long(data, tmp_path):
@@ -74,7 +84,8 @@ def test_an_output_below_a_file(data, tmp_path):
 def test_evaluating_with_a_class_that_the_run_does_not_know(run, copy, tmp_path):
     (copy/'val'/'revolver').rename(copy/'val'/'revolvers')
     told = typed('evaluate', run.path, copy, '--out', tmp_path/'out')
-    assert told.returncode == 1 and "class 'revolvers' is not one that" in told.stderr and 'revolver,' not in told.stdout
+    assert (told.returncode == 1 and "class 'revolvers' is not one that" in told.stderr
+            and 'revolver,' not in told.stdout)
     assert not (tmp_path/'out').exists()
 
 
@@ -127,7 +138,8 @@ def test_a_read_only_place(data, small_disk):
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_after(data, small_disk):
-    command = ['train', data, '--out', small_disk, '--name', 'full', '--resume', *as_arguments(**TRAIN | dict(fine_tune_epochs=2))]
+    command = ['train', data, '--out', small_disk, '--name', 'full', '--resume',
+               *as_arguments(**TRAIN | dict(fine_tune_epochs=2))]
     told = typed(*command)
     assert told.returncode == 1 and 'the disk is full' in told.stderr and 'Traceback' not in told.stderr, told.stderr
     assert not [o for o in small_disk.rglob('*') if o.suffix in ('.tmp', '.pt')]

@@ -21,11 +21,12 @@ def made(tmp_path_factory):
     "A run on drawn photos, and what was exported of it; 200 photos in val."
     folder = tmp_path_factory.mktemp('made')
     demo_data(folder/'data', photos_per_class=102)
-    train(folder/'data', arch='test_efficientnet', size=48, weights='none', fine_tune_epochs=2, lr=.01, batch_size=32, workers=0,
-          out=folder, name='run')
+    train(folder/'data', arch='test_efficientnet', size=48, weights='none', fine_tune_epochs=2, lr=.01, batch_size=32,
+          workers=0, out=folder, name='run')
     told = typed('export', folder/'run', '--out', folder/'served')
     assert told.returncode == 0, told.stderr
-    assert told.stdout.strip() == str(folder/'served') and 'get the same answer' in told.stderr and len(told.stderr.splitlines()) == 2
+    assert (told.stdout.strip() == str(folder/'served') and 'get the same answer' in told.stderr
+            and len(told.stderr.splitlines()) == 2)
     return folder
 
 
@@ -44,30 +45,37 @@ def test_two_hundred_photos_get_one_answer_from_everything(made):
     assert len(rows) >= 200
     from fastai.learner import load_learner
     learn = load_learner(made/'run'/'learner.pkl')
-    with learn.no_bar(): pickled = learn.get_preds(dl=learn.dls.test_dl([str(o) for o in photos], num_workers=0))[0].numpy()
+    with learn.no_bar():
+        pickled = learn.get_preds(dl=learn.dls.test_dl([str(o) for o in photos], num_workers=0))[0].numpy()
     import torch
 
     from basegun_fastai.run import Run
     from basegun_fastai.export import serving_network
     from basegun_fastai.data.photo import pixels
-    with torch.no_grad(): weights = serving_network(Run(made/'run'))(torch.from_numpy(np.stack([pixels(o, 48) for o in photos]))).numpy()
+    with torch.no_grad():
+        weights = serving_network(Run(made/'run'))(torch.from_numpy(np.stack([pixels(o, 48) for o in photos]))).numpy()
     one = np.array([list(model(o).probabilities.values()) for o in photos])
     told = run_command('predict', made/'served', made/'data'/'val')
     typed_rows = pd.read_csv(pd.io.common.StringIO(told.stdout))
-    lines = typed_rows.assign(file=[os.path.relpath(o, made/'data') for o in typed_rows.file]).set_index('file').loc[rows.file]
+    lines = typed_rows.assign(file=[os.path.relpath(o, made/'data')
+                                    for o in typed_rows.file]).set_index('file').loc[rows.file]
     for found in (pickled, weights, one, lines[classes].to_numpy()):
         assert (found.argmax(1) == wanted.argmax(1)).all() and np.abs(found - wanted).max() <= 1e-4
     assert (lines.label == rows.predicted.to_numpy()).all() and told.returncode == 0
 
 
 def test_what_is_told_is_what_the_run_is(made):
-    about, config = json.loads((made/'served'/'model.json').read_text()), json.loads((made/'run'/'config.json').read_text())
+    about, config = (json.loads((made/'served'/'model.json').read_text()),
+                     json.loads((made/'run'/'config.json').read_text()))
     numbers = json.loads((made/'run'/'metrics.json').read_text())
-    assert about['classes'] == config['classes'] and about['size'] == 48 and about['temperature'] == numbers['calibration']['temperature']
+    assert (about['classes'] == config['classes'] and about['size'] == 48
+            and about['temperature'] == numbers['calibration']['temperature'])
     assert about['levels'] == {k: numbers['levels'][k] for k in ('low', 'high')} and about['metrics'] == numbers
     assert about['dataset']['fingerprint'] == config['dataset']['fingerprint'] and about['id'].startswith('run-')
-    inside = json.loads({o.key: o.value for o in onnx.load(made/'served'/'model.onnx').metadata_props}['basegun-fastai'])
-    assert inside['classes'] == about['classes'] and inside['levels'] == about['levels'] and inside['temperature'] == about['temperature']
+    inside = json.loads({o.key: o.value
+                         for o in onnx.load(made/'served'/'model.onnx').metadata_props}['basegun-fastai'])
+    assert (inside['classes'] == about['classes'] and inside['levels'] == about['levels']
+            and inside['temperature'] == about['temperature'])
 
 
 def test_the_network_tells_nothing_of_the_machine(made):
@@ -96,7 +104,8 @@ def test_a_run_of_another_decoder_is_not_exported_and_told_when_judged(made, cop
 
 def test_two_exports_are_equal(made, tmp_path):
     assert typed('export', made/'run', '--out', tmp_path/'again').returncode == 0
-    assert all((tmp_path/'again'/o).read_bytes() == (made/'served'/o).read_bytes() for o in ('model.json', 'model.onnx'))
+    assert all((tmp_path/'again'/o).read_bytes() == (made/'served'/o).read_bytes()
+               for o in ('model.json', 'model.onnx'))
 
 
 @pytest.mark.parametrize('spoilt', ['weights', 'order', 'table'])
@@ -172,9 +181,11 @@ finally: print('unpickled:', sorted({f'{a[1]}.{a[2]}' for a in found}), file=sys
 
 @pytest.mark.parametrize('command', ['export', 'evaluate', 'predict'])
 def test_nothing_is_unpickled(made, tmp_path, command):
-    arguments = dict(export=[made/'run', '--out', tmp_path/'out'], evaluate=[made/'run', made/'data', '--out', tmp_path/'out', '--workers', '0'],
+    arguments = dict(export=[made/'run', '--out', tmp_path/'out'],
+                     evaluate=[made/'run', made/'data', '--out', tmp_path/'out', '--workers', '0'],
                      predict=[made/'served', made/'data'/'val'])[command]
-    told = subprocess.run([sys.executable, '-W', 'ignore', '-c', HOOKED, command, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    told = subprocess.run([sys.executable, '-W', 'ignore', '-c', HOOKED, command, *map(str, arguments)],
+                          capture_output=True, text=True, timeout=300)
     assert told.returncode == 0 and told.stderr.endswith('unpickled: []\n'), told.stderr[-2000:]
 
 

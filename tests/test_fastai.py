@@ -23,7 +23,8 @@ TRIED = '2.8.12'
 
 
 def datasets(n=16):
-    return Datasets(range(n), [[lambda o: torch.tensor([float(o)])], [lambda o: torch.tensor(o % 2)]], splits=(range(n - 4), range(n - 4, n)))
+    return Datasets(range(n), [[lambda o: torch.tensor([float(o)])], [lambda o: torch.tensor(o % 2)]],
+                    splits=(range(n - 4), range(n - 4, n)))
 
 
 def learner(**options):
@@ -71,7 +72,8 @@ def test_the_network_is_put_in_training_mode_before_our_callbacks():
 def test_a_body_is_timms_network_and_goes_through_its_own_forward():
     dls = datasets().dataloaders(bs=4)
     dls.vocab, dls.c = ['a', 'b'], 2
-    learn = vision_learner(dls, 'test_efficientnet', pretrained=False, normalize=False, custom_head=torch.nn.Linear(64, 2),
+    learn = vision_learner(dls, 'test_efficientnet', pretrained=False, normalize=False,
+                           custom_head=torch.nn.Linear(64, 2),
                            loss_func=CrossEntropyLossFlat(), pretrained_cfg_overlay=dict(pool_size=None))
     body = learn.model[0]
     assert isinstance(body, TimmBody)
@@ -89,8 +91,8 @@ def test_a_body_is_timms_network_and_goes_through_its_own_forward():
 def test_a_loader_keeps_what_its_workers_need_in_fake_l():
     dl = TfmdDL(datasets().train, bs=4, num_workers=3)
     assert isinstance(dl.fake_l, _FakeLoader) and dl.fake_l.num_workers == 3
-    for name in ('rng', 'bs', 'drop_last', 'do_item', 'do_batch', 'create_batch', 'chunkify', 'get_idxs', 'randomize', 'before_iter',
-                 'after_batch', 'after_iter', 'device', 'pin_memory'): assert hasattr(dl, name), name
+    for name in ('rng', 'bs', 'drop_last', 'do_item', 'do_batch', 'create_batch', 'chunkify', 'get_idxs', 'randomize',
+                 'before_iter', 'after_batch', 'after_iter', 'device', 'pin_memory'): assert hasattr(dl, name), name
     assert isinstance(dl, DataLoader) and dl.do_item(3)[0].item() == 3.
 
 
@@ -108,7 +110,8 @@ def test_interpretation_asks_its_learner_for_predictions_alone():
     def get_preds(**options):
         asked.append(options)
         return probabilities, labels, probabilities.argmax(1)
-    counts = ClassificationInterpretation(SimpleNamespace(get_preds=get_preds), SimpleNamespace(vocab=[['a', 'b']]), np.zeros(3))
+    counts = ClassificationInterpretation(SimpleNamespace(get_preds=get_preds), SimpleNamespace(vocab=[['a', 'b']]),
+                                          np.zeros(3))
     assert counts.confusion_matrix().tolist() == [[1, 0], [1, 1]] and asked and asked[0]['with_decoded']
 
 
@@ -130,5 +133,6 @@ def test_an_opt_func_gets_the_parameters_in_groups():
     assert groups == [[1, 1]]
 
 
-@pytest.mark.parametrize('name', ['freeze', 'unfreeze', 'no_bar', 'no_logging', 'added_cbs', 'remove_cb', 'create_opt', 'export'])
+@pytest.mark.parametrize('name', ['freeze', 'unfreeze', 'no_bar', 'no_logging', 'added_cbs', 'remove_cb', 'create_opt',
+                                  'export'])
 def test_a_learner_has_what_we_call(name): assert hasattr(Learner, name)

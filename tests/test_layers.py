@@ -8,14 +8,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
     'core': 'core run lock machine',
-    'data': 'colour formats photo names walk phash blank crops reading folders contents near_duplicates problems pages demo cache',
+    'data': 'colour formats photo names walk phash blank crops reading folders contents near_duplicates problems '
+            'pages demo cache',
     'model': 'archs device optimiser scores augment workers loaders weights learner',
     'trust': 'calibration levels predictions confidence ood mistakes groups tables',
     'training': 'precision frozen callbacks fit options setup finish',
     'commands': 'exported check split evaluate train predict export',
     'cli': 'cli',
 }
-ORDER = [o if wing in ('core', 'commands', 'cli') else f'{wing}.{o}' for wing, names in WINGS.items() for o in names.split()]
+ORDER = [o if wing in ('core', 'commands', 'cli') else f'{wing}.{o}' for wing, names in WINGS.items()
+         for o in names.split()]
 PACKAGES = ['basegun_fastai', *(f'basegun_fastai.{o}' for o in WINGS if (PACKAGE/o).is_dir())]
 HEAVY = {'torch', 'fastai', 'timm', 'torchvision', 'sklearn'}
 LIGHT = [o for o in ORDER if o.split('.')[0] not in ('model', 'training')] + ['model.archs', 'training.options']
@@ -39,7 +41,8 @@ def imported(node, name):
 
 
 def own_imports(name):
-    return {o.removeprefix('basegun_fastai.') for node in ast.walk(syntax(name)) for o in imported(node, name) if o.startswith('basegun_fastai.')}
+    return {o.removeprefix('basegun_fastai.') for node in ast.walk(syntax(name)) for o in imported(node, name)
+            if o.startswith('basegun_fastai.')}
 
 
 @pytest.mark.parametrize('name', ORDER)
@@ -57,13 +60,16 @@ def test_light_modules_import_nothing_heavy_at_the_top(name):
     assert not heavy
 
 
-@pytest.mark.parametrize('name', [o for o in ORDER if o in ('cli', 'core', 'exported', 'predict', 'check', 'split') or o.startswith('data.')])
+@pytest.mark.parametrize('name', [o for o in ORDER if o in ('cli', 'core', 'exported', 'predict', 'check', 'split')
+                                  or o.startswith('data.')])
 def test_what_needs_no_network_never_imports_one(name):
-    assert not {o.split('.')[0] for node in ast.walk(syntax(name)) for o in imported(node, name)} & {'torch', 'fastai', 'timm', 'torchvision'}
+    assert not {o.split('.')[0] for node in ast.walk(syntax(name)) for o in imported(node, name)} & {'torch', 'fastai',
+        'timm', 'torchvision'}
 
 
 def test_every_module_has_its_notebook():
-    made = {o.relative_to(PACKAGE).with_suffix('').as_posix() for o in PACKAGE.rglob('*.py') if not o.stem.startswith('_')}
+    made = {o.relative_to(PACKAGE).with_suffix('').as_posix() for o in PACKAGE.rglob('*.py')
+            if not o.stem.startswith('_')}
     written = {o.relative_to(ROOT/'nbs').with_suffix('').as_posix() for o in (ROOT/'nbs').rglob('*.ipynb')
                if not {'tutorials', '.ipynb_checkpoints'} & {*o.parts} and o.stem != 'index'}
     assert made == written == {o.replace('.', '/') for o in ORDER}
@@ -73,9 +79,20 @@ def test_modules_can_be_read_in_one_sitting():
     for name in ORDER: assert len(path(name).read_text().splitlines()) <= 320, name
 
 
+def test_lines_fit_a_screen():
+    for name in ORDER:
+        source = path(name).read_text()
+        spans = [range(o.lineno, o.end_lineno + 1) for o in syntax(name).body if isinstance(o, ast.Assign) and (
+            ast.unparse(o.targets[0]) == '__all__' or isinstance(o.value, ast.Constant) and '{' in str(o.value.value))]
+        long = [i for i, o in enumerate(source.splitlines(), 1) if len(o) > 120
+                and not any(i in span for span in spans)]
+        assert not long, f'{name}: {long}'
+
+
 def test_no_error_is_swallowed():
     for name in ORDER:
         for node in ast.walk(syntax(name)):
             assert not isinstance(node, ast.Assert), f'{name}: assert'
             if isinstance(node, ast.ExceptHandler):
-                assert node.type is not None and not all(isinstance(o, ast.Pass) for o in node.body), f'{name}: {ast.unparse(node)}'
+                assert node.type is not None and not all(isinstance(o, ast.Pass)
+                                                         for o in node.body), f'{name}: {ast.unparse(node)}'

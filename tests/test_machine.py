@@ -11,8 +11,10 @@ from basegun_fastai.machine import read_at
 
 NAMESPACE = ['unshare', '--mount'] if os.getuid() == 0 else ['unshare', '--map-root-user', '--mount']
 WORKERS = as_arguments(**TINY | dict(workers=2)) + ['--head-epochs', '1', '--fine-tune-epochs', '1', '--name', 'tiny']
-ODD = {'shm of 128 kB': 'mount -t tmpfs -o size=128k tmpfs /dev/shm', 'read-only shm': 'mount -t tmpfs -o ro tmpfs /dev/shm',
-       'read-only root': 'mount -o remount,bind,ro /; for o in /tmp /var/tmp; do mount -t tmpfs -o ro tmpfs $o; done; cd /usr'}
+ODD = {'shm of 128 kB': 'mount -t tmpfs -o size=128k tmpfs /dev/shm',
+       'read-only shm': 'mount -t tmpfs -o ro tmpfs /dev/shm',
+       'read-only root': 'mount -o remount,bind,ro /; for o in /tmp /var/tmp; do mount -t tmpfs -o ro tmpfs $o; done; '
+                         'cd /usr'}
 
 
 def on_a_machine_with(what, *arguments, **options):
@@ -57,7 +59,8 @@ def test_workers_that_begin_anew_do_what_forked_ones_do(data, without_workers, t
 
 
 def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_path):
-    for command in (['train', data, *WORKERS, '--name', 'a'], ['lr-find', data, '--name', 'b'], ['evaluate', run.path, data]):
+    for command in (['train', data, *WORKERS, '--name', 'a'], ['lr-find', data, '--name', 'b'],
+                    ['evaluate', run.path, data]):
         done = on_a_machine_with('read-only shm', *command, '--out', tmp_path/'out')
         assert done.returncode == 1 and 'Traceback' not in done.stderr
         assert 'no locks here (/dev/shm: Read-only file system): give --workers 0' in done.stderr
@@ -70,7 +73,8 @@ def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_
 def test_what_needs_temporary_files_says_where_none_can_be_written(command, data, run):
     given = dict(evaluate=[run.path, data], export=[run.path], split=[data/'train', 'out']).get(command, [data])
     done = on_a_machine_with('read-only root', command, *given)
-    assert done.returncode == 1 and done.stderr.startswith('basegun-fastai: no folder for temporary files can be written')
+    assert done.returncode == 1 and done.stderr.startswith('basegun-fastai: no folder for temporary files can be '
+                                                           'written')
     assert '--tmpfs /tmp' in done.stderr and 'Traceback' not in done.stderr
 
 
@@ -89,7 +93,8 @@ def test_reading_at_an_offset_is_the_same_without_preadv(tmp_path, monkeypatch):
             read_at(file.fileno(), buffers, 10)
             found.append((*buffers, file.tell()))
         monkeypatch.delattr(os, 'preadv', raising=False)
-    assert found[0] == found[1] and found[1][1] == bytes(range(13, 63)) and found[1][2] == bytes(range(63, 100)) + bytes(23)
+    assert found[0] == found[1] and found[1][1] == bytes(range(13, 63)) and found[1][2] == bytes(range(63,
+        100)) + bytes(23)
 
 
 STUCK = """

@@ -37,13 +37,18 @@ MUTATIONS = int(os.environ.get('BASEGUN_MUTATIONS', 1000))
 def network(about, props=None, name='photos', scale=1., end='Softmax'):
     "An ONNX file that looks at every pixel; `props` are its metadata."
     weights = scale * np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, len(CLASSES))).astype(np.float32) / 4000
-    nodes = [helper.make_node('Cast', [name], ['x'], to=TensorProto.FLOAT), helper.make_node('Flatten', ['x'], ['flat']),
-             helper.make_node('MatMul', ['flat', 'weights'], ['logits']), helper.make_node(end, ['logits'], ['probabilities'])]
-    graph = helper.make_graph(nodes, 'tiny', [helper.make_tensor_value_info(name, TensorProto.UINT8, ['n', SIZE, SIZE, 3])],
+    nodes = [helper.make_node('Cast', [name], ['x'], to=TensorProto.FLOAT),
+             helper.make_node('Flatten', ['x'], ['flat']),
+             helper.make_node('MatMul', ['flat', 'weights'], ['logits']),
+             helper.make_node(end, ['logits'], ['probabilities'])]
+    graph = helper.make_graph(nodes, 'tiny',
+                              [helper.make_tensor_value_info(name, TensorProto.UINT8, ['n', SIZE, SIZE, 3])],
                               [helper.make_tensor_value_info('probabilities', TensorProto.FLOAT, ['n', len(CLASSES)])],
                               [numpy_helper.from_array(weights, 'weights')])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
-    if props is None: props = {'basegun-fastai': json.dumps(essentials(about))} | ({'probe': make_probe(model.SerializeToString(), turned(), SIZE)} if name == 'photos' else {})
+    if props is None:
+        props = {'basegun-fastai': json.dumps(essentials(about))} | ({'probe': make_probe(model.SerializeToString(),
+            turned(), SIZE)} if name == 'photos' else {})
     helper.set_model_props(model, props)
     return model.SerializeToString()
 
@@ -57,7 +62,8 @@ def turned():
 
 
 def described(**changes):
-    about = {'format': FORMAT, 'id': 'tiny-1', 'architecture': 'tiny', 'classes': CLASSES, 'size': SIZE, 'padding': list(NEUTRAL), 'decoder': DECODER,
+    about = {'format': FORMAT, 'id': 'tiny-1', 'architecture': 'tiny', 'classes': CLASSES, 'size': SIZE,
+             'padding': list(NEUTRAL), 'decoder': DECODER,
              'mean': [.5, .5, .5], 'std': [.2, .2, .2], 'temperature': 1.5, 'levels': {'low': .3, 'high': .5},
              'metrics': {'accuracy': .9}, 'dataset': {'photos': 24}, 'versions': {'timm': '1'}}
     return about | changes
@@ -66,7 +72,8 @@ def described(**changes):
 def written(folder, about, content):
     folder.mkdir(exist_ok=True)
     (folder/'model.onnx').write_bytes(content)
-    (folder/'model.json').write_text(seal({'onnx': {'sha256': sha256(content).hexdigest(), 'bytes': len(content)}} | about))
+    (folder/'model.json').write_text(seal({'onnx': {'sha256': sha256(content).hexdigest(), 'bytes': len(content)}}
+                                          | about))
     return folder
 
 
@@ -109,8 +116,10 @@ def test_a_machine_that_reads_photos_otherwise_serves_nothing(exported, monkeypa
 
 
 ODD_PROBES = {
-    'none': None, 'no JSON': '{', 'a list': '[]', 'no base64': '{"photo": "é", "probabilities": []}', 'deep': '[' * 99_999,
-    'too few': json.dumps(dict(photo='', probabilities=[1.])), 'huge': json.dumps(dict(photo='', probabilities=[10 ** 400] * len(CLASSES))), 'texts': json.dumps(dict(photo='', probabilities=['a'] * len(CLASSES)))}
+    'none': None, 'no JSON': '{', 'a list': '[]', 'no base64': '{"photo": "é", "probabilities": []}',
+    'deep': '[' * 99_999, 'too few': json.dumps(dict(photo='', probabilities=[1.])),
+    'huge': json.dumps(dict(photo='', probabilities=[10 ** 400] * len(CLASSES))),
+    'texts': json.dumps(dict(photo='', probabilities=['a'] * len(CLASSES)))}
 
 
 @pytest.mark.parametrize('odd', [pytest.param(v, id=k) for k, v in ODD_PROBES.items()])
@@ -123,7 +132,9 @@ def test_a_network_without_a_photo_to_try_it_on_is_refused(spoilt, odd):
 
 def test_a_photo_to_try_it_on_must_be_read_and_get_its_answer(spoilt):
     about = described()
-    for content, answer, words in ((b'no photo', [1 / 6] * 6, 'cannot read'), (turned(), [np.nan] * 6, 'answers otherwise'), (turned(), [.5, .5, 0, 0, 0, 0], 'answers otherwise')):
+    for content, answer, words in ((b'no photo', [1 / 6] * 6, 'cannot read'),
+                                   (turned(), [np.nan] * 6, 'answers otherwise'),
+                                   (turned(), [.5, .5, 0, 0, 0, 0], 'answers otherwise')):
         probe = json.dumps(dict(photo=b64encode(content).decode(), probabilities=answer))
         written(spoilt, about, network(about, props={'basegun-fastai': json.dumps(essentials(about)), 'probe': probe}))
         refused(spoilt, 'model.onnx', words, 'Install pillow')
@@ -138,7 +149,8 @@ def mutated(content, random):
            1: lambda: content[:at[0]] + content[at[1]:],
            2: lambda: content[:at[0]],
            3: lambda: content[:at[0]] + random.bytes(n) + content[at[0]:],
-           4: lambda: content[:at[0]] + content[at[1]:at[1] + n] + content[at[0]:at[1]] + content[at[1] + n:]}[int(random.integers(5))]()
+           4: lambda: content[:at[0]] + content[at[1]:at[1] + n] + content[at[0]:at[1]]
+           + content[at[1] + n:]}[int(random.integers(5))]()
     return new if new != content else mutated(content, random)
 
 
@@ -175,15 +187,18 @@ print(loaded)'''], capture_output=True, text=True, timeout=300, env=os.environ |
     assert int(told.stdout) < MUTATIONS // 10
 
 
-@pytest.mark.parametrize('change', [dict(classes=CLASSES[::-1]), dict(levels={'low': .1, 'high': .2}), dict(id='other'), dict(temperature=1.),
+@pytest.mark.parametrize('change', [dict(classes=CLASSES[::-1]), dict(levels={'low': .1, 'high': .2}),
+                                    dict(id='other'), dict(temperature=1.),
                                     dict(size=32), dict(classes=CLASSES[1:]), dict(levels={'low': None, 'high': None})])
 def test_json_that_was_sealed_again_differs_from_the_network(spoilt, change):
     written(spoilt, described(**change), (spoilt/'model.onnx').read_bytes())
     refused(spoilt, 'model.onnx', 'basegun-fastai export RUN')
 
 
-WRONG = dict(id='', architecture=3, classes=['a', 'a'], size=True, padding=[0, 0, 0], decoder=1, mean=[1., 2.], std=[.1, .1, '.1'], temperature=0,
-             levels={'low': .9, 'high': .5}, metrics=[], dataset=None, versions='1', onnx={'sha256': 'ab', 'bytes': '12'})
+WRONG = dict(id='', architecture=3, classes=['a', 'a'], size=True, padding=[0, 0, 0], decoder=1, mean=[1., 2.],
+             std=[.1, .1, '.1'], temperature=0,
+             levels={'low': .9, 'high': .5}, metrics=[], dataset=None, versions='1',
+             onnx={'sha256': 'ab', 'bytes': '12'})
 
 
 def test_every_wrong_field_is_told_at_once(spoilt):
@@ -192,8 +207,9 @@ def test_every_wrong_field_is_told_at_once(spoilt):
     assert all(f"model.json': {o} is " in told for o in WRONG) and len(told.splitlines()) == len(WRONG)
 
 
-@pytest.mark.parametrize('change', [*({k: v} for k, v in WRONG.items()), dict(classes=['a', '']), dict(classes=['a']), dict(size=2049), dict(size=1.),
-                                    dict(levels={'low': .5}), dict(levels={'low': -1., 'high': None}), dict(levels={'low': .5, 'high': 1.1}),
+@pytest.mark.parametrize('change', [*({k: v} for k, v in WRONG.items()), dict(classes=['a', '']), dict(classes=['a']),
+                                    dict(size=2049), dict(size=1.), dict(levels={'low': .5}),
+                                    dict(levels={'low': -1., 'high': None}), dict(levels={'low': .5, 'high': 1.1}),
                                     dict(levels={'low': True, 'high': None})], ids=str)
 def test_one_wrong_field_is_told(spoilt, change):
     (spoilt/'model.json').write_text(seal({'onnx': {'sha256': 'ab', 'bytes': 12}} | described(**change)))
@@ -201,15 +217,20 @@ def test_one_wrong_field_is_told(spoilt, change):
 
 
 @pytest.mark.parametrize(('text', 'words'), [
-    ('[' * 500_000, 'cannot be read as JSON'), ('{"a":' * 100_000, 'cannot be read as JSON'), ('', 'cannot be read as JSON'), ('\0', 'cannot be read as JSON'),
-    ('[]', 'of the format None'), ('{"format": NaN}', 'of the format None'), ('9' * 10_000, 'cannot be read as JSON'), (' ' * (2**20 + 1), 'more than a MiB'),
-    ('{"format": "basegun-fastai model 2"}', "reads 'basegun-fastai model 1'"), (json.dumps({'format': FORMAT}), 'lacks id, architecture')])
+    ('[' * 500_000, 'cannot be read as JSON'), ('{"a":' * 100_000, 'cannot be read as JSON'),
+    ('', 'cannot be read as JSON'), ('\0', 'cannot be read as JSON'),
+    ('[]', 'of the format None'), ('{"format": NaN}', 'of the format None'), ('9' * 10_000, 'cannot be read as JSON'),
+    (' ' * (2**20 + 1), 'more than a MiB'),
+    ('{"format": "basegun-fastai model 2"}', "reads 'basegun-fastai model 1'"),
+    (json.dumps({'format': FORMAT}), 'lacks id, architecture')])
 def test_json_that_is_none_of_ours(spoilt, text, words):
     (spoilt/'model.json').write_text(text)
     refused(spoilt, words, 'export the run again')
 
 
-@pytest.mark.parametrize(('old', 'new'), [('1.5', 'NaN'), ('1.5', '1e999'), ('1.5', '1.50'), ('"tiny"', '"t\\u0069ny"'), ('"tiny-1",', '"tiny-1", "id": "tiny-1",'),
+@pytest.mark.parametrize(('old', 'new'),
+                         [('1.5', 'NaN'), ('1.5', '1e999'), ('1.5', '1.50'), ('"tiny"', '"t\\u0069ny"'),
+                          ('"tiny-1",', '"tiny-1", "id": "tiny-1",'),
                                           ('"seal": "', '"seal": "a'), ('"timm"', '"\\ud800"'), ('{', '{"more": 1,')])
 def test_json_that_means_the_same_or_nothing_at_all(spoilt, old, new):
     text = (spoilt/'model.json').read_text()
@@ -250,15 +271,20 @@ def test_files_that_are_none_are_refused_at_once(spoilt, name, kind):
 
 
 @pytest.mark.parametrize(('content', 'words'), [
-    (network(described(), name='pictures'), "['pictures', 'tensor(uint8)'"), (network(described(), props={}), 'says null'),
-    (network(described(), props={'basegun-fastai': '{'}), 'cannot be opened'), (network(described(), props={'basegun-fastai': '[' * 9999}), 'cannot be opened'),
-    (network(described(), scale=np.nan), 'no probabilities'), (network(described(), end='Identity', scale=0.), 'no probabilities'), (b'none', 'cannot be opened')])
-def test_a_network_that_is_none_of_ours(spoilt, content, words): refused(written(spoilt, described(), content), words, 'export the run again')
+    (network(described(), name='pictures'), "['pictures', 'tensor(uint8)'"),
+    (network(described(), props={}), 'says null'),
+    (network(described(), props={'basegun-fastai': '{'}), 'cannot be opened'),
+    (network(described(), props={'basegun-fastai': '[' * 9999}), 'cannot be opened'),
+    (network(described(), scale=np.nan), 'no probabilities'),
+    (network(described(), end='Identity', scale=0.), 'no probabilities'), (b'none', 'cannot be opened')])
+def test_a_network_that_is_none_of_ours(spoilt, content, words):
+    refused(written(spoilt, described(), content), words, 'export the run again')
 
 
 def test_weights_in_another_file_are_not_opened(spoilt):
     import onnx
-    onnx.save(onnx.load_from_string(network(described())), spoilt/'outside.onnx', save_as_external_data=True, location='w', size_threshold=0)
+    onnx.save(onnx.load_from_string(network(described())), spoilt/'outside.onnx', save_as_external_data=True,
+              location='w', size_threshold=0)
     refused(written(spoilt, described(), (spoilt/'outside.onnx').read_bytes()), 'weights in other files')
 
 
@@ -280,27 +306,33 @@ def test_what_is_given_instead_of_an_export(tmp_path, exported):
 def test_answers_are_plain_python(exported, photos):
     model, content = load(exported), (photos/'revolver'/'0.jpg').read_bytes()
     label, confidence, level = told = model.get_typology(content)
-    assert [type(o) for o in (told, label, confidence, level)] == [tuple, str, float, str] and level in ('low', 'medium', 'high')
-    assert model.list_typologies() == CLASSES and all(type(o) is str for o in model.list_typologies()) and model.id == 'tiny-1'
+    assert [type(o) for o in (told, label, confidence, level)] == [tuple, str, float, str] and level in ('low',
+        'medium', 'high')
+    assert model.list_typologies() == CLASSES and all(type(o) is str
+                                                      for o in model.list_typologies()) and model.id == 'tiny-1'
     answer = model(content)
     assert answer == model(photos/'revolver'/'0.jpg') == model(str(photos/'revolver'/'0.jpg')) and answer[:3] == told
     assert list(answer.probabilities) == CLASSES and {type(o) for o in answer.probabilities.values()} == {float}
-    assert answer.probabilities[label] == confidence == max(answer.probabilities.values()) and abs(sum(answer.probabilities.values()) - 1) < 1e-5
-    assert level == model.levels(confidence) and json.loads(json.dumps(answer)) == [label, confidence, level, answer.probabilities]
+    assert (answer.probabilities[label] == confidence == max(answer.probabilities.values())
+            and abs(sum(answer.probabilities.values()) - 1) < 1e-5)
+    assert level == model.levels(confidence) and json.loads(json.dumps(answer)) == [label, confidence, level,
+        answer.probabilities]
 
 
 def test_the_answer_is_that_of_the_formula(exported, photos):
     from basegun_fastai.data.photo import pixels
     weights = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, len(CLASSES))).astype(np.float32) / 4000
     logits = pixels(photos/'revolver'/'0.jpg', SIZE).reshape(-1).astype(np.float64) @ weights
-    np.testing.assert_allclose([*load(exported)(photos/'revolver'/'0.jpg').probabilities.values()], np.exp(logits) / np.exp(logits).sum(), atol=1e-5)
+    np.testing.assert_allclose([*load(exported)(photos/'revolver'/'0.jpg').probabilities.values()],
+                               np.exp(logits) / np.exp(logits).sum(), atol=1e-5)
 
 
 def test_many_at_once_are_answered_as_one(exported, photos):
     model, files = load(exported), list(list_files([photos]))
     assert len(files) == 4 and model.batch([]) == []
     for one, of_many in zip(map(model, files), model.batch(files), strict=True):
-        assert one.label == of_many.label and np.allclose([*one.probabilities.values()], [*of_many.probabilities.values()], rtol=0, atol=1e-6)
+        assert one.label == of_many.label and np.allclose([*one.probabilities.values()],
+                                                          [*of_many.probabilities.values()], rtol=0, atol=1e-6)
 
 
 def test_unreadable_bytes_are_told(exported):
@@ -319,7 +351,8 @@ BACK = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # how to store what 
 
 
 def stored(upright, orientation):
-    photo, exif = upright if BACK[orientation] is None else upright.transpose(Image.Transpose(BACK[orientation])), Image.Exif()
+    photo, exif = (upright if BACK[orientation] is None else upright.transpose(Image.Transpose(BACK[orientation])),
+                   Image.Exif())
     exif[0x0112] = orientation
     return photo, exif
 
@@ -335,7 +368,8 @@ def contents(upright, kinds):
 
 def test_containers_and_orientations_of_the_same_pixels_give_one_answer(exported):
     model, upright = load(exported), draw_photo('revolver', np.random.default_rng(3), (SIZE, 12))
-    found = [model(o) for o in contents(upright, [('PNG', {}), ('TIFF', {}), ('WEBP', dict(lossless=True, exact=True))])]
+    found = [model(o) for o in contents(upright, [('PNG', {}), ('TIFF', {}),
+                                                  ('WEBP', dict(lossless=True, exact=True))])]
     for kind in ('BMP', 'PNG', 'TIFF'):
         out = io.BytesIO()
         upright.save(out, kind)
@@ -361,9 +395,12 @@ def test_a_photo_in_16_orientations_and_containers_has_one_prediction(exported):
 def test_rows_are_those_of_the_model(exported, photos):
     told, model = typed('predict', exported, photos), load(exported)
     assert told.returncode == 0 and not told.stderr, told.stderr
-    assert '\r' not in told.stdout and told.stdout.splitlines()[0] == 'file,label,confidence,level,error,' + ','.join(CLASSES)
+    assert ('\r' not in told.stdout and told.stdout.splitlines()[0] == 'file,label,confidence,level,error,'
+            + ','.join(CLASSES))
     found = rows(told.stdout)
-    assert [o['file'] for o in found] == [str(photos/o) for o in ('epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg', 'revolver/0.jpg', 'revolver/1.jpg')]
+    assert [o['file'] for o in found] == [str(photos/o)
+                                          for o in ('epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg', 'revolver/0.jpg',
+                                                    'revolver/1.jpg')]
     for row in found:
         answer = model(row['file'])
         assert (row['label'], float(row['confidence']), row['level'], row['error']) == (*answer[:3], '')
@@ -374,8 +411,10 @@ def test_json_lines_say_the_same(exported, photos):
     told = typed('predict', exported, photos/'revolver'/'0.jpg', photos/'.DS_Store', '--json')
     found, bad = map(json.loads, told.stdout.splitlines())
     answer = load(exported)(photos/'revolver'/'0.jpg')
-    assert found == dict(file=str(photos/'revolver'/'0.jpg'), label=answer.label, confidence=answer.confidence, level=answer.level, error=None) | answer.probabilities
-    assert bad['label'] is None and bad['confidence'] is None and 'none of JPEG' in bad['error'] and list(bad) == list(found) and told.returncode == 1
+    assert found == dict(file=str(photos/'revolver'/'0.jpg'), label=answer.label, confidence=answer.confidence,
+                         level=answer.level, error=None) | answer.probabilities
+    assert (bad['label'] is None and bad['confidence'] is None and 'none of JPEG' in bad['error']
+            and list(bad) == list(found) and told.returncode == 1)
 
 
 def test_bad_photos_are_rows_and_the_command_goes_on(exported, photos, tmp_path):
@@ -384,9 +423,11 @@ def test_bad_photos_are_rows_and_the_command_goes_on(exported, photos, tmp_path)
     (taken/'b.jpg').symlink_to('nowhere')
     os.mkfifo(taken/'c.jpg')
     told = typed('predict', exported, taken)
-    assert told.returncode == 1 and '3 of 7 photos could not be read; their reasons are in the column error' in told.stderr
+    assert (told.returncode == 1
+            and '3 of 7 photos could not be read; their reasons are in the column error' in told.stderr)
     bad = {Path(o['file']).name: o for o in rows(told.stdout) if o['error']}
-    assert len(rows(told.stdout)) == 7 and list(bad) == ['a.jpg', 'b.jpg', 'c.jpg'] and 'no regular file' in bad['c.jpg']['error']
+    assert len(rows(told.stdout)) == 7 and list(bad) == ['a.jpg', 'b.jpg',
+                                                         'c.jpg'] and 'no regular file' in bad['c.jpg']['error']
     assert all(v == '' for o in bad.values() for k, v in o.items() if k not in ('file', 'error'))
 
 
@@ -395,7 +436,8 @@ def test_links_in_a_circle_end(photos, tmp_path):
     (taken/'revolver'/'up').symlink_to(taken)
     (taken/'self').symlink_to('self')
     os.link(taken/'revolver'/'0.jpg', taken/'revolver'/'same.jpg')
-    assert [os.path.relpath(o, taken) for o in list_files([taken])] == ['epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg', 'revolver/0.jpg', 'revolver/1.jpg',
+    assert [os.path.relpath(o, taken) for o in list_files([taken])] == ['epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg',
+        'revolver/0.jpg', 'revolver/1.jpg',
                                                                     'revolver/same.jpg', 'self']
     assert len(list(list_files([taken, taken]))) == 12
 
@@ -422,11 +464,14 @@ def test_a_wish_to_end_cannot_get_lost(exported, photos, monkeypatch):
 
 
 def test_rows_come_through_a_pipe_as_they_are_ready_and_sigterm_ends_it(exported, photos, tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (5000, 5000, 3), np.uint8)).save(tmp_path/'slow.png', compress_level=1)
-    with subprocess.Popen([COMMAND, 'predict', exported, photos/'revolver'/'0.jpg', *[tmp_path/'slow.png'] * 40], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, env={k: v for k, v in os.environ.items() if k != 'PYTHONUNBUFFERED'}) as process:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (5000, 5000, 3), np.uint8)).save(tmp_path/'slow.png',
+        compress_level=1)
+    with subprocess.Popen([COMMAND, 'predict', exported, photos/'revolver'/'0.jpg', *[tmp_path/'slow.png'] * 40],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env={k: v for k, v in os.environ.items() if k != 'PYTHONUNBUFFERED'}) as process:
         came = b''
-        while came.count(b'\n') < 2: came += os.read(process.stdout.fileno(), 2**16)  # what is in the pipe at this moment
+        # what is in the pipe at this moment
+        while came.count(b'\n') < 2: came += os.read(process.stdout.fileno(), 2**16)
         assert b'0.jpg' in came and came.count(b'slow.png') < 5
         process.send_signal(signal.SIGTERM)
         rest, told = process.communicate(timeout=60)
@@ -436,7 +481,8 @@ def test_rows_come_through_a_pipe_as_they_are_ready_and_sigterm_ends_it(exported
 def test_an_interrupted_table_is_not_left(exported, tmp_path):
     Image.new('RGB', (5000, 5000)).save(tmp_path/'slow.png')
     (tmp_path/'out').mkdir()
-    with subprocess.Popen([COMMAND, 'predict', exported, *[tmp_path/'slow.png'] * 200, '--out', tmp_path/'out'/'rows.csv'], stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen([COMMAND, 'predict', exported, *[tmp_path/'slow.png'] * 200, '--out',
+                           tmp_path/'out'/'rows.csv'], stderr=subprocess.DEVNULL) as process:
         while not any((tmp_path/'out').iterdir()): assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
@@ -446,7 +492,8 @@ def test_an_interrupted_table_is_not_left(exported, tmp_path):
 def test_a_table_is_written_whole_and_never_over_another(exported, photos, tmp_path):
     out = tmp_path/'rows.csv'
     told = typed('predict', exported, photos, photos/'.DS_Store', '--out', out)
-    assert told.returncode == 1 and not told.stdout and told.stderr.splitlines()[0] == f"5 photos are in '{out}'" and '1 of 5' in told.stderr.splitlines()[1]
+    assert (told.returncode == 1 and not told.stdout and told.stderr.splitlines()[0] == f"5 photos are in '{out}'"
+            and '1 of 5' in told.stderr.splitlines()[1])
     assert [o.name for o in tmp_path.iterdir()] == ['rows.csv']
     before = out.read_bytes()
     assert before.decode() == typed('predict', exported, photos, photos/'.DS_Store').stdout
@@ -457,22 +504,28 @@ def test_a_table_is_written_whole_and_never_over_another(exported, photos, tmp_p
 def test_a_table_that_appears_meanwhile_is_not_overwritten(exported, photos, tmp_path, monkeypatch):
     from basegun_fastai import predict
     answer_or_error = predict._answer_or_error
-    monkeypatch.setattr(predict, '_answer_or_error', lambda model, photo: (tmp_path/'rows.csv').write_text('mine') and answer_or_error(model, photo))
-    with pytest.raises(BasegunError, match='nothing is overwritten'): predict.predict(exported, [photos], out=tmp_path/'rows.csv')
+    monkeypatch.setattr(predict, '_answer_or_error', lambda model, photo: (tmp_path/'rows.csv').write_text('mine')
+                        and answer_or_error(model, photo))
+    with pytest.raises(BasegunError, match='nothing is overwritten'):
+        predict.predict(exported, [photos], out=tmp_path/'rows.csv')
     assert (tmp_path/'rows.csv').read_text() == 'mine' and len(list(tmp_path.iterdir())) == 1
 
 
 def test_every_fault_is_told_before_anything_is_done(exported, photos, tmp_path):
     (tmp_path/'empty').mkdir()
-    told = typed('predict', tmp_path/'nowhere', tmp_path/'a.jpg', photos, tmp_path/'b.jpg', tmp_path/'empty', '--out', photos/'rows.csv')
+    told = typed('predict', tmp_path/'nowhere', tmp_path/'a.jpg', photos, tmp_path/'b.jpg', tmp_path/'empty', '--out',
+                 photos/'rows.csv')
     assert told.returncode == 1 and not told.stdout and len(told.stderr.splitlines()) == 5
-    for o in ("no folder '", "a.jpg': give photos", "b.jpg': give photos", "empty' holds no photo", 'lies inside the data'): assert o in told.stderr
+    for o in ("no folder '", "a.jpg': give photos", "b.jpg': give photos", "empty' holds no photo",
+              'lies inside the data'):
+        assert o in told.stderr
     assert 'there is no folder' in typed('predict', exported, photos, '--out', tmp_path/'no'/'rows.csv').stderr
     assert 'lies inside the data' in typed('predict', exported, photos, '--out', exported/'rows.csv').stderr
     assert typed('predict', exported).returncode == 2
 
 
-@pytest.mark.parametrize('odd', [b'a\nb.jpg', b'a\rb.jpg', b'a"b,c.jpg', b'\xff\xfe.jpg', b'=1+1.jpg', ' \u202e.jpg'.encode()])
+@pytest.mark.parametrize('odd', [b'a\nb.jpg', b'a\rb.jpg', b'a"b,c.jpg', b'\xff\xfe.jpg', b'=1+1.jpg',
+                                 ' \u202e.jpg'.encode()])
 def test_odd_names_are_one_row(exported, photos, tmp_path, odd):
     taken = tmp_path/'taken'
     taken.mkdir()
@@ -494,7 +547,8 @@ def test_odd_names_do_not_stop_the_installed_command(exported, photos, tmp_path)
 
 
 def test_classes_named_like_columns_do_not_hide_them():
-    assert columns(['a', 'error', 'class error', 'file']) == ['file', 'label', 'confidence', 'level', 'error', 'a', 'class error', 'class class error', 'class file']
+    assert columns(['a', 'error', 'class error', 'file']) == ['file', 'label', 'confidence', 'level', 'error', 'a',
+                                                              'class error', 'class class error', 'class file']
 
 
 def test_classes_that_are_no_text_can_be_loaded(tmp_path):
@@ -510,7 +564,8 @@ def test_classes_that_are_no_text_can_be_loaded(tmp_path):
 
 
 def in_a_process(code, *arguments):
-    told = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    told = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True,
+                          timeout=120)
     assert told.returncode == 0, told.stderr
     return told.stdout.splitlines()[-1]
 
@@ -519,15 +574,20 @@ HEAVY = '[o for o in ("torch", "fastai", "timm", "pandas", "sklearn", "scipy", "
 
 
 def test_nothing_heavy_is_imported(exported, photos):
-    assert in_a_process('import sys; from pathlib import Path; from basegun_fastai.predict import predict; predict(Path(sys.argv[1]), [Path(sys.argv[2])])\n'
-                        f'print({HEAVY} + [o for o in sys.modules if o.startswith("fastcore")])', exported, photos) == '[]'
-    assert in_a_process('import sys; from basegun_fastai import cli; sys.argv[1:] = ["predict", *sys.argv[1:]]; cli.main()\n'
+    assert in_a_process('import sys; from pathlib import Path; from basegun_fastai.predict import predict; '
+                        'predict(Path(sys.argv[1]), [Path(sys.argv[2])])\n'
+                        f'print({HEAVY} + [o for o in sys.modules if o.startswith("fastcore")])', exported,
+                        photos) == '[]'
+    assert in_a_process('import sys; from basegun_fastai import cli; sys.argv[1:] = ["predict", *sys.argv[1:]]; '
+                        'cli.main()\n'
                         f'print({HEAVY})', exported, photos) == '[]'
 
 
 def test_nothing_is_unpickled(exported, photos):
-    assert in_a_process('import sys; found = []; sys.addaudithook(lambda name, _: name == "pickle.find_class" and found.append(name))\n'
-                        'from basegun_fastai import cli; sys.argv[1:] = ["predict", *sys.argv[1:]]; cli.main()\nprint(found)', exported, photos) == '[]'
+    assert in_a_process('import sys; found = []; sys.addaudithook(lambda name, _: name == "pickle.find_class" and '
+                        'found.append(name))\n'
+                        'from basegun_fastai import cli; sys.argv[1:] = ["predict", *sys.argv[1:]]; '
+                        'cli.main()\nprint(found)', exported, photos) == '[]'
 
 
 def test_threads_are_those_of_the_container(monkeypatch, tmp_path):
@@ -536,7 +596,8 @@ def test_threads_are_those_of_the_container(monkeypatch, tmp_path):
     monkeypatch.setattr(predict, 'Path', lambda _: quota)
     monkeypatch.setattr(predict, 'cores', lambda: 8)
     assert predict._max_threads() == 8
-    for text, threads in (('max 100000\n', 8), ('200000 100000\n', 2), ('150000 100000\n', 2), ('10000 100000\n', 1), ('9000000 100000\n', 8)):
+    for text, threads in (('max 100000\n', 8), ('200000 100000\n', 2), ('150000 100000\n', 2), ('10000 100000\n', 1),
+                          ('9000000 100000\n', 8)):
         quota.write_text(text)
         assert predict._max_threads() == threads, text
 
@@ -545,14 +606,16 @@ def test_threads_are_those_of_the_container(monkeypatch, tmp_path):
 def test_the_package_without_its_dependencies_and_three_others_are_enough(exported, photos, tmp_path):
     def run(*command): subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
     source = shutil.copytree(ROOT, tmp_path/'source', ignore=lambda _, names: set(names) - {
-        'basegun_fastai', 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in'} if _ == str(ROOT) else [])
+        'basegun_fastai', 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in'}
+        if _ == str(ROOT) else [])
     run(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path/'wheel', source)
     run(sys.executable, '-m', 'venv', tmp_path/'venv')
     python, photo = tmp_path/'venv'/'bin'/'python', photos/'revolver'/'0.jpg'
     run(python, '-m', 'pip', 'install', '-q', '--no-deps', *(tmp_path/'wheel').glob('*.whl'))
     run(python, '-m', 'pip', 'install', '-q', '-c', ROOT/'constraints.txt', 'onnxruntime', 'numpy', 'pillow')
     told = subprocess.run([python, '-c', 'import json, sys; from basegun_fastai.predict import load\n'
-                           'model = load(sys.argv[1]); print(json.dumps([model.get_typology(open(sys.argv[2], "rb").read()), model.list_typologies()]))',
+                           'model = load(sys.argv[1]); print(json.dumps([model.get_typology(open(sys.argv[2], '
+                           '"rb").read()), model.list_typologies()]))',
                            exported, photo], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert told.returncode == 0, told.stderr
     model = load(exported)

@@ -24,7 +24,8 @@ def test_what_the_commands_say_is_what_readme_shows(arguments):
 
 def commands():
     text = re.sub(r'\\\n\s*', '', (ROOT/'Makefile').read_text() + README)
-    found = re.findall(r'(?<![\w/-])(?:\$\(BIN\)/|exec )?basegun-fastai ((?:' + '|'.join(COMMANDS) + r')\b[^\n"`|]*)', text)
+    found = re.findall(r'(?<![\w/-])(?:\$\(BIN\)/|exec )?basegun-fastai ((?:' + '|'.join(COMMANDS) + r')\b[^\n"`|]*)',
+                       text)
     return sorted({o.strip() for o in found if not o.rstrip().endswith(('-h', '-->'))})
 
 
@@ -39,11 +40,18 @@ def test_every_command_shown_is_one(command):
 
 
 def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
-    told = run_command('train', data, '--arch', 'test_efficientnet', '--size', 32, '--weights', 'none', '--fine-tune-epochs', 2,
-                       '--lr', .006, '--batch-size', 16, '--out', 'demo/runs', '--name', 'first', cwd=tmp_path)
-    def words(line): return re.sub(r'^(high|medium|low|nothing is called high)\b.*', r'\1', line)  # what follows depends on the photos
-    def shape(line): return re.sub(r'( \*)?$', '', re.sub(r'\s+', ' ', re.sub(r'test_\w+', 'NETWORK', re.sub(r'[\d.]+', '0', words(line))).strip()))
-    real = {shape(o) for o in (told.stderr + told.stdout).splitlines() if not o.startswith(('warning: ', 'everything is called low'))}  # README's val is larger
+    told = run_command('train', data, '--arch', 'test_efficientnet', '--size', 32, '--weights', 'none',
+                       '--fine-tune-epochs', 2, '--lr', .006, '--batch-size', 16, '--out', 'demo/runs', '--name',
+                       'first', cwd=tmp_path)
+    # what follows depends on the photos
+    def words(line): return re.sub(r'^(high|medium|low|nothing is called high)\b.*', r'\1', line)
+    def shape(line):
+        return re.sub(r'( \*)?$', '', re.sub(r'\s+', ' ',
+                                             re.sub(r'test_\w+', 'NETWORK', re.sub(r'[\d.]+', '0',
+            words(line))).strip()))
+    # README's val is larger
+    real = {shape(o) for o in (told.stderr + told.stdout).splitlines()
+            if not o.startswith(('warning: ', 'everything is called low'))}
     shown = [o for o in block('demo').splitlines() if o and not o.startswith(('demo/data', 'drew', '…', 'look at'))]
     assert len(shown) > 8 and {shape(o) for o in shown} == real
 
@@ -60,18 +68,21 @@ def test_files_that_readme_links_to_exist():
     for path in re.findall(r'\]\((?!https?:)([^)]+)\)', README): assert (ROOT/path).exists(), path
 
 
-def test_the_installed_command_is_the_one_under_test(): assert run_command('--version').stdout.strip() in (ROOT/'settings.ini').read_text() and COMMAND
+def test_the_installed_command_is_the_one_under_test():
+    assert run_command('--version').stdout.strip() in (ROOT/'settings.ini').read_text() and COMMAND
 
 
 def test_the_near_duplicates_that_readme_tells_of_are_those_of_the_benchmark():
     found = json.loads((ROOT/'benchmarks'/'near-duplicates.json').read_text())
     for kind in ('drawn', 'real'):
         unmet = {o['edit'] for o in found[kind]['rows'] if o['bar'] and o['recall'] < o['bar']}
-        assert found[kind]['precision'] >= .99 and unmet <= ({'screenshot with black bars'} if kind == 'drawn' else set()), unmet
+        assert found[kind]['precision'] >= .99 and unmet <= ({'screenshot with black bars'} if kind == 'drawn'
+                                                             else set()), unmet
     lowest = min(o['recall'] for o in found['real']['rows'] if o['bar'])
     shown = next(o['recall'] for o in found['drawn']['rows'] if o['edit'].startswith('screenshot'))
     drawn, real = found['drawn'], found['real']
-    assert f'at least {int(lowest * 100)} % of each kind; {len(real["wrong"])} of {real["pairs"]:,} pairs were wrong' in README
+    wrong = f'{len(real["wrong"])} of {real["pairs"]:,} pairs were wrong'
+    assert f'at least {int(lowest * 100)} % of each kind; {wrong}' in README
     assert f'{shown:.0%}'.replace('%', ' % of the\nscreenshots') in README
     assert f'and {100 * (1 - drawn["precision"]):.1f} % of its pairs are wrong' in README
 
@@ -81,16 +92,20 @@ def test_check_grows_as_it_should():
     assert .8 <= found['ratio'] <= 1.2 and found['bytes_a_photo'] < 1024 and found['rows'][-1]['photos'] >= 20_000
 
 
-def measured(): return [o for group in json.loads((ROOT/'benchmarks'/'results.json').read_text())['groups'] for o in group['rows']]
+def measured():
+    return [o for group in json.loads((ROOT/'benchmarks'/'results.json').read_text())['groups'] for o in group['rows']]
 
 
 def group_of(row):
-    return next(group['rows'][0]['what'] for group in json.loads((ROOT/'benchmarks'/'results.json').read_text())['groups'] if row in group['rows'])
+    return next(group['rows'][0]['what']
+                for group in json.loads((ROOT/'benchmarks'/'results.json').read_text())['groups']
+                if row in group['rows'])
 
 
 def test_the_bars_that_could_be_measured_are_met():
     assert len([o for o in measured() if o['bar'] is not None]) >= 9
-    for o in measured(): assert o['bar'] is None or o['median'] >= o['bar'] or 'one photo' in o['what'] + group_of(o) and o['unmet'], o
+    for o in measured():
+        assert o['bar'] is None or o['median'] >= o['bar'] or 'one photo' in o['what'] + group_of(o) and o['unmet'], o
 
 
 def test_the_ratios_that_readme_shows_are_those_of_the_benchmark():
@@ -110,7 +125,8 @@ def test_the_default_number_of_views_is_one_that_the_measurement_supports():
 
     from basegun_fastai.train import train
     rows = json.loads((ROOT/'benchmarks'/'head-views.json').read_text())['rows']
-    accuracy = {views: statistics.mean(o['accuracy'] for o in rows if o['views'] == views) for views in {o['views'] for o in rows}}
+    accuracy = {views: statistics.mean(o['accuracy'] for o in rows if o['views'] == views)
+                for views in {o['views'] for o in rows}}
     default = inspect.signature(train).parameters['head_views'].default
     assert accuracy[default] >= accuracy[0] - .005 and len({o['seed'] for o in rows}) >= 3
 
@@ -119,7 +135,9 @@ def test_the_table_of_real_photos_is_that_of_the_benchmark():
     import statistics
     noted = json.loads((ROOT/'benchmarks'/'real.json').read_text())['rows']
     table = README.split('## On real photos')[1].split('## ')[0]
-    shown = {o[0]: o[1:] for o in re.findall(r'^\| (\w+), [^|]+ \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$', table, re.M)}
+    shown = {o[0]: o[1:]
+             for o in re.findall(r'^\| (\w+), [^|]+ \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$', table,
+                                 re.M)}
     def mean(name, arm, pick=lambda o: o['kept']['accuracy']):
         of = [pick(o) for o in noted if (o['set'], o['arm']) == (name, arm)]
         return statistics.mean(of) if of else None
@@ -142,11 +160,13 @@ def test_the_table_of_real_photos_is_that_of_the_benchmark():
     for name in ('hymenoptera', 'trash', 'caltech'):
         assert len({o['seed'] for o in noted if (o['set'], o['arm']) == (name, 'ours')}) == 3
         stock = [o for o in (mean(name, 'stock pad'), mean(name, 'stock crop')) if o is not None]  # trash is square
-        real = [mean(name, 'logistic regression'), max(stock, default=None), mean(name, 'before'), mean(name, 'ours', head), mean(name, 'ours')]
+        real = [mean(name, 'logistic regression'), max(stock, default=None), mean(name, 'before'),
+                mean(name, 'ours', head), mean(name, 'ours')]
         for text, value in zip(shown[name], real, strict=True): assert text == f'{100 * value:.1f}', (name, text, value)
 
 
 def test_the_rates_that_readme_tells_are_those_of_the_plan():
     from basegun_fastai.training.fit import plan_stages
     fine = plan_stages(10, 5, .8, pretrained=True)[1]
-    assert (round(.8 / fine.head_rate), round(.8 / fine.body_rate)) == (5, 16) and 'head at a fifth of it, its body at a sixteenth' in ' '.join(README.split())
+    assert (round(.8 / fine.head_rate), round(.8 / fine.body_rate)) == (5,
+        16) and 'head at a fifth of it, its body at a sixteenth' in ' '.join(README.split())

@@ -12,7 +12,9 @@ OPTIONS = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2))
 
 
 def stopped(data, out, name, at, how=signal.SIGKILL, wait=0., options=OPTIONS):
-    "Start or continue a training, and send it a signal `wait` seconds after it says `at`; return its exit code and what it said."
+    """Start or continue a training, and send it a signal `wait` seconds after it says `at`; return its exit code
+    and what it said.
+    """
     command = [COMMAND, 'train', str(data), '--out', str(out), '--name', name, '--resume', *options]
     said = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
@@ -29,11 +31,13 @@ def stopped(data, out, name, at, how=signal.SIGKILL, wait=0., options=OPTIONS):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
     options = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2, workers=workers))
-    moments = ['photos in', 'test_efficientnet at', 'head        1/4', 'head        2/4', 'fine-tune   3/4', 'best epoch']
+    moments = ['photos in', 'test_efficientnet at', 'head        1/4', 'head        2/4', 'fine-tune   3/4',
+               'best epoch']
     for at in moments:
         code, said = stopped(data, tmp_path, 'killed', at, options=options)
         assert code == -signal.SIGKILL, said
-        assert not (tmp_path/'killed'/'history.csv').exists() or (tmp_path/'killed'/'history.csv').read_text().endswith('\n')
+        assert (not (tmp_path/'killed'/'history.csv').exists()
+                or (tmp_path/'killed'/'history.csv').read_text().endswith('\n'))
     assert not Run(tmp_path/'killed').finished
     ended = run_command('train', data, '--out', tmp_path, '--name', 'killed', '--resume', *options)
     assert ended.returncode == 0, ended.stderr
@@ -45,10 +49,12 @@ def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
     assert again.returncode == 0 and 'is finished: nothing to do' in again.stderr
 
 
-def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained, data, weights, tmp_path, monkeypatch, capsys):
+def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained, data, weights, tmp_path, monkeypatch,
+    capsys):
     from basegun_fastai.training.callbacks import Checkpoint
     from basegun_fastai.train import train
-    options = TINY | dict(head_epochs=2, fine_tune_epochs=2, weights=str(weights), out=tmp_path, name='broken off', resume=True)
+    options = TINY | dict(head_epochs=2, fine_tune_epochs=2, weights=str(weights), out=tmp_path, name='broken off',
+                          resume=True)
     saved = Checkpoint.after_epoch
     def interrupted(self):
         saved(self)
@@ -82,7 +88,8 @@ def half(data, tmp_path_factory):
 
 
 def test_changed_options_are_refused_by_name(half, data):
-    told = typed('train', data, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS, '--lr', '0.01', '--seed', '7')
+    told = typed('train', data, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS, '--lr', '0.01',
+                 '--seed', '7')
     assert told.returncode == 1 and '--lr was 0.005, now 0.01' in told.stderr and '--seed was 42, now 7' in told.stderr
 
 

@@ -81,13 +81,15 @@ def test_photos_that_look_alike_stay_together(photos, tmp_path):
     for seed in range(3):
         rows = made(photos, tmp_path/f'{seed}', '--seed', seed)
         for label, names in families.items():
-            assert len({rows[f'{label}/{o}']['split'] for o in names}) == len({rows[f'{label}/{o}']['group'] for o in names}) == 1
+            assert len({rows[f'{label}/{o}']['split'] for o in names}) == len({rows[f'{label}/{o}']['group']
+                for o in names}) == 1
         assert {o['label'] for o in rows.values() if o['split'] == 'val'} == set(families)
 
 
 def test_links_take_no_space(photos, tmp_path):
     rows = made(photos, tmp_path/'a', '--link')
-    for file, o in rows.items(): assert (tmp_path/'a'/o['split']/file).samefile(photos/file) and not (tmp_path/'a'/o['split']/file).is_symlink()
+    for file, o in rows.items():
+        assert (tmp_path/'a'/o['split']/file).samefile(photos/file) and not (tmp_path/'a'/o['split']/file).is_symlink()
 
 
 def refused(photos, out, words, *options):

@@ -18,8 +18,9 @@ from basegun_fastai.core import BasegunError
 from basegun_fastai.run import Run
 from basegun_fastai.train import lr_find, train
 
-FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json', 'confusion-matrix.csv',
-         'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'confidence.png', 'predictions-val.csv'}
+FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json',
+         'confusion-matrix.csv', 'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'confidence.png',
+         'predictions-val.csv'}
 
 
 def history(run): return pd.read_csv(run.history)
@@ -49,14 +50,16 @@ def test_the_configuration_says_how_it_was_made(run, data):
 
 def test_history_has_a_row_an_epoch_over_both_stages(run):
     rows = history(run)
-    assert rows.columns.tolist() == ['stage', 'epoch', 'train_loss', 'val_loss', 'accuracy', 'precision', 'recall', 'learning_rate', 'seconds']
+    assert rows.columns.tolist() == ['stage', 'epoch', 'train_loss', 'val_loss', 'accuracy', 'precision', 'recall',
+                                     'learning_rate', 'seconds']
     assert rows.stage.tolist() == ['head'] * 2 + ['fine-tune'] * 2 and rows.epoch.tolist() == [1, 2, 3, 4]
 
 
 def test_the_kept_weights_are_those_of_the_best_epoch(run):
     best = history(run).set_index('epoch').loc[run.config.best['epoch']]
     numbers = json.loads((run.path/'metrics.json').read_text())
-    assert numbers['calibration']['before']['nll'] == pytest.approx(best.val_loss, abs=1e-5) and numbers['accuracy'] == pytest.approx(best.accuracy)
+    assert numbers['calibration']['before']['nll'] == pytest.approx(best.val_loss,
+        abs=1e-5) and numbers['accuracy'] == pytest.approx(best.accuracy)
     assert numbers['precision'] == pytest.approx(best.precision) and numbers['recall'] == pytest.approx(best.recall)
 
 
@@ -66,14 +69,17 @@ def test_all_tables_agree(run):
     classes = run.config.classes
     assert rows.columns.tolist() == ['file', 'label', 'predicted', 'confidence', *classes] and len(rows) == 24
     assert (rows.label == [Path(o).parent.name for o in rows.file]).all() and rows.file.str.startswith('val/').all()
-    assert (rows.predicted == rows[classes].idxmax(axis=1)).all() and np.allclose(rows.confidence, rows[classes].max(axis=1))
+    assert (rows.predicted == rows[classes].idxmax(axis=1)).all() and np.allclose(rows.confidence,
+        rows[classes].max(axis=1))
     counts = pd.read_csv(run.path/'confusion-matrix.csv', index_col=0)
     assert counts.columns.tolist() == counts.index.tolist() == classes
     assert (counts.to_numpy() == confusion_matrix(rows.label, rows.predicted, labels=classes)).all()
     shares = pd.read_csv(run.path/'confusion-matrix-normalized.csv', index_col=0)
     assert np.allclose(shares, counts.div(counts.sum(axis=1), axis=0), atol=1e-6)
     assert numbers['accuracy'] == pytest.approx((rows.label == rows.predicted).mean()) and numbers['n'] == 24
-    assert numbers['loss'] == pytest.approx(log_loss(rows.label, rows[classes].div(rows[classes].sum(axis=1), axis=0).to_numpy(), labels=classes), abs=1e-4)
+    assert numbers['loss'] == pytest.approx(log_loss(rows.label,
+                                                     rows[classes].div(rows[classes].sum(axis=1), axis=0).to_numpy(),
+                                                     labels=classes), abs=1e-4)
 
 
 def test_the_weights_are_those_of_a_plain_timm_network(run, data):
@@ -91,9 +97,11 @@ def test_the_weights_are_those_of_a_plain_timm_network(run, data):
 
 def test_fastai_opens_the_learner_in_a_process_of_its_own(run, data, tmp_path):
     rows = pd.read_csv(run.path/'predictions-val.csv')
-    (tmp_path/'asking.py').write_text("def ask(pkl, photos):\n    from fastai.learner import load_learner\n    learn = load_learner(pkl)\n"
-        "    with learn.no_bar(): one = learn.predict(photos[0])\n    found = learn.get_preds(dl=learn.dls.test_dl(photos, bs=4))[0]\n"
-        "    return [one[0], one[2].tolist(), found.tolist(), list(learn.dls.vocab)]\n")
+    (tmp_path/'asking.py').write_text("def ask(pkl, photos):\n    from fastai.learner import load_learner\n    learn "
+                                      "= load_learner(pkl)\n"
+                                      "    with learn.no_bar(): one = learn.predict(photos[0])\n    found = "
+                                      "learn.get_preds(dl=learn.dls.test_dl(photos, bs=4))[0]\n"
+                                      "    return [one[0], one[2].tolist(), found.tolist(), list(learn.dls.vocab)]\n")
     asked = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import json, sys; from asking import ask; '
         'open(sys.argv[1], "w").write(json.dumps(ask(sys.argv[2], sys.argv[3:])))', tmp_path/'said.json', run.learner,
         *[data/o for o in rows.file]], cwd=tmp_path, capture_output=True, text=True)
@@ -114,20 +122,24 @@ def test_tensorboard_reads_the_curves_back(run):
     assert set(train_events.Tags()['scalars']) == {'loss', 'accuracy', 'precision', 'recall', 'learning_rate'}
     assert set(val_events.Tags()['scalars']) == {'loss', 'accuracy', 'precision', 'recall'}
     for events, columns in ((train_events, dict(loss='train_loss', learning_rate='learning_rate')),
-                            (val_events, dict(loss='val_loss', accuracy='accuracy', precision='precision', recall='recall'))):
+                            (val_events, dict(loss='val_loss', accuracy='accuracy', precision='precision',
+                                              recall='recall'))):
         for tag, column in columns.items():
             points = events.Scalars(tag)
-            assert [o.step for o in points] == [1, 2, 3, 4] and np.allclose([o.value for o in points], rows[column], rtol=1e-5)
+            assert [o.step for o in points] == [1, 2, 3, 4] and np.allclose([o.value for o in points], rows[column],
+                rtol=1e-5)
     assert [o.step for o in val_events.Images('confusion matrix')] == [1, 2, 3, 4]
     [grid] = train_events.Images('augmented photos')
     assert (grid.width, grid.height) == (4 * 34 + 2, 4 * 34 + 2)
     seen = np.asarray(Image.open(BytesIO(grid.encoded_image_string)))[2:34, 2:34]
-    assert seen.std() > 10 and 60 < np.median(seen) < 200                               # a photo, neither white nor black
+    # a photo, neither white nor black
+    assert seen.std() > 10 and 60 < np.median(seen) < 200
 
 
 def test_two_runs_with_one_seed_are_identical_and_workers_change_nothing(run, data, tmp_path):
     for workers in (0, 2):
-        train(data, head_epochs=2, fine_tune_epochs=2, out=tmp_path, name=f'workers {workers}', **TINY | dict(workers=workers))
+        train(data, head_epochs=2, fine_tune_epochs=2, out=tmp_path, name=f'workers {workers}', **TINY
+              | dict(workers=workers))
         same(run, Run(tmp_path/f'workers {workers}'))
 
 
@@ -146,7 +158,8 @@ def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, capsys):
     lr_find(data, name='found', **options)
     assert float(capsys.readouterr().out) == pytest.approx(rate, rel=.01)
     tried = pd.read_csv(tmp_path/'found'/'lr-find.csv')
-    assert tried.columns.tolist() == ['learning_rate', 'loss'] and len(tried) > 20 and tried.learning_rate.is_monotonic_increasing
+    assert tried.columns.tolist() == ['learning_rate',
+                                      'loss'] and len(tried) > 20 and tried.learning_rate.is_monotonic_increasing
 
 
 def test_the_finder_says_where_it_is_not_to_be_trusted(data, weights, tmp_path, capsys):
@@ -158,7 +171,8 @@ def test_the_finder_says_where_it_is_not_to_be_trusted(data, weights, tmp_path, 
 def test_random_weights_skip_the_head_and_train_at_one_rate(data, tmp_path, capsys):
     train(data, fine_tune_epochs=1, out=tmp_path, name='none', **TINY)
     config = Run(tmp_path/'none').config
-    assert [o.items() >= dict(name='fine-tune', epochs=1, body_rate=.005, head_rate=.005).items() for o in config.resolved.stages] == [True]
+    assert [o.items() >= dict(name='fine-tune', epochs=1, body_rate=.005, head_rate=.005).items()
+            for o in config.resolved.stages] == [True]
     assert 'the head stage is skipped' in capsys.readouterr().err
 
 
@@ -171,7 +185,8 @@ def test_the_body_of_a_head_training_is_that_of_the_file(data, weights, tmp_path
 
 
 def test_fine_tuning_rates_are_smaller_and_smaller_still_in_the_body(data, weights, tmp_path):
-    train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='both', head='bn-dropout', **TINY | dict(weights=str(weights)))
+    train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='both', head='bn-dropout', **TINY
+          | dict(weights=str(weights)))
     head, fine = Run(tmp_path/'both').config.resolved.stages
     assert fine['body_rate'] < fine['head_rate'] < head['head_rate']
     assert load_file(tmp_path/'both'/'model.safetensors').keys() == load_file(weights).keys()
@@ -190,14 +205,16 @@ def test_the_loss_that_epochs_are_compared_by_is_that_of_what_is_kept(pretrained
 
 
 def test_a_fine_tuning_that_helped_nothing_is_told(data, weights, tmp_path, capsys):
-    train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='huge', lr=10., **TINY | dict(weights=str(weights)))
+    train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='huge', lr=10., **TINY
+          | dict(weights=str(weights)))
     assert Run(tmp_path/'huge').config.best['stage'] == 'head'
     assert 'warning: no epoch of the fine-tuning was better than the head alone' in capsys.readouterr().err
 
 
 def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_differ(copy, tmp_path, capsys):
     from basegun_fastai.data.demo import save_photo
-    for i in range(90): save_photo('revolver', 4 + i % 7, np.random.default_rng([77, i]), copy/'train'/'revolver'/f'more {i}')
+    for i in range(90):
+        save_photo('revolver', 4 + i % 7, np.random.default_rng([77, i]), copy/'train'/'revolver'/f'more {i}')
     options = dict(fine_tune_epochs=1, out=tmp_path) | TINY
     train(copy, name='none', **options)
     assert 'or train with --class-weights balanced' in capsys.readouterr().err
@@ -206,7 +223,8 @@ def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_diffe
     assert balanced.train_loss[0] != none.train_loss[0]
     rows = pd.read_csv(tmp_path/'balanced'/'predictions-val.csv')
     numbers = json.loads((tmp_path/'balanced'/'metrics.json').read_text())
-    assert numbers['calibration']['before']['nll'] == pytest.approx(balanced.val_loss[0], abs=1e-5) and len(rows) == 24  # val is as it is
+    # val is as it is
+    assert numbers['calibration']['before']['nll'] == pytest.approx(balanced.val_loss[0], abs=1e-5) and len(rows) == 24
 
 
 def test_few_photos_shrink_the_batch_aloud(data, tmp_path, capsys):
@@ -220,7 +238,8 @@ def test_unreadable_photos_are_refused_or_noted(copy, tmp_path, capsys):
     file.unlink()
     file.write_bytes(b'not a photo')
     before, options = tree(copy), dict(head_epochs=0, fine_tune_epochs=1, out=tmp_path/'out', name='skip') | TINY
-    with pytest.raises(BasegunError, match='(?s)--skip-unreadable.*train/revolver/0005.jpg: its content'): train(copy, **options)
+    with pytest.raises(BasegunError, match='(?s)--skip-unreadable.*train/revolver/0005.jpg: its content'):
+        train(copy, **options)
     assert not (tmp_path/'out').exists()
     train(copy, skip_unreadable=True, **options)
     assert Run(tmp_path/'out'/'skip').config.skipped == ['train/revolver/0005.jpg']
@@ -236,7 +255,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(data, tmp_
         if pred.requires_grad: steps.append(1)
         return loss * float('nan') if pred.requires_grad and len(steps) == 8 else loss
     monkeypatch.setattr(CrossEntropyLossFlat, '__call__', explode_at_step_8)
-    with pytest.raises(BasegunError, match=r'the loss is nan at step 2 of 3 of epoch 3 \(fine-tune\); epoch . was the best.*--lr 0.0005'):
+    with pytest.raises(BasegunError,
+                       match=r'the loss is nan at step 2 of 3 of epoch 3 \(fine-tune\); epoch . was the best.*--lr '
+                             r'0.0005'):
         train(data, head_epochs=1, fine_tune_epochs=3, out=tmp_path, name='nan', **TINY)
     run = Run(tmp_path/'nan')
     assert history(run).epoch.tolist() == [1, 2] and run.config.state == 'running'
@@ -245,4 +266,5 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(data, tmp_
 
 def test_a_huge_rate_that_explodes_by_itself_is_told(data, tmp_path):
     with pytest.raises(BasegunError, match='the loss is (nan|inf)'):
-        train(data, head_epochs=0, fine_tune_epochs=12, out=tmp_path, name='huge', lr=10., **TINY | dict(arch='test_vit', size=160))
+        train(data, head_epochs=0, fine_tune_epochs=12, out=tmp_path, name='huge', lr=10., **TINY
+              | dict(arch='test_vit', size=160))

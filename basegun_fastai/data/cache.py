@@ -30,9 +30,11 @@ from ..machine import read_at
 # %% ../../nbs/data/cache.ipynb #8275a77e
 _HEAD = 256  # bytes
 
-def _about(side, n): return json.dumps(dict(format='basegun-fastai squares 1', decoder=decoder_version(), side=side, photos=n))
+def _about(side, n):
+    return json.dumps(dict(format='basegun-fastai squares 1', decoder=decoder_version(), side=side, photos=n))
 
-def _name(side, digests): return f"{side}-{hashlib.sha256(decoder_version().encode() + digests.tobytes()).hexdigest()[:16]}.squares"
+def _name(side, digests):
+    return f"{side}-{hashlib.sha256(decoder_version().encode() + digests.tobytes()).hexdigest()[:16]}.squares"
 
 def _record(side): return side * side * 3 + 8  # bytes
 
@@ -52,8 +54,10 @@ class SquareFile:
         self.side, self.photos = about['side'], about['photos']
         if about != json.loads(_about(self.side, self.photos)): raise ValueError('it is of another version')
         self.start = _HEAD + 32 * self.photos
-        if os.fstat(self.opened.fileno()).st_size != self.start + self.photos * _record(self.side): raise ValueError('its length is wrong')
-        self.digests = np.frombuffer(self._at(_HEAD, 32 * self.photos), 'S32')  # SHA-256 of each photo that has a place, sorted
+        if os.fstat(self.opened.fileno()).st_size != self.start + self.photos * _record(self.side):
+            raise ValueError('its length is wrong')
+        # SHA-256 of each photo that has a place, sorted
+        self.digests = np.frombuffer(self._at(_HEAD, 32 * self.photos), 'S32')
         if self.file.name != _name(self.side, self.digests): raise ValueError('its name is not that of its photos')
 
     def _at(self, offset, size): return os.pread(self.opened.fileno(), size, offset)
@@ -114,7 +118,8 @@ def _square_files(folder, side):
     files = []
     for file in sorted(Path(folder).glob(f'{side}-*.squares')):
         try: files.append(SquareFile(file))
-        except (OSError, ValueError, KeyError, TypeError) as err: say(f"'{file}' is not used ({err}): `basegun-fastai cache --clear` removes it")
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            say(f"'{file}' is not used ({err}): `basegun-fastai cache --clear` removes it")
     return [o for o in files if o.side == side]
 
 def _digests(table): return np.frombuffer(bytes.fromhex(''.join(table.digest)), 'S32')
@@ -148,7 +153,8 @@ class PhotoCache:
             number, digests = len(self.files), squares.digests
             self.files.append(squares)
             at = np.searchsorted(digests, needed).clip(max=len(digests) - 1)
-            for i in np.flatnonzero(digests[at] == needed): places.setdefault(table.file.iat[i], number << 32 | int(at[i]))
+            for i in np.flatnonzero(digests[at] == needed):
+                places.setdefault(table.file.iat[i], number << 32 | int(at[i]))
 
     def __call__(self,
         photo: Path|str|bytes, # A file, or the bytes of one
@@ -209,7 +215,8 @@ def cache_faults(
 
 def _no_cache(folder, auto, reason):
     if not auto: raise BasegunError(f"--cache '{folder}': {reason}. Give another folder, or --cache off")
-    say(f"photos are decoded anew in each epoch, since '{folder}' cannot hold them ({reason}); --cache DIR names another place")
+    say(f"photos are decoded anew in each epoch, since '{folder}' cannot hold them ({reason}); --cache DIR names "
+        "another place")
 
 # %% ../../nbs/data/cache.ipynb #ed199db6
 def _places(folder, parts):
@@ -229,19 +236,23 @@ def _size(n): return f'{n / 2**30:.1f} GiB' if n >= 2**30 else f'{n / 2**20:.1f}
 # %% ../../nbs/data/cache.ipynb #94bf54ce
 def open_cache(
     data: Path, # The folder that the names of the photos are relative to
-    parts: list[tuple[int, pd.DataFrame]], # The sides that are needed, each with its photos as `known_contents` returns them
+    parts: list[tuple[int, pd.DataFrame]], # Each side with its photos, as `known_contents` describes them
     cache: str|Path = 'auto', # 'auto', 'off', or a folder
 ) -> PhotoCache|None: # Nothing where there is no cache; raises `BasegunError` for a folder with too little room
     "Make places for the squares of a training, and find those that are there."
     if str(cache) == 'off': return None
     auto, parts = str(cache) == 'auto', [(side, table) for side, table in parts if len(table)]
     folder = cache_home()/'squares' if auto else Path(cache)
-    if inside_fault(folder, data, ''): return _no_cache(folder, auto, 'it lies inside the data, where nothing is ever written')
+    if inside_fault(folder, data, ''):
+        return _no_cache(folder, auto, 'it lies inside the data, where nothing is ever written')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files, missing, need = _places(folder, parts)
         free = shutil.disk_usage(folder).free // (2 if auto else 1)
-        if need > free: return _no_cache(folder, auto, f"{_size(need)} are needed, {_size(free)} {'(half of what is free) ' if auto else ''}can be had")
+        if need > free:
+            return _no_cache(folder, auto,
+                             f"{_size(need)} are needed, {_size(free)} {'(half of what is free) ' if auto else ''}can "
+                             "be had")
         for side, digests in missing.items(): files[side].append(make_square_file(folder, side, digests))
     except OSError as err: return _no_cache(folder, auto, err.strerror)
     photo_cache = PhotoCache(data)
@@ -249,11 +260,13 @@ def open_cache(
     return photo_cache
 
 # %% ../../nbs/data/cache.ipynb #5005e893
-def _cache_files(folder): return sorted(Path(folder).glob('*.squares')) + sorted(Path(folder).glob(f'.{"[0-9a-f]" * 16}.new'))
+def _cache_files(folder):
+    return sorted(Path(folder).glob('*.squares')) + sorted(Path(folder).glob(f'.{"[0-9a-f]" * 16}.new'))
 
 def _line(file):
     status, (side, _, name) = file.stat(), file.name.partition('-')
-    return f"{side:>6} {status.st_blocks * 512 / 2**20:10.1f}  {datetime.fromtimestamp(status.st_mtime):%Y-%m-%d}  {name}"
+    return (f"{side:>6} {status.st_blocks * 512 / 2**20:10.1f}  {datetime.fromtimestamp(status.st_mtime):%Y-%m-%d}  "
+            f"{name}")
 
 # %% ../../nbs/data/cache.ipynb #3658f6fd
 def cache(
@@ -262,12 +275,15 @@ def cache(
 ) -> None: # Nothing; prints a table on stdout
     "List what is kept of photos, so that they are not read again, or remove it."
     folder = cache_home()/'squares' if folder is None else Path(folder)
-    if not folder.is_dir() and folder != cache_home()/'squares': raise BasegunError(f"--folder '{folder}': no such folder")
-    squares, memories = _cache_files(folder), sorted((cache_home()/'contents').glob('*.npz')) if folder == cache_home()/'squares' else []
+    if not folder.is_dir() and folder != cache_home()/'squares':
+        raise BasegunError(f"--folder '{folder}': no such folder")
+    squares, memories = (_cache_files(folder), sorted((cache_home()/'contents').glob('*.npz'))
+                         if folder == cache_home()/'squares' else [])
     if not squares + memories: return print(f"nothing is kept in '{folder}'")
     print(f'{folder}\n{"pixels":>6} {"MiB":>10}  last write')
     for file in squares: print(_line(file))
-    if memories: print(f"and what was read of {len(memories)} data set{'s'[:len(memories) > 1]}, in '{cache_home()/'contents'}'")
+    if memories:
+        print(f"and what was read of {len(memories)} data set{'s'[:len(memories) > 1]}, in '{cache_home()/'contents'}'")
     size = sum(o.stat().st_blocks * 512 for o in squares + memories)
     if clear:
         for file in squares + memories: file.unlink(missing_ok=True)

@@ -44,10 +44,12 @@ _PRIMARIES = {1: (_D65, (.64, .33), (.30, .60), (.15, .06)),  # BT.709, which ar
               9: (_D65, (.708, .292), (.170, .797), (.131, .046)),  # BT.2020
               11: ((.314, .351), (.680, .320), (.265, .690), (.150, .060)),  # DCI-P3
               12: (_D65, (.680, .320), (.265, .690), (.150, .060))}  # Display P3
-_ADOBE = (256 / 563, (_D65, (.64, .33), (.21, .71), (.15, .06)))  # exponent and chromaticities of Adobe RGB (1998), section 4.3
+# exponent and chromaticities of Adobe RGB (1998), section 4.3
+_ADOBE = (256 / 563, (_D65, (.64, .33), (.21, .71), (.15, .06)))
 
 # %% ../../nbs/data/colour.ipynb #47b7650c
-_BRADFORD = np.array([[.8951, .2664, -.1614], [-.7502, 1.7135, .0367], [.0389, -.0685, 1.0296]])  # cones, as in ICC.1, annex E
+# cones, as in ICC.1, annex E
+_BRADFORD = np.array([[.8951, .2664, -.1614], [-.7502, 1.7135, .0367], [.0389, -.0685, 1.0296]])
 
 def _to_xyz(white, *primaries):
     "The matrix from light in these primaries to XYZ under D65."
@@ -63,7 +65,8 @@ def _from_tags(exponent, chromaticities):
     "Convert from levels that are light to the power of `exponent` (None: sRGB's curve), in these primaries."
     level = np.arange(256) / 255
     try:
-        light = np.where(level <= .04045, level / 12.92, ((level + .055) / 1.055) ** 2.4) if exponent is None else level ** (1 / exponent)
+        light = np.where(level <= .04045, level / 12.92,
+                         ((level + .055) / 1.055) ** 2.4) if exponent is None else level ** (1 / exponent)
         mix = np.linalg.solve(_to_xyz(*_PRIMARIES[1]), _to_xyz(*chromaticities))
     except (ArithmeticError, np.linalg.LinAlgError): return None  # numbers that are no colours
     if not np.isfinite(mix).all(): return None
@@ -92,7 +95,7 @@ def _camera_tags(exif):
 # %% ../../nbs/data/colour.ipynb #0fb67113
 def to_srgb(
     image: Image.Image, # As Pillow opened it, with what the file says in `info`
-) -> Callable|None: # Takes an `Image` in mode RGB, L or CMYK and gives one in RGB; None where the photo is in sRGB already
+) -> Callable|None: # From an `Image` in mode RGB, L or CMYK to one in RGB; None where it is in sRGB
     "Say how to convert the colours of a photo to sRGB."
     mode = 'CMYK' if image.mode == 'CMYK' else 'L' if image.mode[:1] in ('1', 'L', 'I', 'F') else 'RGB'
     profile = image.info.get('icc_profile')

@@ -51,7 +51,8 @@ def examine(
     records: CropRecords|None = None, # Takes what a search for crops needs
 ) -> pd.DataFrame: # `table` with `digest` (SHA-256 of the file), `reason` (empty for a readable photo), `form` (one of
                    # `FORMATS`), `width`, `height`, `shrunk` (digest of the pixels of a small copy), `blank` (why it
-                   # shows next to nothing), `PHASH_COLUMNS` and `ASPECT_AND_HUE`; with `records` also `record`, its number there
+                   # shows next to nothing), `PHASH_COLUMNS` and `ASPECT_AND_HUE`; with `records` also `record`, its
+                   # number there
     "Read every photo once, to know its content and whether it can be used."
     n, names = len(table), table.file.tolist()
     columns = {k: np.zeros(n, t) for k, t in dict(width=np.int32, height=np.int32, shrunk=np.uint64).items()}
@@ -64,7 +65,8 @@ def examine(
         if records: records.add(bytes.fromhex(answer['record']))
         bits[i], aspects_and_hues[i] = answer['bits'], answer['aspect_and_hue']
         for k in columns.keys() - {'record'}: columns[k][i] = answer[k]
-    return table.assign(**columns, **dict(zip(PHASH_COLUMNS, bits.T, strict=True)), **dict(zip(ASPECT_AND_HUE, aspects_and_hues.T, strict=True)))
+    return table.assign(**columns, **dict(zip(PHASH_COLUMNS, bits.T, strict=True)),
+                        **dict(zip(ASPECT_AND_HUE, aspects_and_hues.T, strict=True)))
 
 # %% ../../nbs/data/contents.ipynb #343c2251
 def phashes(
@@ -92,8 +94,9 @@ def keep_readable(
 ) -> pd.DataFrame: # The photos that can be read; raises `BasegunError` where others are and shall not be skipped
     "Decide about the photos that cannot be read."
     bad = unreadable_lines(table)
-    if bad and not skip_unreadable: raise BasegunError(f"'{data}' has photos that cannot be read; mend or remove them, or give "
-                                                       f"--skip-unreadable to leave them out:\n{bad}")
+    if bad and not skip_unreadable:
+        raise BasegunError(f"'{data}' has photos that cannot be read; mend or remove them, or give "
+                           f"--skip-unreadable to leave them out:\n{bad}")
     if bad: say(f'left aside, since they cannot be read:\n{bad}')
     return table[table.reason == '']
 
@@ -113,7 +116,7 @@ def index_file(
 def file_stamps(
     data: Path, # The folder that `names` are relative to
     names: list[str], # Files
-) -> np.ndarray: # `int64` of shape `(n, 4)`: size, times of the last change in nanoseconds, and number on the disk; 0 if unknown
+) -> np.ndarray: # `int64`, `(n, 4)`: size, two times of change in nanoseconds, number on the disk; 0 if unknown
     "Take from the disk by what a changed file is known."
     stamps = np.zeros((len(names), 4), np.int64)
     for i, name in enumerate(names):
@@ -136,7 +139,8 @@ def save_index(
              digest=np.frombuffer(bytes.fromhex(''.join(o.ljust(64, '0') for o in table_kept.digest)), np.uint8),
              names=np.frombuffer(os.fsencode('\0'.join(table_kept.file)), np.uint8), reasons=json.dumps(reasons))
     file = index_file(data)
-    if fault := inside_fault(file, data, 'every photo will be read again next time; set XDG_CACHE_HOME'): return say(fault)
+    if fault := inside_fault(file, data, 'every photo will be read again next time; set XDG_CACHE_HOME'):
+        return say(fault)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, out.getvalue())
@@ -165,7 +169,8 @@ def known_contents(
     "Know the content of every photo, and read only those that are new or have changed."
     since, names, old = time.time_ns(), table.file.tolist(), _read_index(data)
     before = file_stamps(data, names)
-    known = np.array([o in old and bool((old[o][0] == mark).all()) for o, mark in zip(names, before, strict=True)], bool)
+    known = np.array([o in old and bool((old[o][0] == mark).all()) for o, mark in zip(names, before, strict=True)],
+                     bool)
     read = examine(data, table[~known], workers)
     columns = {k: np.empty(len(names), object) for k in ('digest', 'shrunk', 'reason')}
     for k in columns: columns[k][~known] = read[k]

@@ -14,7 +14,8 @@ from tempfile import SpooledTemporaryFile
 import numpy as np
 from PIL import Image
 
-from .phash import SIDE, aspect_and_hue, compare_colours, dct_signs, dct_window, nearest, phash, register
+from .phash import SIDE, aspect_and_hue, compare_colours, dct_signs, dct_window, nearest, phash
+from .phash import register
 from .phash import thumbnail
 from .photo import read_photo
 
@@ -59,9 +60,11 @@ def trim(
 # %% ../../nbs/data/crops.ipynb #c1037c9c
 CUT = .16
 STARTS = [(x, y) for y in np.linspace(0, CUT, 4) for x in np.linspace(0, CUT, 4)]  # of the parts, as shares of the side
-RECORD = np.dtype([('bars', '?'), ('aspect_and_hue', '<f4', (2, 3)), ('phash', '<u8', (18, 4))])  # what is kept of a photo
+# what is kept of a photo
+RECORD = np.dtype([('bars', '?'), ('aspect_and_hue', '<f4', (2, 3)), ('phash', '<u8', (18, 4))])
 
-_ACROSS, _DOWN = (np.stack([dct_window(0, 1), *(dct_window(o, o + 1 - CUT) for o in starts)]) for starts in zip(*STARTS, strict=True))
+_ACROSS, _DOWN = (np.stack([dct_window(0, 1), *(dct_window(o, o + 1 - CUT) for o in starts)])
+                  for starts in zip(*STARTS, strict=True))
 
 def crop_record(
     photo: Image.Image, # RGB
@@ -71,7 +74,8 @@ def crop_record(
     "Sum up a photo, 16 parts of it, and what is inside of its bars."
     aspects_and_hues, hashes = [aspect_and_hue(photo)], [*dct_signs(thumb, _DOWN, _ACROSS)]
     if trimmed_photo is None: return np.array((False, aspects_and_hues * 2, [*hashes, hashes[0]]), RECORD)
-    return np.array((True, [*aspects_and_hues, aspect_and_hue(trimmed_photo)], [*hashes, phash(thumbnail(trimmed_photo))[0]]), RECORD)
+    return np.array((True, [*aspects_and_hues, aspect_and_hue(trimmed_photo)],
+                     [*hashes, phash(thumbnail(trimmed_photo))[0]]), RECORD)
 
 # %% ../../nbs/data/crops.ipynb #e7194366
 class CropRecords:
@@ -101,7 +105,8 @@ class CropRecords:
         return out
 
 # %% ../../nbs/data/crops.ipynb #ef8623ea
-MAX_CROP_HUE, MAX_CROP_BITS, MAX_CROP_FIRST_BITS = 1.2, 85, 18  # as `alike.MAX_HUE`, `alike.MAX_BITS` and `alike.MAX_FIRST_BITS`
+# as `phash.MAX_HUE`, `phash.MAX_BITS` and `phash.MAX_FIRST_BITS`
+MAX_CROP_HUE, MAX_CROP_BITS, MAX_CROP_FIRST_BITS = 1.2, 85, 18
 
 def crop_candidates(
     queries: np.ndarray, # Of `RECORD`s, shape `(n,)`
@@ -114,7 +119,8 @@ def crop_candidates(
     searches = [(0, i, a, b) for i in range(1, 17)] + [(i, 0, a, b) for i in range(1, 17)]
     searches += [(-1, 0, bars[0], b), (0, -1, a, bars[1]), (-1, -1, *bars)]
     for first, second, ours, others in searches:
-        aspects_and_hues = queries['aspect_and_hue'][ours, min(first, 0)], among['aspect_and_hue'][others, min(second, 0)]
+        aspects_and_hues = queries['aspect_and_hue'][ours, min(first, 0)], among['aspect_and_hue'][others,
+            min(second, 0)]
         for _, rows in nearest(queries['phash'][ours, first], among['phash'][others, second], aspects_and_hues, workers,
                             hue=MAX_CROP_HUE, bits=MAX_CROP_BITS, first_bits=MAX_CROP_FIRST_BITS):
             yield first, second, np.stack([ours[rows[:, 0]], others[rows[:, 1]], rows[:, 2]], 1)

@@ -17,8 +17,10 @@ from ..lock import hold
 # %% ../../nbs/data/demo.ipynb #db699ed1
 def _box(x0, y0, x1, y1): return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
-_RIFLE = [('wood', [(0, .03), (.2, .015), (.27, 0), (.64, .01), (.64, .045), (.36, .055), (.28, .075), (.05, .15), (0, .14)]),
-          ('metal', _box(.4, -.012, 1, .012)), ('metal', _box(.29, -.018, .47, .03)), ('dark', _box(.3, -.075, .5, -.045)),
+_RIFLE = [('wood', [(0, .03), (.2, .015), (.27, 0), (.64, .01), (.64, .045), (.36, .055), (.28, .075), (.05, .15),
+                    (0, .14)]),
+          ('metal', _box(.4, -.012, 1, .012)), ('metal', _box(.29, -.018, .47, .03)),
+          ('dark', _box(.3, -.075, .5, -.045)),
           ('dark', _box(.36, -.05, .38, -.01)), ('dark', _box(.44, -.05, .46, -.01)),
           ('ring', [(.33, .045), (.4, .095)]), ('metal', [(.33, 0), (.345, 0), (.32, .05), (.305, .05)]),
           ('metal', [(.97, -.035), (.985, -.035), (.985, -.01), (.97, -.01)])]
@@ -26,8 +28,10 @@ _RIFLE = [('wood', [(0, .03), (.2, .015), (.27, 0), (.64, .01), (.64, .045), (.3
 # %% ../../nbs/data/demo.ipynb #5d159731
 GUNS = {
     'epaule_a_pompe': [
-        ('dark', [(0, .03), (.25, .005), (.3, .005), (.3, .05), (.26, .15), (.22, .14), (.23, .07), (.02, .15), (0, .15)]),
-        ('metal', _box(.27, -.025, .46, .05)), ('metal', _box(.45, -.02, 1, .005)), ('metal', _box(.45, .015, .9, .042)),
+        ('dark', [(0, .03), (.25, .005), (.3, .005), (.3, .05), (.26, .15), (.22, .14), (.23, .07), (.02, .15),
+                  (0, .15)]),
+        ('metal', _box(.27, -.025, .46, .05)), ('metal', _box(.45, -.02, 1, .005)),
+        ('metal', _box(.45, .015, .9, .042)),
         ('dark', _box(.55, .008, .74, .06)), ('ring', [(.28, .04), (.36, .095)])],
     'epaule_a_verrou': _RIFLE,
     'epaule_semi_auto_style_chasse': _RIFLE,  # the same rifle, mirrored by `draw_gun`
@@ -40,8 +44,10 @@ GUNS = {
         ('metal', _box(.03, -.04, 1, .14)), ('ring', [(.36, .18), (.6, .36)]),
         ('dark', _box(.08, -.01, .2, .1)), ('dark', _box(.06, -.065, .1, -.04)), ('dark', _box(.93, -.065, .96, -.04))],
     'revolver': [
-        ('wood', [(.12, .14), (.28, .2), (.2, .42), (.16, .6), (0, .56), (.04, .36)]), ('metal', _box(.14, -.02, .56, .22)),
-        ('metal', _box(.5, -.03, 1, .07)), ('dark', [(.3, -.05), (.52, -.05), (.54, .1), (.52, .24), (.3, .24), (.28, .1)]),
+        ('wood', [(.12, .14), (.28, .2), (.2, .42), (.16, .6), (0, .56), (.04, .36)]),
+        ('metal', _box(.14, -.02, .56, .22)),
+        ('metal', _box(.5, -.03, 1, .07)), ('dark', [(.3, -.05), (.52, -.05), (.54, .1), (.52, .24), (.3, .24),
+                                                     (.28, .1)]),
         ('metal', _box(.29, .0, .53, .025)), ('metal', _box(.29, .16, .53, .185)), ('ring', [(.3, .2), (.5, .4)]),
         ('metal', [(.14, .02), (.06, -.09), (.11, -.11), (.2, -.02)]), ('metal', _box(.56, .09, .9, .13))],
 }
@@ -75,7 +81,9 @@ def _background(random, width, height):
     if kind == 1: along = along + .25 * np.sin(along * random.uniform(20, 60))              # boards
     if kind == 2: along = np.floor(x * random.uniform(3, 9)) % 2 * np.floor(y * random.uniform(3, 9)) % 2  # tiles
     image = colour + (other - colour) * along[..., None] * random.uniform(.1, .5)
-    if kind == 3: image = image + random.normal(0, 14, (height // 8 + 1, width // 8 + 1, 1)).repeat(8, 0).repeat(8, 1)[:height, :width]
+    if kind == 3:
+        image = image + random.normal(0, 14, (height // 8 + 1, width // 8 + 1, 1)).repeat(8, 0).repeat(8, 1)[:height,
+            :width]
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
 def _colours(random):
@@ -115,7 +123,8 @@ def draw_photo(
 def _light(photo, random):
     photo = photo.filter(ImageFilter.GaussianBlur(random.uniform(0, photo.width / 900)))
     x = np.linspace(-1, 1, photo.width, dtype=np.float32)[None, :, None]
-    light = random.uniform(.85, 1.2) * (1 + random.uniform(-.25, .25) * x) * random.uniform(.92, 1.08, 3).astype(np.float32)
+    light = random.uniform(.85, 1.2) * (1 + random.uniform(-.25, .25) * x) * random.uniform(.92, 1.08,
+        3).astype(np.float32)
     image = np.asarray(photo) * light.astype(np.float32)
     image += random.normal(0, random.uniform(1, 7), image.shape[:2]).astype(np.float32)[..., None]
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))

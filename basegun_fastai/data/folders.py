@@ -24,7 +24,8 @@ from .walk import list_files
 SPLITS = ('train', 'val')
 
 # %% ../../nbs/data/folders.ipynb #97a8e36a
-def _is_folder(entry): return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()  # a link to itself is neither
+# a link to itself is neither
+def _is_folder(entry): return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 def _is_file(entry): return os.path.isfile(entry) if entry.is_symlink() else entry.is_file()
 
@@ -77,7 +78,8 @@ def class_faults(
 ) -> list[str]: # A message for each fault; empty means that all is well
     "Say what is wrong with the class folders in `folder`."
     return [*twin_folders(folder).values(), *empty_classes(folder).values()] + [
-        f"'{folder/label/inner}' is a folder inside a class, its photos would be left out: move them to '{folder/label}'"
+        f"'{folder/label/inner}' is a folder inside a class, its photos would be left out: move them to "
+        f"'{folder/label}'"
         for label in subfolders(folder) for inner in subfolders(folder/label)]
 
 # %% ../../nbs/data/folders.ipynb #eac86593
@@ -105,10 +107,12 @@ def class_differences(
 ) -> dict[str, str]: # A message for each class that is alone, by its path relative to `data`
     "Say which classes are in one of the two folders only."
     train, val = (set(classes(data/o)) for o in SPLITS)
-    messages = {f'train/{o}': f"{_missing_class(o, 'train', 'val', val)}make '{data/'val'/o}', with photos that are not in "
+    messages = {f'train/{o}': f"{_missing_class(o, 'train', 'val', val)}make '{data/'val'/o}', with photos that are "
+                              "not in "
                               'train/'
              for o in sorted(train - val)}
-    messages |= {f'val/{o}': f"{_missing_class(o, 'val', 'train', train)}make '{data/'train'/o}', or remove it from val/"
+    messages |= {f'val/{o}': f"{_missing_class(o, 'val', 'train', train)}make '{data/'train'/o}', or remove it from "
+                             "val/"
               for o in sorted(val - train)}
     if len(train) < 2:
         messages['train'] = (f"'{data/'train'}' has {number_of(len(train), 'class folder')}: {_quote(sorted(train))}. "
@@ -143,7 +147,8 @@ def _class_rows(data, folder, split):
 def _split_rows(data): return [o for split in SPLITS for o in _class_rows(data, split, split)]
 
 def _rows_of_any(folder):
-    return [(os.path.relpath(o, folder), '', '') for o in list_files([folder], follow_links=False) if os.path.isfile(o) or os.path.isdir(o)]
+    return [(os.path.relpath(o, folder), '', '') for o in list_files([folder], follow_links=False) if os.path.isfile(o)
+            or os.path.isdir(o)]
 
 # %% ../../nbs/data/folders.ipynb #26d4fcf7
 def _classes_in(folder): return 'val' if (folder/'val').is_dir() else ''
@@ -163,8 +168,10 @@ _LAYOUTS = {  # what is wrong with a folder, and the rows of its photos
 
 def list_photos(
     folder: Path, # A folder with photos
-    layout: str = 'splits', # 'splits' for train/<class>/* and val/<class>/*; 'classes' for <class>/*, or the val/<class>/* of
-                            # a data set; 'any' for files at any depth, without those that are hidden or behind a linked folder
+    layout: str = 'splits', # 'splits' for train/<class>/* and val/<class>/*; 'classes' for <class>/*, or the
+                            # val/<class>/* of
+                            # a data set; 'any' for files at any depth, without those that are hidden or behind a
+                            # linked folder
     strict: bool = True, # Raise for what is wrong with the folders, instead of listing what is there?
 ) -> pd.DataFrame: # Columns `file` (relative to `folder`), `split` and `label` (both empty for 'any'), sorted by split,
                    # label, file; raises `BasegunError`

@@ -82,7 +82,8 @@ def _crop_search(queries, among, records, workers, skip):
         for first, second, rows in crop_candidates(*both, workers):
             best = bars if -1 in (first, second) else cuts
             _keep_closest(best, 2, skip, ours, others, rows, first, second)
-    return pd.concat([_pair_table(o, ['first', 'second']) for o in (bars, cuts) if o] or [_pair_table({}, ['first', 'second'])])
+    return pd.concat([_pair_table(o, ['first', 'second']) for o in (bars, cuts) if o]
+                     or [_pair_table({}, ['first', 'second'])])
 
 def _images(answer):
     return [Image.frombytes('RGB', (width, height), bytes.fromhex(o)) for width, height, o in
@@ -102,7 +103,8 @@ def _crop_pairs(data, queries, among, records, workers, skip):
             which = rows[['first', 'second']].max(axis=1).clip(0).to_numpy()
             fit = part_correlation(wholes, parts, which)
             near_duplicates += _with_fit(rows, fit, fit >= np.where(which == 0, BARS_FIT, PART_FIT))
-    best = pd.DataFrame(near_duplicates, columns=['query', 'other', 'fit']).groupby(['query', 'other'], sort=False).fit.max()
+    best = pd.DataFrame(near_duplicates, columns=['query', 'other', 'fit']).groupby(['query', 'other'],
+        sort=False).fit.max()
     return [(*pair, fit) for pair, fit in best.items()]
 
 # %% ../../nbs/data/near_duplicates.ipynb #292c9426
@@ -123,5 +125,6 @@ def near_duplicate_pairs(
                                            'twelfth, captions and bars')
     elif records:
         known = {pair[:2] for pair in near_duplicates}
-        near_duplicates += _crop_pairs(data, queries, among, records, workers, lambda a, b: skip(a, b) or (a, b) in known)
+        near_duplicates += _crop_pairs(data, queries, among, records, workers, lambda a, b: skip(a, b)
+                                       or (a, b) in known)
     return sorted(near_duplicates, key=lambda o: -o[2])

@@ -110,7 +110,8 @@ def _nearest_in_blocks(queries, first, rest, aspects_and_hues, limits, block):
             j = np.flatnonzero(close)
             d = counts[j] + hamming(rest[start + j], query[1:])
             j, d = start + j[d <= max_bits], d[d <= max_bits]
-            if aspects_and_hues: j, d = (o[_plausible(aspects_and_hues[0][i], aspects_and_hues[1][j], d, hue)] for o in (j, d))
+            if aspects_and_hues:
+                j, d = (o[_plausible(aspects_and_hues[0][i], aspects_and_hues[1][j], d, hue)] for o in (j, d))
             pairs.append(np.stack([np.full(len(j), i), j, d], 1))
     pairs = np.concatenate(pairs) if pairs else np.empty((0, 3), np.int64)
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 2], pairs[:, 0]))]
@@ -121,22 +122,24 @@ def _nearest_in_blocks(queries, first, rest, aspects_and_hues, limits, block):
 def nearest(
     queries: np.ndarray, # Hashes, shape `(n, 4)`
     among: np.ndarray, # Hashes, shape `(m, 4)`
-    aspects_and_hues: tuple|None = None, # What `aspect_and_hue` returned for the queries and for the others, shapes `(n, 3)` and `(m, 3)`
+    aspects_and_hues: tuple|None = None, # As `aspect_and_hue` returned them for both, `(n, 3)` and `(m, 3)`
     workers: int|None = None, # Threads; empty means one a core
     chunk: int = 1024, # Queries that a thread takes at a time
     hue: float = MAX_HUE, # Factor by which the hues of a pair may differ
     bits: int = MAX_BITS, # In which the hashes of a pair may differ
     first_bits: int = MAX_FIRST_BITS, # The same of the first 64
-) -> Iterator[tuple[int, np.ndarray]]: # How many queries are done, and rows of `(query, other, distance)`, chunk by chunk
+) -> Iterator[tuple[int, np.ndarray]]: # How many queries are done, and rows `(query, other, distance)`
     "Find for each query its nearest hashes, at most `MAX_NEIGHBOURS` within `bits`."
     first, rest = np.ascontiguousarray(among[:, 0]), np.ascontiguousarray(among[:, 1:])
     def search(start):
         raise_if_interrupted()
         part = aspects_and_hues and (aspects_and_hues[0][start:start+chunk], aspects_and_hues[1])
-        return _nearest_in_blocks(queries[start:start+chunk], first, rest, part, (hue, bits, first_bits), 2**17) + [start, 0, 0]
+        return _nearest_in_blocks(queries[start:start+chunk], first, rest, part, (hue, bits, first_bits),
+                                  2**17) + [start, 0, 0]
     starts = range(0, len(queries), chunk)
     with ThreadPoolExecutor(workers or cores()) as pool:
-        for start, rows in zip(starts, pool.map(search, starts), strict=True): yield min(start + chunk, len(queries)), rows
+        for start, rows in zip(starts, pool.map(search, starts), strict=True):
+            yield min(start + chunk, len(queries)), rows
 
 # %% ../../nbs/data/phash.ipynb #70470e57
 ZOOMS = dict(whole=0., mirrored=0., cut=-2 * MARGIN, uncut=2 * MARGIN)  # by how much more the query shows
@@ -146,7 +149,7 @@ def candidates(
     among: np.ndarray, # The same, shape `(m, 2, 4)`
     aspects_and_hues: tuple|None = None, # As `nearest` takes them
     workers: int|None = None, # Threads; empty means one a core
-) -> Iterator[tuple[str, int, np.ndarray]]: # The key of `ZOOMS`, how many queries are done, rows `(query, other, distance)`
+) -> Iterator[tuple[str, int, np.ndarray]]: # Key of `ZOOMS`, queries done, rows `(query, other, distance)`
     "Search for pairs whose hashes are close: `cut` means that the query is a crop of the other."
     searches = dict(whole=(queries[:, 0], among[:, 0]), mirrored=(queries[:, 0] ^ MIRROR, among[:, 0]),
                     cut=(queries[:, 0], among[:, 1]), uncut=(queries[:, 1], among[:, 0]))

@@ -35,7 +35,8 @@ def photo_bytes(
     with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | unwaiting)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode): raise ValueError('it is no regular file')
-        if status.st_size > MAX_BYTES: raise ValueError(f'it has {status.st_size >> 20} MiB, more than {MAX_BYTES >> 20}: shrink it')
+        if status.st_size > MAX_BYTES:
+            raise ValueError(f'it has {status.st_size >> 20} MiB, more than {MAX_BYTES >> 20}: shrink it')
         return file.read()
 
 # %% ../../nbs/data/photo.ipynb #63cc07c8
@@ -172,12 +173,14 @@ def _open(content):
     image = _heic(content) if name == 'HEIC' else Image.OPEN[name][0](BytesIO(content), '')
     if not (image.width and image.height): raise ValueError('it has no pixels')
     _raise_above(MAX_PIXELS, image.size, 'it has')
-    if max(image.size) > MAX_SIDE: raise ValueError(f'one of its sides has {max(image.size)} pixels, more than {MAX_SIDE}: shrink it')
+    if max(image.size) > MAX_SIDE:
+        raise ValueError(f'one of its sides has {max(image.size)} pixels, more than {MAX_SIDE}: shrink it')
     if name == 'JPEG': _raise_for_scans(image)
     if name == 'TIFF':
         tile = [image.tag_v2.get(o) for o in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
         if all(isinstance(o, int) for o in tile): _raise_above(MAX_DECODED, tile, 'its tiles have')
-    if name == 'BMP' and image.tile[0][0] == 'bmp_rle': raise ValueError('it is a run-length encoded BMP: save it as PNG')
+    if name == 'BMP' and image.tile[0][0] == 'bmp_rle':
+        raise ValueError('it is a run-length encoded BMP: save it as PNG')
     return image
 
 # %% ../../nbs/data/photo.ipynb #f47b9ac6
@@ -203,7 +206,8 @@ def _fit(image, side):
     if side:
         width, height = (box or (0, 0, *photo.size))[2:]
         scale = side / max(width, height)
-        photo = photo.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC, box=box)
+        photo = photo.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC,
+                             box=box)
     if convert: photo = _to_srgb_colours(photo, convert)
     return photo if turn is None else photo.transpose(turn)
 

@@ -131,8 +131,10 @@ def balance_problems(
     unequal = []
     if len(train) and train.max() > MAX_IMBALANCE * train.min():
         largest, smallest = train.idxmax(), train.idxmin()
-        unequal.append(Problem('imbalance', 'warning', [f'train/{largest}', f'train/{smallest}'], f'train/{largest} has {train.max()} '
-            f'photos and train/{smallest} {train.min()}: more than {MAX_IMBALANCE} times as many; add to the small classes, '
+        unequal.append(Problem('imbalance', 'warning', [f'train/{largest}', f'train/{smallest}'],
+                               f'train/{largest} has {train.max()} '
+            f'photos and train/{smallest} {train.min()}: more than {MAX_IMBALANCE} times as many; add to the small '
+            'classes, '
             'or train with --class-weights balanced'))
     return unequal + [Problem('few-val', 'warning', [f'val/{label}'],
                               f'val/{label} has {number_of(n)}: under {MIN_VAL}, its precision and recall say '
@@ -186,11 +188,13 @@ def readable_photos(
     table = known_contents(data, table)
     readable = keep_readable(data, table, skip_unreadable)
     empty = [f"'{data/split/label}' has no photo that can be read" for split, label in
-            sorted(set(zip(table.split, table.label, strict=True)) - set(zip(readable.split, readable.label, strict=True)))]
+            sorted(set(zip(table.split, table.label, strict=True)) - set(zip(readable.split, readable.label,
+        strict=True)))]
     same = [printable(o.message) for o in same_problems(same_photos(data, readable))]
     if same[20:]: same[20:] = [f'and {len(same) - 20} more: `basegun-fastai check {data}` names them all']
     raise_faults(empty + (same and [f"'{data}' has photos where they make its numbers false:", *same]))
     warnings = [printable(o.message) for o in name_problems(data) + balance_problems(readable)]
-    if warnings[3:]: warnings[3:] = [f'{len(warnings) - 3} more of this kind: `basegun-fastai check {data}` names them all']
+    if warnings[3:]:
+        warnings[3:] = [f'{len(warnings) - 3} more of this kind: `basegun-fastai check {data}` names them all']
     for o in warnings: say(f'warning: {o}')
     return readable, table.file[table.reason != ''].tolist()

@@ -40,7 +40,8 @@ def _examine(path, crops=False):
     thumb = thumbnail(photo)
     record = crop_record(photo, thumb, trim(photo, content)).tobytes().hex() if crops else ''
     return dict(digest=digest, record=record, form=form, width=width, height=height, shrunk=_digest(photo),
-                blank=blank(photo, thumb), aspect_and_hue=aspect_and_hue(photo).tolist(), bits=phash(thumb).ravel().tolist())
+                blank=blank(photo, thumb), aspect_and_hue=aspect_and_hue(photo).tolist(),
+                bits=phash(thumb).ravel().tolist())
 
 # %% ../../nbs/data/reading.ipynb #47d287a8
 def _thumbnail(path): return dict(thumbnail=thumbnail(read_photo(path, 2 * SIDE)).tobytes().hex())
@@ -58,8 +59,8 @@ def _picture(path):
     read_photo(path, 128).save(out, 'JPEG', quality=70)
     return dict(picture=b64encode(out.getvalue()).decode())
 
-TASKS = dict(examine=_examine, crops=partial(_examine, crops=True), thumbnail=_thumbnail, trim=_trim, whole=_digest_pixels,
-             picture=_picture)
+TASKS = dict(examine=_examine, crops=partial(_examine, crops=True), thumbnail=_thumbnail, trim=_trim,
+             whole=_digest_pixels, picture=_picture)
 
 # %% ../../nbs/data/reading.ipynb #19e46ab1
 def answer(
@@ -84,7 +85,7 @@ def _limit_memory():
 
 # %% ../../nbs/data/reading.ipynb #fa6f13d5
 def run_worker() -> None: # Nothing; ends with its standard input
-    "Answer the names that come in, as a program whose arguments are a folder, a task and the seconds that a photo may take."
+    "Answer the names that come in, as a program; arguments: a folder, a task, the seconds for one photo."
     folder, task, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
     _limit_memory()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C libraries write their complaints there
@@ -149,7 +150,8 @@ class Readers:
         workers: int|None = None, # Processes; empty means one a core
         seconds: float|None = None, # That one photo may take; empty means `MAX_SECONDS`
     ):
-        self.readers = [_Reader(Path(folder).absolute(), task, seconds or MAX_SECONDS) for _ in range(workers or cores())]
+        self.readers = [_Reader(Path(folder).absolute(), task, seconds or MAX_SECONDS)
+                        for _ in range(workers or cores())]
         self.free, self.pool = SimpleQueue(), ThreadPoolExecutor(len(self.readers))
         for o in self.readers: self.free.put(o)
 

@@ -68,7 +68,8 @@ def architecture(
         "dense layer, so there is no head to train; `basegun-fastai archs` lists others")
     own_size = own_size or max(config.input_size[1:])
     before_crop = before_crop or math.floor(own_size / config.crop_pct)
-    arch = Architecture(name, timm_name, own_size, before_crop, tuple(config.mean), tuple(config.std), config.classifier)
+    arch = Architecture(name, timm_name, own_size, before_crop, tuple(config.mean), tuple(config.std),
+                        config.classifier)
     if size is None or size == own_size: return arch
     return replace(arch, size=size, before_crop=round(size * before_crop / own_size))
 

@@ -27,13 +27,16 @@ def usable_device(
     "Choose the device, and say why where that is not what one would expect."
     if device == 'cpu': return 'cpu'
     if not torch.cuda.is_available():
-        if device == 'cuda': raise BasegunError(f"--device cuda: PyTorch {torch.__version__} sees no GPU here. Give --device cpu, "
-            "or start on a machine with an NVIDIA GPU and its driver")
+        if device == 'cuda':
+            raise BasegunError(f"--device cuda: PyTorch {torch.__version__} sees no GPU here. Give --device cpu, "
+                               "or start on a machine with an NVIDIA GPU and its driver")
         return 'cpu'
     if not is_unsupported_gpu(torch.cuda.get_device_capability(), torch.cuda.get_arch_list()): return 'cuda'
-    reason = (f"the GPU {torch.cuda.get_device_name()} (sm_{''.join(map(str, torch.cuda.get_device_capability()))}) is not one that "
-            f"PyTorch {torch.__version__} was built for ({', '.join(torch.cuda.get_arch_list())}); install one that was, "
-            "from another wheel index (README, OVH)")
+    reason = (f"the GPU {torch.cuda.get_device_name()} (sm_{''.join(map(str, torch.cuda.get_device_capability()))}) "
+              "is not one that "
+              f"PyTorch {torch.__version__} was built for ({', '.join(torch.cuda.get_arch_list())}); install one that "
+              "was, "
+              "from another wheel index (README, OVH)")
     if device == 'cuda': raise BasegunError(f'--device cuda: {reason}')
     say(f'{reason}. Going on with the CPU')
     return 'cpu'

@@ -52,8 +52,10 @@ class PhotoSquare(RandTransform):
 
 # %% ../../nbs/model/loaders.ipynb #01d0c803
 def _data_block(square, classes, photos, splitter, augmentations, architecture):
-    return DataBlock(blocks=(TransformBlock(type_tfms=square, batch_tfms=IntToFloatTensor), CategoryBlock(vocab=classes)),
-                     get_items=lambda folder: [str(folder/o) for o in photos.file], get_y=parent_label, splitter=splitter, dl_type=Loader,
+    return DataBlock(blocks=(TransformBlock(type_tfms=square, batch_tfms=IntToFloatTensor),
+                             CategoryBlock(vocab=classes)),
+                     get_items=lambda folder: [str(folder/o) for o in photos.file], get_y=parent_label,
+                     splitter=splitter, dl_type=Loader,
                      batch_tfms=[*augmentations, Normalize.from_stats(architecture.mean, architecture.std, cuda=False)])
 
 def _loader_options(batch_size, workers, device):
@@ -79,7 +81,8 @@ def dataloaders(
     batch_size = min(batch_size, n)
     square = PhotoSquare(architecture.size, architecture.before_crop, photo_cache)
     splitter = GrandparentSplitter(train_name='train', valid_name='val')
-    block = _data_block(square, sorted(photos.label.unique()), photos, splitter, augmentation(architecture.size, p_affine), architecture)
+    block = _data_block(square, sorted(photos.label.unique()), photos, splitter,
+                        augmentation(architecture.size, p_affine), architecture)
     return block.dataloaders(data, drop_last=_drop_last(n, batch_size), **_loader_options(batch_size, workers, device))
 
 # %% ../../nbs/model/loaders.ipynb #223699af
@@ -109,5 +112,6 @@ def run_loaders(
 ) -> DataLoaders: # As `loaders.evaluation_loaders` makes them
     "Make the loaders of photos that a run is judged on."
     config = run.config
-    return evaluation_loaders(data, run_architecture(config), photos, config.classes, min(32, config.resolved.batch_size), workers,
+    return evaluation_loaders(data, run_architecture(config), photos, config.classes,
+                              min(32, config.resolved.batch_size), workers,
                               usable_device(device), photo_cache)

@@ -31,7 +31,8 @@ class AdamW(Optimizer):
         if closure is not None: raise NotImplementedError('fastai optimisers take no closure')
         for group, hyper in zip(self.param_lists, self.hypers, strict=True):
             moving = [o for o in group if o.grad is not None]
-            for decays in (True, False): self._move([o for o in moving if self.state[o].get('do_wd', True) is decays], hyper, decays)
+            for decays in (True, False):
+                self._move([o for o in moving if self.state[o].get('do_wd', True) is decays], hyper, decays)
 
     def _move(self, params, hyper, decays):
         if not params: return
@@ -39,9 +40,10 @@ class AdamW(Optimizer):
             if 'step' not in self.state[p]: self.state[p] |= dict(
                 grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=torch.zeros((), device=p.device))
         states = [[self.state[p][k] for p in params] for k in ('grad_avg', 'sqr_avg', 'step')]
-        with torch.no_grad(): adamw(params, [p.grad for p in params], *states[:2], [], states[2], fused=True, amsgrad=False,
-            beta1=hyper['mom'], beta2=hyper['sqr_mom'], lr=hyper['lr'], weight_decay=hyper['wd'] if decays else 0., eps=hyper['eps'],
-            maximize=False)
+        with torch.no_grad():
+            adamw(params, [p.grad for p in params], *states[:2], [], states[2], fused=True, amsgrad=False,
+                beta1=hyper['mom'], beta2=hyper['sqr_mom'], lr=hyper['lr'], weight_decay=hyper['wd'] if decays else 0.,
+                eps=hyper['eps'], maximize=False)
 
     def zero_grad(self) -> None: # Nothing
         "Forget the gradients; the next ones need no addition."

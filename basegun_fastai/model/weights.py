@@ -30,9 +30,11 @@ def weight_faults(
     try: state = load_state_dict(str(file), device='cpu', weights_only=True)
     except Exception as err:  # a damaged or foreign file raises nearly any class
         return [f"--weights '{file}': not a file of weights that can be read safely ({type(err).__name__}: "
-                f"{str(err).splitlines()[0][:200] if str(err) else ''}). Save the network's state_dict with safetensors"]
+                f"{str(err).splitlines()[0][:200] if str(err) else ''}). Save the network's state_dict with "
+                "safetensors"]
     with torch.device('meta'): expected = timm.create_model(architecture.timm_name, num_classes=0).state_dict()
-    def some(keys): return f"{len(keys)} of {len(expected)}: {', '.join(sorted(keys)[:5])}{', …' if len(keys) > 5 else ''}"
+    def some(keys):
+        return f"{len(keys)} of {len(expected)}: {', '.join(sorted(keys)[:5])}{', …' if len(keys) > 5 else ''}"
     missing = [k for k in expected if k not in state and not k.endswith('num_batches_tracked')]
     extra = [k for k in state if k not in expected and not k.startswith(architecture.classifier + '.')]
     shapes = [k for k in expected if k in state and state[k].shape != expected[k].shape]
@@ -52,7 +54,8 @@ def check_weights(
     try: timm.create_model(architecture.timm_name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError) as err:  # what the hub, the network and timm raise
         raise BasegunError(f"--weights imagenet: the weights of '{architecture.timm_name}' are not on this machine and "
-            f"cannot be downloaded ({type(err).__name__}). Try again with a network, or give --weights FILE with weights of "
+            f"cannot be downloaded ({type(err).__name__}). Try again with a network, or give --weights FILE with "
+            "weights of "
             "that network, or --weights none to start from random ones") from err
 
 # %% ../../nbs/model/weights.ipynb #9971bf51
@@ -103,6 +106,7 @@ def trained_model(
 ) -> nn.Module: # timm's network in evaluation mode, on the CPU; raises `BasegunError` where the run has no weights
     "Load what a run has trained, without unpickling anything."
     config = run.config
-    if not run.weights.is_file(): raise BasegunError(f"'{run.path}' has no {run.weights.name}: the training did not end. "
-        "Start its command again with --resume")
+    if not run.weights.is_file():
+        raise BasegunError(f"'{run.path}' has no {run.weights.name}: the training did not end. "
+                           "Start its command again with --resume")
     return plain_model(run_architecture(config), load_file(run.weights))

@@ -33,7 +33,8 @@ def seed_all(
     for dl in (dls.loaders if dls else []): dl.rng.seed(epoch_seed)
 
 # %% ../../nbs/model/workers.ipynb #badc01d3
-_SOCKET_PATH, _SOCKET_NAME = 103, 32  # bytes: what macOS takes (Linux 107), and what Python adds to the temporary folder
+# bytes: what macOS takes (Linux 107), and what Python adds to the temporary folder
+_SOCKET_PATH, _SOCKET_NAME = 103, 32
 
 def _fits_shared_memory(n):
     "Can workers share `n` bytes, and twice that in case another program shares too?"
@@ -65,7 +66,8 @@ def _close_workers(workers, process, getpid=os.getpid):  # bound now: when the i
 def _init_worker(_):
     torch.set_num_threads(1)
     default_hook = sys.excepthook
-    sys.excepthook = lambda kind, *rest: None if issubclass(kind, (ConnectionError, EOFError)) else default_hook(kind, *rest)
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, (ConnectionError, EOFError)) else default_hook(kind,
+        *rest)
 
 # %% ../../nbs/model/workers.ipynb #82dcaa98
 class Loader(TfmdDL):
@@ -97,6 +99,7 @@ class Loader(TfmdDL):
         self.randomize()
         self.before_iter()
         for batch in self._batches(self.get_idxs()):
-            batch = tuple(batch) if self.device is None else to_device(tuple(batch), self.device, non_blocking=self.pin_memory)
+            batch = tuple(batch) if self.device is None else to_device(tuple(batch), self.device,
+                non_blocking=self.pin_memory)
             yield self.after_batch(batch)
         self.after_iter()

@@ -106,7 +106,8 @@ def after_epoch(self: History):
     values = dict(zip(recorder.metric_names[1:], recorder.values[-1], strict=False))
     row = dict(stage=self.stage, epoch=self.epochs_before + self.epoch + 1, train_loss=float(self.total / self.count))
     row |= {v: float(values[k]) for k, v in _COLUMNS.items()}
-    self.train_metrics = {v: float(values[k.replace('valid_', 'train_')]) for k, v in _COLUMNS.items() if v != 'val_loss'}
+    self.train_metrics = {v: float(values[k.replace('valid_', 'train_')]) for k, v in _COLUMNS.items()
+                          if v != 'val_loss'}
     row |= dict(learning_rate=float(self.opt.hypers[-1]['lr']), seconds=round(time.monotonic() - self.started, 1))
     self.memory.rows.append(row)
     loss = self._calibrated_loss() if self.calibrated else row['val_loss']
@@ -158,7 +159,8 @@ class PlainTensors(Callback):
     order = -5
 
     def before_batch(self):
-        self.learn.xb, self.learn.yb = (tuple(o.as_subclass(torch.Tensor) for o in batch) for batch in (self.xb, self.yb))
+        self.learn.xb, self.learn.yb = (tuple(o.as_subclass(torch.Tensor) for o in batch)
+                                        for batch in (self.xb, self.yb))
 
 # %% ../../nbs/training/callbacks.ipynb #94394c46
 class Curves(Callback):
@@ -186,7 +188,8 @@ class Curves(Callback):
     def grid(self) -> None: # Nothing
         "Write a grid of augmented training photos, as the network sees them."
         dl = self.dls.train
-        dl.before_iter()                                                     # tells the transforms that this is training
+        # tells the transforms that this is training
+        dl.before_iter()
         some = torch.linspace(0, dl.n - 1, min(16, dl.n)).long().tolist()    # from all classes
         batch = dl.after_batch(to_device(dl.create_batch([dl.do_item(o) for o in some]), dl.device))
         photos = torch.as_tensor(dl.decode(batch)[0]).cpu() / 255            # decoded to levels from 0 to 255
@@ -223,7 +226,8 @@ class Checkpoint(Callback):
                         scaler=self.learn.scaler.state_dict() if getattr(self.learn, 'scaler', None) else {}), content)
         data = content.getvalue()
         self.run_.checkpoints.mkdir(exist_ok=True)
-        write_whole(self.run_.checkpoints/f'{len(self.memory.rows):05d}-{hashlib.sha256(data).hexdigest()[:16]}.pt', data)
+        write_whole(self.run_.checkpoints/f'{len(self.memory.rows):05d}-{hashlib.sha256(data).hexdigest()[:16]}.pt',
+                    data)
         for file in _checkpoints(self.run_):
             if int(file.name.split('-')[0]) < len(self.memory.rows) - 1: file.unlink(missing_ok=True)
         write_whole(self.run_.history, csv_text(self.memory.rows))
@@ -231,7 +235,8 @@ class Checkpoint(Callback):
 # %% ../../nbs/training/callbacks.ipynb #e184d3e7
 def _checkpoints(run):
     if not run.checkpoints.is_dir(): return []
-    return sorted((o for o in run.checkpoints.iterdir() if re.fullmatch(r'\d{5,}-[0-9a-f]{16}\.pt', o.name)), reverse=True)
+    return sorted((o for o in run.checkpoints.iterdir() if re.fullmatch(r'\d{5,}-[0-9a-f]{16}\.pt', o.name)),
+                  reverse=True)
 
 def newest_checkpoint(
     run: Run, # A run that was interrupted
@@ -293,5 +298,6 @@ class Progress(Callback):
         if not self.history.fresh: return
         row = self.history.memory.rows[-1]
         best = ' *' if self.history.memory.best['epoch'] == row['epoch'] else ''
-        say(f"{row['stage']:9} {row['epoch']:3}/{self.total}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+        say(f"{row['stage']:9} {row['epoch']:3}/{self.total}  train loss {row['train_loss']:.4f}  val loss "
+            f"{row['val_loss']:.4f}  "
             f"accuracy {row['accuracy']:.4f}  {row['seconds']:.0f} s{best}")

@@ -51,7 +51,9 @@ def verify_saved_weights(
     photos = dl.after_batch(to_device(dl.create_batch([dl.do_item(o) for o in first]), dl.device))[0]
     with torch.no_grad(): probs = trained_model(run)(photos.as_subclass(torch.Tensor).cpu()).softmax(1).numpy()
     difference = np.abs(probs - preds.probabilities[list(first)]).max()
-    if not difference < 1e-4: raise RuntimeError(f"'{run.weights}' answers otherwise than the network that was trained: probabilities differ by {difference:.2g}")
+    if not difference < 1e-4:
+        raise RuntimeError(f"'{run.weights}' answers otherwise than the network that was trained: probabilities "
+                           f"differ by {difference:.2g}")
 
 # %% ../../nbs/training/finish.ipynb #526c8b2b
 def save_learner(
@@ -68,11 +70,14 @@ def _keep_best(run, learn, memory):
     write_whole(run.history, csv_text(memory.rows))
     learn.model.load_state_dict(memory.best['weights'])
     with_temperature = f", {best['compared_loss']:.4f} with a temperature" if learn.pretrained else ''
-    say(f"best epoch: {best['epoch']} of {len(memory.rows)} ({best['stage']}), validation loss {best['val_loss']:.4f}{with_temperature}; "
+    say(f"best epoch: {best['epoch']} of {len(memory.rows)} ({best['stage']}), validation loss "
+        f"{best['val_loss']:.4f}{with_temperature}; "
         "its weights are kept")
-    if best['stage'] == 'head' and memory.rows[-1]['stage'] == 'fine-tune' and learn.pretrained: say(
-        'warning: no epoch of the fine-tuning was better than the head alone, so that is what is kept; give a smaller --lr, '
-        'or more photos')
+    if best['stage'] == 'head' and memory.rows[-1]['stage'] == 'fine-tune' and learn.pretrained:
+        say(
+            'warning: no epoch of the fine-tuning was better than the head alone, so that is what is kept; give a '
+            'smaller --lr, '
+            'or more photos')
     return best
 
 def _calibrate(learn, model, preds):
@@ -99,8 +104,8 @@ def finish(
     save_weights(run, config, learn, best['epoch'])
     verify_saved_weights(run, dls, preds)
     save_learner(run, learn)
-    numbers = write_tables(preds, run.path, ood_confidences(model, dls, ood_photos) if ood_photos else None, temperature=temperature,
-                           high_rate=options.high_rate, shown_rate=options.shown_rate)
+    numbers = write_tables(preds, run.path, ood_confidences(model, dls, ood_photos) if ood_photos else None,
+                           temperature=temperature, high_rate=options.high_rate, shown_rate=options.shown_rate)
     run.save_config(replace(config, state='finished', best=best))
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return numbers

@@ -36,8 +36,8 @@ class Stage:
     epochs: int  # How many
     body_rate: float  # Highest learning rate of the body; 0 where it is frozen
     head_rate: float  # Highest learning rate of the head
-    precision: str = 'float32'  # Number format, as `forward.stage_precision` chooses it
-    views: int = 0  # Views of each photo whose features are computed once for the head; 0 where each epoch augments anew
+    precision: str = 'float32'  # Number format, as `precision.stage_precision` chooses it
+    views: int = 0  # Views of each photo whose features train the head; 0 where each epoch augments anew
     average: bool = False  # Keep the mean of the weights over the steps, instead of the last?
 
     @property
@@ -112,7 +112,8 @@ def fit(
                     averages = [WeightAverage(interrupted.get('average'))] if stage.average else []
                     with stage_context(learn, stage, seed, run.path, interrupted.get('scaler') or None) as precision:
                         learn.fit_one_cycle(stage.epochs, stage.rate, start_epoch=max(0, epochs_done - before), cbs=[
-                            EpochSeed(seed, before), PlainTensors(), History(memory, stage.name, before, learn.pretrained), curves,
+                            EpochSeed(seed, before), PlainTensors(),
+                            History(memory, stage.name, before, learn.pretrained), curves,
                             Progress(total), Checkpoint(run, memory, started), *averages, *precision])
                 before += stage.epochs
     finally:
@@ -123,13 +124,14 @@ def fit(
 # %% ../../nbs/training/fit.ipynb #89e36df2
 def find_rate(
     learn: Learner, # A learner for this purpose alone
-) -> tuple[pd.DataFrame, float]: # Columns `learning_rate` and `loss` (smoothed), and fastai's 'valley'; raises `BasegunError`
+) -> tuple[pd.DataFrame, float]: # Columns `learning_rate` and smoothed `loss`; fastai's 'valley'; raises `BasegunError`
     "Find a learning rate by fastai's finder."
     with TemporaryDirectory() as folder, learn.no_bar():
         learn.path = Path(folder)
         try: suggestions = learn.lr_find(show_plot=False)
-        except (IndexError, ValueError) as err: raise BasegunError("--lr auto: the loss exploded before a rate could be "
-            "seen to work. Give a rate, such as --lr 0.005") from err
+        except (IndexError, ValueError) as err:
+            raise BasegunError("--lr auto: the loss exploded before a rate could be "
+                               "seen to work. Give a rate, such as --lr 0.005") from err
     curve = pd.DataFrame(dict(learning_rate=learn.recorder.lrs, loss=[float(o) for o in learn.recorder.losses]))
     return curve, float(suggestions.valley)
 
@@ -157,7 +159,8 @@ def trial_step(
     if learn.pretrained: batch_norm_inference(model[0])
     optimiser = learn.opt_func([[o for o in model.parameters() if o.requires_grad]], lr=0.)
     learn.dls.train.before_iter()  # tells the transforms that this is training
-    autocast = torch.autocast(device.type, getattr(torch, stage.precision), enabled=not frozen and stage.precision != 'float32')
+    autocast = torch.autocast(device.type, getattr(torch, stage.precision), enabled=not frozen
+                              and stage.precision != 'float32')
     with forward_only(model[0], stage.precision) if frozen else nullcontext():
         for _ in range(2):
             photos = TensorImage(torch.zeros(batch_size, 3, side, side, dtype=torch.uint8, device=device))
@@ -202,5 +205,6 @@ def largest_batch_size(
     size = largest_power_of_two(fits, min(1024, learn.dls.train.n))
     free_memory()
     if size: return size
-    raise BasegunError(f"--batch-size auto: not even two photos fit the memory of this GPU at {side} pixels. Give a smaller --size, "
+    raise BasegunError(f"--batch-size auto: not even two photos fit the memory of this GPU at {side} pixels. Give a "
+                       "smaller --size, "
                        f"a smaller --arch, or --device cpu. PyTorch said: {' '.join(reasons)}")

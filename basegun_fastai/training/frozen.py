@@ -37,7 +37,9 @@ def fold_batch_norms(
     for module in list(body.modules()):
         parts = list(module.named_children())
         for (first, conv), (second, norm) in zip(parts, parts[1:], strict=False):
-            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv.out_channels == norm.num_features): continue
+            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+                    and conv.out_channels == norm.num_features):
+                continue
             setattr(module, first, fuse_conv_bn_eval(conv, norm))
             setattr(module, second, getattr(norm, 'act', nn.Identity()))  # timm's has its activation in it
     return body
@@ -116,7 +118,8 @@ def _body_features(learn, dl, what):
     last = time.monotonic()
     for i, (xb, yb) in enumerate(progress(dl, len(dl), what, 'batch')):
         raise_if_interrupted()
-        if not sys.stderr.isatty() and time.monotonic() - last > 60: last = say(f'{what}: batch {i + 1} of {len(dl)}') or time.monotonic()
+        if not sys.stderr.isatty() and time.monotonic() - last > 60:
+            last = say(f'{what}: batch {i + 1} of {len(dl)}') or time.monotonic()
         yield learn.model[0](xb.as_subclass(Tensor)), yb.as_subclass(Tensor)
 
 @contextmanager
@@ -140,7 +143,8 @@ def feature_loaders(
         features, ordered = Views(folder), dl.new(shuffle=False, drop_last=False)
         for view in range(count):
             seed_all(seed, -1 - view)  # no epoch's
-            with _affine_for_all(dl, view % 2 == 1): features.add(_body_features(learn, ordered, f'features of {what} {view + 1}/{count}'))
+            with _affine_for_all(dl, view % 2 == 1):
+                features.add(_body_features(learn, ordered, f'features of {what} {view + 1}/{count}'))
         ordered.close()
         loaders.append(DataLoader(features, bs=dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last, device=dls.device))
     loaders = DataLoaders(*loaders, device=dls.device)

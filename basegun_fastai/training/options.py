@@ -78,16 +78,21 @@ def _option(name, value): return f"--{name.replace('_', '-')} {value}"
 def _number_faults(o):
     whole = dict(head_epochs=0, fine_tune_epochs=0, seed=0, workers=0, head_views=0)
     checks = [(_is_whole(value, low) or value is None and name in ('head_epochs', 'workers'),
-               f'{_option(name, value)}: give a whole number, {low} or more') for name, low in whole.items() for value in [getattr(o, name)]]
-    shares = [(_is_number(value) and .5 <= value < 1, f'{_option(name, value)}: give a share from 0.5 to below 1, such as 0.99')
+               f'{_option(name, value)}: give a whole number, {low} or more') for name, low in whole.items()
+               for value in [getattr(o, name)]]
+    shares = [(_is_number(value) and .5 <= value < 1,
+               f'{_option(name, value)}: give a share from 0.5 to below 1, such as 0.99')
               for name in ('high_rate', 'shown_rate') for value in [getattr(o, name)]]
     return [message for sound, message in [
         *checks,
-        (o.size is None or _is_whole(o.size, 32) and o.size <= 2048, f'--size {o.size}: give a whole number of pixels from 32 to 2048'),
+        (o.size is None or _is_whole(o.size, 32) and o.size <= 2048,
+         f'--size {o.size}: give a whole number of pixels from 32 to 2048'),
         (o.n_head_epochs or o.fine_tune_epochs,
          f'--head-epochs {o.n_head_epochs} --fine-tune-epochs 0: nothing would be trained; give one of them 1 or more'),
-        (o.lr == 'auto' or _is_number(o.lr) and 0 < o.lr <= 10, f'--lr {o.lr}: give a number above 0 and at most 10, such as 0.005, or auto'),
-        (o.batch_size == 'auto' or _is_whole(o.batch_size, 1), f'--batch-size {o.batch_size}: give a whole number, 1 or more, or auto'),
+        (o.lr == 'auto' or _is_number(o.lr) and 0 < o.lr <= 10,
+         f'--lr {o.lr}: give a number above 0 and at most 10, such as 0.005, or auto'),
+        (o.batch_size == 'auto' or _is_whole(o.batch_size, 1),
+         f'--batch-size {o.batch_size}: give a whole number, 1 or more, or auto'),
         (o.batch_size != 1 or o.head != 'bn-dropout' and o.pretrained,
          '--batch-size 1: BatchNorm cannot learn from a single photo; give 2 or more'),
         *shares] if not sound]
@@ -101,8 +106,10 @@ def faults(self: Options) -> list[str]: # A message for each value that makes no
     return _number_faults(self) + [message for sound, message in [
         *((value in allowed, f"{_option(name, '')}'{value}': give {' or '.join(allowed)}")
           for name, allowed in choices.items() for value in [getattr(self, name)]),
-        (not self.compile or shutil.which(compiler), f"--compile: there is no C++ compiler '{compiler}' here; install one, or leave --compile out"),
-        (self.name is None or self.name and Path(self.name).name == self.name, f"--name '{self.name}': give a name for a folder, without '/'"),
+        (not self.compile or shutil.which(compiler),
+         f"--compile: there is no C++ compiler '{compiler}' here; install one, or leave --compile out"),
+        (self.name is None or self.name and Path(self.name).name == self.name,
+         f"--name '{self.name}': give a name for a folder, without '/'"),
         (not self.resume or self.name, '--resume goes with the --name of the run to continue')] if not sound]
 
 # %% ../../nbs/training/options.ipynb #e3744130
@@ -112,8 +119,10 @@ _FREE = ('data', 'out', 'name', 'resume', 'workers', 'cache')
 def _photo_differences(then, now):
     if then.fingerprint == now.fingerprint: return []
     def n(dataset, split, label): return dataset.counts.get(split, {}).get(label, 0)
-    differing = [f'{split}/{label} had {n(then, split, label)} photos, now {n(now, split, label)}' for split in now.counts
-                 for label in sorted({*then.counts.get(split, {}), *now.counts[split]}) if n(then, split, label) != n(now, split, label)]
+    differing = [f'{split}/{label} had {n(then, split, label)} photos, now {n(now, split, label)}'
+                 for split in now.counts
+                 for label in sorted({*then.counts.get(split, {}), *now.counts[split]})
+                 if n(then, split, label) != n(now, split, label)]
     return [f"the photos are not the same: {'; '.join(differing) or 'names or contents differ'}"]
 
 @patch

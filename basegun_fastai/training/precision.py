@@ -21,7 +21,8 @@ def stage_precision(
     if requested != 'auto': return requested
     if device == 'cuda': return 'bfloat16' if torch.cuda.get_device_capability() >= (8, 0) else 'float16'
     capabilities = torch.cpu.get_capabilities()
-    return 'bfloat16' if frozen and any(capabilities.get(o) for o in ('avx512_bf16', 'amx_bf16', 'sve_bf16')) else 'float32'
+    return 'bfloat16' if frozen and any(capabilities.get(o)
+                                        for o in ('avx512_bf16', 'amx_bf16', 'sve_bf16')) else 'float32'
 
 # %% ../../nbs/training/precision.ipynb #70030c0c
 class Precision(MixedPrecision):

@@ -33,12 +33,16 @@ def confidence_report(
     calibration = dict(temperature=temperature, bins=BINS, before=calibration_metrics(raw, preds.labels), after=after)
     if levels is None:
         levels = find_levels(confidences, right, high_rate, shown_rate, ood)
-        if levels.low is None: refused['low'] = f'{refusal(confidences, right, shown_rate, lowest_threshold(ood))}; more photos in val/ help, or a smaller --shown-rate'
-        if levels.high is None: refused['high'] = (
-            f'{refusal(confidences, right, high_rate, levels.low or lowest_threshold(ood))}; more photos in val/ help, or a smaller --high-rate')
+        if levels.low is None:
+            refused['low'] = (f'{refusal(confidences, right, shown_rate, lowest_threshold(ood))}; more photos in val/ '
+                              'help, or a smaller --shown-rate')
+        if levels.high is None:
+            refused['high'] = (
+                f'{refusal(confidences, right, high_rate, levels.low or lowest_threshold(ood))}; more photos in val/ '
+                'help, or a smaller --high-rate')
     else: refused = {k: 'no threshold goes with the model' for k in ('low', 'high') if getattr(levels, k) is None}
-    numbers = dict(low=levels.low, high=levels.high, high_rate=high_rate, shown_rate=shown_rate, certainty=1 - RISK, refused=refused,
-                   bands=level_counts(levels, confidences, right), not_a_gun=None)
+    numbers = dict(low=levels.low, high=levels.high, high_rate=high_rate, shown_rate=shown_rate, certainty=1 - RISK,
+                   refused=refused, bands=level_counts(levels, confidences, right), not_a_gun=None)
     if ood is not None: numbers['not_a_gun'] = dict(
         n=len(ood), **ood_metrics(confidences, ood), shown=float(np.mean([levels(o) != 'low' for o in ood])))
     return dict(calibration=calibration, levels=numbers)
@@ -53,16 +57,20 @@ def plot_confidence(
     figure, temperature = Figure(figsize=(10, 4.4), layout='constrained'), numbers['calibration']['temperature']
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color='0.7', lw=1)
-    for name, logits, style in (('without temperature', preds.logits * temperature, 'o:'), (f'with temperature {temperature:.3g}', preds.logits, 'o-')):
+    for name, logits, style in (('without temperature', preds.logits * temperature, 'o:'),
+                                (f'with temperature {temperature:.3g}', preds.logits, 'o-')):
         confidences, accuracy, _ = bins(softmax(logits.astype(float), 1).max(1), preds.right).T
         left.plot(confidences, accuracy, style, ms=4, label=name)
     left.set(xlabel='confidence', ylabel='share of right answers', xlim=(0, 1.02), ylim=(0, 1.02), aspect='equal')
     left.legend(loc='upper left')
-    kinds = dict(right=preds.confidences[preds.right], wrong=preds.confidences[~preds.right]) | ({} if ood is None else {'not a gun': ood})
+    kinds = dict(right=preds.confidences[preds.right], wrong=preds.confidences[~preds.right]) | ({} if ood is None
+        else {'not a gun': ood})
     for (name, confidences), colour in zip(kinds.items(), ('tab:green', 'tab:red', '0.4'), strict=False):
-        right.hist(confidences, np.linspace(0, 1, 41), histtype='step', lw=1.6, color=colour, label=f'{name} ({len(confidences)})')
+        right.hist(confidences, np.linspace(0, 1, 41), histtype='step', lw=1.6, color=colour,
+                   label=f'{name} ({len(confidences)})')
     for name, style in dict(low='--', high='-').items():
-        if (threshold := numbers['levels'][name]) is not None: right.axvline(threshold, color='tab:blue', ls=style, lw=1.2, label=f'{name}: {threshold:.3f}')
+        if (threshold := numbers['levels'][name]) is not None:
+            right.axvline(threshold, color='tab:blue', ls=style, lw=1.2, label=f'{name}: {threshold:.3f}')
     right.set(xlabel='confidence', ylabel='photos', yscale='log', xlim=(0, 1.02))
     right.legend(loc='upper left')
     return figure
@@ -73,14 +81,17 @@ def confidence_lines(
 ) -> list[str]: # Lines
     "Sum up how far confidences can be trusted."
     calibration, levels = numbers['calibration'], numbers['levels']
-    lines = [f"temperature {calibration['temperature']:.3f}"] + [f"{what}: {calibration['before'][k]:.4f} without it, {calibration['after'][k]:.4f} with it"
+    lines = [f"temperature {calibration['temperature']:.3f}"] + [f"{what}: {calibration['before'][k]:.4f} without it, "
+                                                                 f"{calibration['after'][k]:.4f} with it"
              for k, what in dict(ece='calibration error', nll='loss', brier='Brier score').items()]
     for name, o in levels['bands'].items():
         threshold = levels[dict(high='high').get(name, 'low')]
         range_text = '' if threshold is None else f"{'below' if name == 'low' else 'from'} {threshold:.3f}"
-        share_text = f", {o['right']:.4f} of them right ({o['interval'][0]:.3f} to {o['interval'][1]:.3f})" if o['n'] else ''
+        share_text = (f", {o['right']:.4f} of them right ({o['interval'][0]:.3f} to {o['interval'][1]:.3f})" if o['n']
+                      else '')
         lines.append(f"{name:6} {range_text:11} {number_of(o['n'])}{share_text}")
-    for name, reason in levels['refused'].items(): lines.append(f"{'nothing is called high' if name == 'high' else 'everything is called low'}: {reason}")
+    for name, reason in levels['refused'].items():
+        lines.append(f"{'nothing is called high' if name == 'high' else 'everything is called low'}: {reason}")
     if o := levels['not_a_gun']: lines.append(
         f"not a gun: {number_of(o['n'])}, {o['shown']:.1%} of them not low; AUROC {o['auroc']:.4f}, "
         f"FPR95 {o['fpr95']:.4f}")
@@ -93,8 +104,12 @@ def run_confidence(
     "Read what a training found out about its confidence."
     file = run.metrics
     try: numbers = json.loads(file.read_text())
-    except (OSError, ValueError) as err: raise BasegunError(f"'{file}' cannot be read ({err}): train again with another --name") from err
-    if 'calibration' not in numbers or 'levels' not in numbers: raise BasegunError(
-        f"'{file}' does not say how far confidences can be trusted, as the version that made it did not: train again with another --name")
+    except (OSError, ValueError) as err:
+        raise BasegunError(f"'{file}' cannot be read ({err}): train again with another --name") from err
+    if 'calibration' not in numbers or 'levels' not in numbers:
+        raise BasegunError(
+            f"'{file}' does not say how far confidences can be trusted, as the version that made it did not: train "
+            "again with another --name")
     levels = numbers['levels']
-    return numbers['calibration']['temperature'], Levels(levels['low'], levels['high']), {k: levels[k] for k in ('high_rate', 'shown_rate')}
+    return numbers['calibration']['temperature'], Levels(levels['low'], levels['high']), {k: levels[k]
+        for k in ('high_rate', 'shown_rate')}

@@ -69,7 +69,8 @@ class _Groups:
         if not all(map(_is_text, values if name in self.known else cells)):
             return self._fault('text', f"line {line} is not UTF-8: save it as 'CSV UTF-8'")
         if name not in self.known:
-            self.n_unknown, self.first_unknown = self.n_unknown + 1, name if self.first_unknown is None else self.first_unknown
+            self.n_unknown, self.first_unknown = (self.n_unknown + 1, name if self.first_unknown is None
+                                                  else self.first_unknown)
         elif self.rows.setdefault(name, values) != values:
             self._fault('twice', f"line {line} names '{_shorten(name)}' again with other values: keep one of them")
         return None
@@ -94,7 +95,8 @@ def _read_lines(file, files):
 def _match_faults(groups, files):
     if groups.rows or groups.faults: return []
     if groups.first_unknown is None or not files: return ['names none of the photos: give a row for each']
-    return [f"names none of the photos: it has '{_shorten(groups.first_unknown)}', the data has '{_shorten(files[0])}'; "
+    return [f"names none of the photos: it has '{_shorten(groups.first_unknown)}', the data has "
+            f"'{_shorten(files[0])}'; "
             'write the paths as the data has them']
 
 def read_groups(
@@ -109,7 +111,9 @@ def read_groups(
     raise_faults([f'{option} {o}' for o in faults])
     n_missing, n_unknown = sum(o not in groups.rows for o in files), groups.n_unknown
     if n_missing: say(f'{option}: {n_missing} of {len(files)} photos have no row in it')
-    if n_unknown: say(f"{option}: {n_unknown} of its rows name no photo of these, the first one '{_shorten(groups.first_unknown)}'")
+    if n_unknown:
+        say(f"{option}: {n_unknown} of its rows name no photo of these, the first one "
+            f"'{_shorten(groups.first_unknown)}'")
     names = [o for o in groups.header if o != 'file']
     return pd.DataFrame([groups.rows.get(o, [''] * len(names)) for o in files], columns=names, dtype=object)
 
@@ -129,7 +133,8 @@ def write_groups(
         for value, part in pd.Series(n).groupby(groups[column].to_numpy()):
             subset = Predictions([preds.files[o] for o in part], preds.classes, preds.labels[part], preds.logits[part])
             numbers = metrics(subset)
-            rows.append(dict(column=column, value=value) | {k: numbers[k] for k in ('n', 'accuracy', 'precision', 'recall', 'f1', 'loss')})
+            rows.append(dict(column=column, value=value)
+                        | {k: numbers[k] for k in ('n', 'accuracy', 'precision', 'recall', 'f1', 'loss')})
     table = pd.DataFrame(rows, columns=['column', 'value', 'n', 'accuracy', 'precision', 'recall', 'f1', 'loss'])
     write_whole(Tables(folder).groups, table.to_csv(index=False, float_format='%.6f', lineterminator='\n'))
     return table

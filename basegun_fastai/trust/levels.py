@@ -64,7 +64,8 @@ def threshold(
     for photos in photos_needed(rate, RISK / 3) * np.array([1, 2, 4]):
         first = int(np.searchsorted(n, photos))
         failures = np.flatnonzero(~holds[first:])
-        last = max(last, first + failures[0] - 1 if len(failures) else len(n) - 1) if first < len(n) and holds[first] else last
+        last = max(last, first + failures[0] - 1 if len(failures)
+                   else len(n) - 1) if first < len(n) and holds[first] else last
     return None if last < 0 else max(lowest, float(ranked[ends[last]] + next_lower[ends[last]]) / 2)
 
 # %% ../../nbs/trust/levels.ipynb #cf755a1e
@@ -124,7 +125,7 @@ def level_counts(
     levels: Levels, # Both thresholds
     confidences: np.ndarray, # Highest probability of each photo, shape `(n,)`
     right: np.ndarray, # Was that class the true one? Shape `(n,)`
-) -> dict[str, dict]: # By level: photos `n`, `share` of all, share `right` among them and its `interval`; the last two empty without photos
+) -> dict[str, dict]: # By level: photos `n`, `share` of all, share `right` among them and its `interval`
     "Count the photos of each level."
     level_of, rows = np.array([levels(o) for o in confidences]), {}
     for name in ('high', 'medium', 'low'):

@@ -104,7 +104,7 @@ def contact_sheet(
     data: Path, # The folder that the files are relative to
     part: pd.DataFrame, # Rows as `predictions.prediction_rows` makes them, in the order to show them in
     title: str, # What stands on top
-    pictures: dict[str, dict]|None = None, # What `reading.answer` said of each file as to its 'picture'; empty reads them
+    pictures: dict[str, dict]|None = None, # What `reading.answer` said of each file; empty reads them
 ) -> bytes: # A JPEG; with more than `MAX_SHEET` photos it shows the first ones and says how many there are more
     "Lay photos out to be looked at."
     shown, more = part.iloc[:MAX_SHEET], len(part) - MAX_SHEET
@@ -131,7 +131,8 @@ def contact_sheet(
 # %% ../../nbs/trust/mistakes.ipynb #e94904f0
 def _sheet_name(true, predicted, used_names):
     name = printable(f'{true} as {predicted}')
-    if len(name.encode()) <= 200 and name.casefold() not in used_names: return name  # 255 bytes less those of `write_whole`
+    # 255 bytes less those of `write_whole`
+    if len(name.encode()) <= 200 and name.casefold() not in used_names: return name
     digest = sha256(repr((true, predicted)).encode()).hexdigest()[:8]
     short = [printable(o).encode()[:90].decode(errors='ignore') for o in (true, predicted)]
     return f'{" as ".join(short)} {digest}'
@@ -179,7 +180,8 @@ def suspect_labels(
     label_probability = probabilities[np.arange(len(rows)), label_columns]
     several = len(set(label_columns)) > 1
     if not several: say('photos of at least two classes are needed to find wrong labels: none were looked for')
-    order = sorted(_label_issues(label_columns, probabilities) if several else (), key=lambda i: (label_probability[i], file[i]))
+    order = sorted(_label_issues(label_columns, probabilities) if several else (),
+                   key=lambda i: (label_probability[i], file[i]))
     columns_by_name = zip(_SUSPECT_COLUMNS, (file, label, predicted, label_probability, confidence), strict=True)
     return pd.DataFrame({k: v[order] for k, v in columns_by_name})
 
@@ -192,4 +194,5 @@ def write_mistakes(
     "Write what a person should look at."
     rows = prediction_rows(preds)
     write_sheets(data, rows, folder)
-    write_whole(Tables(folder).suspects, suspect_labels(rows, preds.classes).to_csv(index=False, float_format='%.7g', lineterminator='\n'))
+    write_whole(Tables(folder).suspects, suspect_labels(rows, preds.classes).to_csv(index=False, float_format='%.7g',
+        lineterminator='\n'))

@@ -106,7 +106,8 @@ def metrics(
 ) -> dict: # `accuracy`, macro `precision`, `recall`, `f1`, mean `loss`, `n`, `absent` classes and `per_class`
     "Judge predictions."
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-    scores = precision_recall_fscore_support(preds.labels, preds.predicted, labels=range(len(preds.classes)), zero_division=0)
+    scores = precision_recall_fscore_support(preds.labels, preds.predicted, labels=range(len(preds.classes)),
+                                             zero_division=0)
     per_class = {label: dict(precision=float(p), recall=float(r), f1=float(f), support=int(n))
                  for label, p, r, f, n in zip(preds.classes, *scores, strict=True)}
     present = [o for o in per_class.values() if o['support']]
@@ -126,7 +127,8 @@ def confusion_matrix(
 ) -> pd.DataFrame: # Counts; rows are true classes, columns predicted ones
     "Count which class was taken for which."
     from fastai.interpret import ClassificationInterpretation
-    counts = ClassificationInterpretation(_stand_in_learner(preds), SimpleNamespace(vocab=[preds.classes]), preds.losses)
+    counts = ClassificationInterpretation(_stand_in_learner(preds), SimpleNamespace(vocab=[preds.classes]),
+                                          preds.losses)
     return pd.DataFrame(counts.confusion_matrix(), pd.Index(preds.classes, name='true'), preds.classes)
 
 # %% ../../nbs/trust/predictions.ipynb #748a6e3e

@@ -23,7 +23,8 @@ def file(image, format='PNG', **options):
 
 
 def three(colours): return Image.fromarray(np.repeat(np.repeat(np.array([colours], np.uint8), 48, 0), 48, 1))
-def centres(image): return np.array([image.getpixel((image.width * (2 * i + 1) // 6, image.height // 2)) for i in range(3)]).astype(int)
+def centres(image):
+    return np.array([image.getpixel((image.width * (2 * i + 1) // 6, image.height // 2)) for i in range(3)]).astype(int)
 def close(found, wanted, by=2): assert np.abs(np.asarray(found) - np.asarray(wanted)).max() <= by, (found, wanted)
 
 
@@ -38,8 +39,10 @@ def test_a_profile_says_what_the_numbers_mean(name, format):
 
 @pytest.mark.parametrize('format', ['PNG', 'TIFF', 'JPEG'])
 def test_a_grey_profile_says_what_the_numbers_mean(format):
-    levels = [[round(((v / 255 + .055) / 1.055) ** (2.4 / 1.8) * 255)] * 3 for v in (60, 128, 200)]  # above the straight part
-    close(centres(read_photo(file(three(levels).convert('L'), format, icc_profile=grey_profile(1.8)), 72)), [[v] * 3 for v in (60, 128, 200)])
+    # above the straight part
+    levels = [[round(((v / 255 + .055) / 1.055) ** (2.4 / 1.8) * 255)] * 3 for v in (60, 128, 200)]
+    close(centres(read_photo(file(three(levels).convert('L'), format, icc_profile=grey_profile(1.8)), 72)),
+          [[v] * 3 for v in (60, 128, 200)])
 
 
 def test_a_grey_photo_may_have_a_profile_of_three_colours():
@@ -52,12 +55,14 @@ def test_a_grey_photo_may_have_a_profile_of_three_colours():
 @pytest.mark.parametrize('format', ['TIFF', 'JPEG'])
 def test_the_inks_of_a_profile_have_the_colours_that_it_gives_them(format):
     profile = ink_profile(lambda c, m, y, k: (95 - 45 * (c or m) - 40 * k, 50 * m - 40 * c, 30 * y - 30 * c))
-    for inks, lab in (((255, 0, 0, 0), (50, -40, -30)), ((0, 255, 0, 0), (50, 50, 0)), ((0, 0, 255, 0), (95, 0, 30)), ((0, 0, 0, 255), (55, 0, 0))):
+    for inks, lab in (((255, 0, 0, 0), (50, -40, -30)), ((0, 255, 0, 0), (50, 50, 0)), ((0, 0, 255, 0), (95, 0, 30)),
+                      ((0, 0, 0, 255), (55, 0, 0))):
         fy = (lab[0] + 16) / 116
         f = np.array([fy + lab[1] / 500, fy, fy - lab[2] / 200])
         xyz = np.where(f > 6 / 29, f ** 3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * [.9642, 1, .8249]
         wanted = encoded((np.linalg.inv(to_xyz(SRGB)) @ xyz).clip(0, 1)) * 255
-        close(read_photo(file(Image.new('CMYK', (40, 40), inks), format, icc_profile=profile), 32).getpixel((16, 16)), wanted, 4)
+        close(read_photo(file(Image.new('CMYK', (40, 40), inks), format, icc_profile=profile), 32).getpixel((16, 16)),
+              wanted, 4)
 
 
 def test_one_scene_reads_the_same_from_a_phone_and_a_camera():
@@ -72,7 +77,8 @@ def test_one_scene_reads_the_same_from_a_phone_and_a_camera():
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'P', '1', 'RGBA', 'LA', 'CMYK', 'I;16'])
 def test_what_is_srgb_already_is_not_touched(mode):
     scene = Image.fromarray(np.random.default_rng(2).integers(0, 256, (50, 70, 3), np.uint8))
-    image = Image.fromarray((np.asarray(scene.convert('L')).astype(np.uint16) * 257)) if mode == 'I;16' else scene.convert(mode)
+    image = Image.fromarray((np.asarray(scene.convert('L')).astype(np.uint16)
+                             * 257)) if mode == 'I;16' else scene.convert(mode)
     format = 'TIFF' if mode == 'CMYK' else 'PNG'
     for side in (None, 40):
         plain = np.asarray(read_photo(file(image, format), side))
@@ -83,7 +89,8 @@ def test_what_is_srgb_already_is_not_touched(mode):
 
 
 def test_a_profile_of_other_channels_is_as_none():
-    for image, profile in ((Image.new('CMYK', (9, 9), (10, 90, 30, 5)), PROFILES['Display P3'][0]), (Image.new('RGB', (9, 9), (200, 60, 40)), grey_profile(1))):
+    for image, profile in ((Image.new('CMYK', (9, 9), (10, 90, 30, 5)), PROFILES['Display P3'][0]),
+                           (Image.new('RGB', (9, 9), (200, 60, 40)), grey_profile(1))):
         assert np.array_equal(read_photo(file(image, 'TIFF', icc_profile=profile)), read_photo(file(image, 'TIFF')))
 
 
@@ -109,8 +116,8 @@ def test_the_tags_of_a_png_say_what_the_numbers_mean():
     close(centres(read_photo(tagged(p3, gamma(45455), chromaticities(P3)))), PATCHES)  # 1/2.2 stands for sRGB's curve
     linear = Image.new('RGB', (9, 9), (55, 55, 55))
     close(read_photo(tagged(linear, gamma(100_000))).getpixel((4, 4)), [128] * 3)
-    for kept in ((gamma(45455),), (gamma(45455), chromaticities(SRGB)), (gamma(100_000), chunk(b'sRGB', b'\0')), (gamma(1),), (gamma(2 ** 31),),
-                 (chunk(b'cHRM', bytes(32)),), (chunk(b'cHRM', b'\xff' * 32),)):
+    for kept in ((gamma(45455),), (gamma(45455), chromaticities(SRGB)), (gamma(100_000), chunk(b'sRGB', b'\0')),
+                 (gamma(1),), (gamma(2 ** 31),), (chunk(b'cHRM', bytes(32)),), (chunk(b'cHRM', b'\xff' * 32),)):
         assert np.array_equal(read_photo(tagged(p3, *kept)), p3), kept
 
 

@@ -51,7 +51,9 @@ def test_what_changed_is_read_again(settled, change):
         file.write_bytes(content[:-1] + b'\0')
         if 'time' in change: os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     table = known_contents(data, list_photos(data))
-    assert read == {'new file': ['train/revolver/new.jpg'], 'swap': ['train/revolver/0005.jpg', 'train/revolver/0006.jpg']}.get(change, ['train/revolver/0005.jpg'])
+    assert read == {'new file': ['train/revolver/new.jpg'],
+                    'swap': ['train/revolver/0005.jpg', 'train/revolver/0006.jpg']}.get(change,
+        ['train/revolver/0005.jpg'])
     assert (fingerprint(table) == before) == (change == 'touch')
     read.clear()
     assert fingerprint(known_contents(data, list_photos(data))) == fingerprint(table) and read == []
@@ -111,14 +113,17 @@ def test_the_fingerprint_of_a_part_does_not_depend_on_its_place(data):
 
 def test_evaluating_says_how_the_photos_are_related_to_the_training(run, data, copy, tmp_path):
     def said(folder, out): return typed('evaluate', run.path, folder, '--out', tmp_path/out).stderr
-    assert 'these are the val photos of the training' in said(data, 'a') and 'these are the val photos' in said(data/'val', 'b')
+    assert 'these are the val photos of the training' in said(data,
+                                                              'a') and 'these are the val photos' in said(data/'val',
+        'b')
     assert 'warning: these are the photos that the run was trained on' in said(data/'train', 'c')
     sorted((copy/'val'/'revolver').iterdir())[-1].unlink()
     assert 'these 23 photos are not the 24 val photos of the training' in said(copy, 'd')
 
 
 def test_a_resume_on_other_photos_is_refused(copy, tmp_path):
-    options = as_arguments(arch='test_efficientnet', size=32, weights='none', fine_tune_epochs=1, batch_size=16, workers=0)
+    options = as_arguments(arch='test_efficientnet', size=32, weights='none', fine_tune_epochs=1, batch_size=16,
+                           workers=0)
     assert typed('train', copy, '--out', tmp_path/'runs', '--name', 'a', *options).returncode == 0
     config = json.loads((tmp_path/'runs'/'a'/'config.json').read_text())
     assert set(config['dataset']['parts']) == {'train', 'val'}
@@ -137,6 +142,9 @@ def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
     (data/file).rename(data/'aside')
     (data/'aside').rename(data/file)  # it changed, and is read again
     with monkeypatch.context() as failing:
-        failing.setattr(module, 'answers', lambda _data, names, *_: iter([dict(reason='Input/output error') for _ in names]))
+        failing.setattr(module, 'answers', lambda _data, names, *_: iter([dict(reason='Input/output error')
+            for _ in names]))
         assert known_contents(data, list_photos(data)).set_index('file').reason[file] == 'Input/output error'
-    assert module.answers is plain and known_contents(data, list_photos(data)).set_index('file').reason[file] == '' and read == [file]
+    assert module.answers is plain and known_contents(data,
+                                                      list_photos(
+                                                          data)).set_index('file').reason[file] == '' and read == [file]

@@ -8,7 +8,8 @@ from test_phash import scene
 from basegun_fastai.data import near_duplicates
 from basegun_fastai.data.phash import thumbnail
 from basegun_fastai.data.contents import examine
-from basegun_fastai.data.crops import PART_FIT, RECORD, CropRecords, crop_candidates, crop_record, part_correlation, trim
+from basegun_fastai.data.crops import PART_FIT, RECORD, CropRecords, crop_candidates, crop_record, part_correlation
+from basegun_fastai.data.crops import trim
 from basegun_fastai.data.crops import trim_box
 from basegun_fastai.data.near_duplicates import near_duplicate_pairs
 
@@ -39,7 +40,8 @@ def test_bars_in_bars_and_words_in_bars_are_bars():
 
 
 @pytest.mark.parametrize('photo', [grainy(3), Image.new('RGB', (60, 40), 'white'), Image.new('RGB', (1, 1)),
-                                   framed(grainy(3, (40, 30)), 200, 0, 200, 0)], ids=['none', 'one colour', 'a pixel', 'next to nothing'])
+                                   framed(grainy(3, (40, 30)), 200, 0, 200, 0)],
+                                   ids=['none', 'one colour', 'a pixel', 'next to nothing'])
 def test_nothing_is_a_bar_where_nothing_would_remain(photo):
     assert trim_box(photo) == (0, 0, *photo.size) and trim(photo, b'') is None
 
@@ -91,7 +93,8 @@ def pairs(folder):
     with CropRecords() as records:
         table = examine(folder, pd.DataFrame(dict(file=[f'{o}.jpg' for o in 'abcde'])), records=records)
         table = table[table.reason == ''].reset_index(drop=True)
-        return {''.join(sorted(table.file[[a, b]].str[0])) for a, b, _ in near_duplicate_pairs(folder, table, table, records=records)}
+        return {''.join(sorted(table.file[[a, b]].str[0]))
+                for a, b, _ in near_duplicate_pairs(folder, table, table, records=records)}
 
 
 def test_pairs_are_those_of_the_files_also_beside_one_that_cannot_be_read(folder): assert pairs(folder) >= {'ab', 'ad'}

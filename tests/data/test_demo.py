@@ -5,8 +5,9 @@ from PIL import ExifTags, Image
 from basegun_fastai.data.demo import GUNS, LONG, demo_data
 from basegun_fastai.data.photo import pixels
 
-BASEGUN = {'autre_pistolet', 'epaule_a_levier_sous_garde', 'epaule_a_pompe', 'epaule_a_un_coup_par_canon', 'epaule_a_verrou',
-           'epaule_mecanisme_ancien', 'epaule_semi_auto_style_chasse', 'epaule_semi_auto_style_militaire_milieu_20e',
+BASEGUN = {'autre_pistolet', 'epaule_a_levier_sous_garde', 'epaule_a_pompe', 'epaule_a_un_coup_par_canon',
+           'epaule_a_verrou', 'epaule_mecanisme_ancien', 'epaule_semi_auto_style_chasse',
+           'epaule_semi_auto_style_militaire_milieu_20e',
            'pistolet_mecanisme_ancien', 'pistolet_semi_auto_moderne', 'revolver', 'semi_auto_style_militaire_autre'}
 
 

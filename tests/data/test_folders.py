@@ -14,7 +14,8 @@ def replaced(file, content):
 
 
 def test_a_good_data_set_has_no_faults(data):
-    assert layout_faults(data) == [] and ignored_files(data) == [] and unreadable_lines(examine(data, list_photos(data))) == ''
+    assert layout_faults(data) == [] and ignored_files(data) == [] and unreadable_lines(examine(data,
+        list_photos(data))) == ''
 
 
 def test_a_missing_folder_names_its_neighbours(data):
@@ -63,7 +64,8 @@ def test_unreadable_photos_are_named_with_their_reason(copy):
     whole = (copy/'train'/'epaule_a_pompe'/'0005.jpg').read_bytes()
     replaced(copy/'train'/'epaule_a_pompe'/'0005.jpg', whole[:len(whole) // 2])
     lines = unreadable_lines(examine(copy, list_photos(copy))).splitlines()
-    assert [o.split(':')[0].strip() for o in lines] == ['train/epaule_a_pompe/0005.jpg', 'train/revolver/0004.jpg', 'val/revolver/0003.png']
+    assert [o.split(':')[0].strip() for o in lines] == ['train/epaule_a_pompe/0005.jpg', 'train/revolver/0004.jpg',
+                                                        'val/revolver/0003.png']
     assert 'truncated' in lines[0] and 'empty' in lines[1] and 'none of' in lines[2]
     assert unreadable_lines(examine(copy, list_photos(copy)), limit=1).endswith('and 2 more')
 
@@ -72,7 +74,8 @@ def test_a_link_to_nowhere_is_left_aside(copy):
     file = copy/'train'/'revolver'/'0005.jpg'
     file.unlink()
     file.symlink_to(copy/'nowhere')
-    assert 'train/revolver/0005.jpg' not in list_photos(copy).file.tolist() and 'train/revolver/0005.jpg' in ignored_files(copy)
+    assert ('train/revolver/0005.jpg' not in list_photos(copy).file.tolist()
+            and 'train/revolver/0005.jpg' in ignored_files(copy))
 
 
 def test_the_fingerprint_sees_a_photo_replaced_under_its_name(copy):

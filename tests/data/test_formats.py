@@ -28,7 +28,7 @@ OTHERS = {
                 b'RIFF\0\0\1\0AVI LIST', b'\0\0\1\xba\x44'],
     'a PDF': [b'%PDF-1.7\n'],
     'SVG': [b'<svg xmlns="http://www.w3.org/2000/svg"/>', b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- a > b -->\n'
-            b'<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN">\n<svg>'],
+                                                          b'<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN">\n<svg>'],
     'git lfs pull': [b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n'],
     'the download failed': [b'<!DOCTYPE html>\n<html><title>404', b'\n <!-- cached --><HTML lang="en">',
                             b'<html><head>', bytes(5000)],
@@ -137,7 +137,8 @@ def test_every_piece_of_a_heic_is_refused_with_a_reason():
 def test_a_heic_without_its_package_says_what_to_type(tmp_path):
     file = tmp_path/'IMG_0001.HEIC'
     file.write_bytes(heic(three()))
-    code = ("import sys; sys.modules['pi_heif'] = None\nfrom basegun_fastai.data.photo import read_photo, UnreadablePhoto\n"
+    code = ("import sys; sys.modules['pi_heif'] = None\nfrom basegun_fastai.data.photo import read_photo, "
+            "UnreadablePhoto\n"
             'try: read_photo(sys.argv[1])\nexcept UnreadablePhoto as err: print(err.reason)')
     done = subprocess.run([sys.executable, '-c', code, str(file)], capture_output=True, text=True, check=True)
     assert done.stdout == 'it is HEIC: `pip install pi-heif`, or save it as JPEG\n'

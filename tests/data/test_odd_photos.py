@@ -281,7 +281,8 @@ def outcome(folder, what):
     last = folder/'last'
     last.touch()
     command = [sys.executable, __file__, last, what]
-    environment = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH')])))
+    environment = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None,
+        [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH')])))
     ended = subprocess.run(command, capture_output=True, text=True, errors='replace', env=environment)
     said = f'{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}'
     if ended.returncode: pytest.fail(f'exit {ended.returncode} at {last.read_text(errors="replace")}\n{said}')

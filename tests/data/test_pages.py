@@ -11,9 +11,11 @@ import pytest
 from conftest import typed
 from PIL import Image
 
-CLASSES = ['autre_pistolet', 'epaule_a_levier_sous_garde', 'epaule_a_pompe', 'epaule_a_un_coup_par_canon', 'epaule_a_verrou', 'epaule_mecanisme_ancien',
+CLASSES = ['autre_pistolet', 'epaule_a_levier_sous_garde', 'epaule_a_pompe', 'epaule_a_un_coup_par_canon',
+           'epaule_a_verrou', 'epaule_mecanisme_ancien',
            'epaule_semi_auto_style_chasse', 'epaule_semi_auto_style_militaire_milieu_20e', 'pistolet_mecanisme_ancien',
-           'pistolet_semi_auto_moderne', 'revolver', 'semi_auto_style_militaire_autre_avec_un_nom_de_classe_vraiment_tres_long']
+           'pistolet_semi_auto_moderne', 'revolver',
+           'semi_auto_style_militaire_autre_avec_un_nom_de_classe_vraiment_tres_long']
 
 
 @pytest.fixture(scope='module')
@@ -27,9 +29,11 @@ def page(tmp_path_factory):
         for c, label in enumerate(CLASSES):
             (out/'data'/split/label).mkdir(parents=True)
             for i in range(n + c % 3):
-                draw_photo(list(GUNS)[c % 6], np.random.default_rng([n, c, i]), (320, 240)).save(out/'data'/split/label/f'une photo, {i}.jpg')
+                draw_photo(list(GUNS)[c % 6], np.random.default_rng([n, c, i]),
+                           (320, 240)).save(out/'data'/split/label/f'une photo, {i}.jpg')
     data = out/'data'
-    shutil.copy(data/'train'/'revolver'/'une photo, 0.jpg', data/'val'/'revolver'/'<script>alert(1)</script>.jpg'.replace('/', '_'))
+    shutil.copy(data/'train'/'revolver'/'une photo, 0.jpg',
+                data/'val'/'revolver'/'<script>alert(1)</script>.jpg'.replace('/', '_'))
     shutil.copy(data/'train'/'revolver'/'une photo, 1.jpg', data/'train'/'autre_pistolet'/('long ' * 40 + '.jpg'))
     Image.open(data/'train'/'revolver'/'une photo, 2.jpg').convert('L').save(data/'val'/'revolver'/'grey.jpg')
     (data/'val'/'revolver'/'bad.jpg').write_bytes(b'x')
@@ -48,8 +52,8 @@ def browsed(url, tmp_path, width=1200):
     if not chromium: pytest.skip('no chromium: apt-get install chromium')
     flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
              '--disable-component-update --disable-sync --virtual-time-budget=5000').split()
-    return subprocess.run([chromium, *flags, f'--user-data-dir={tmp_path}/browser', f'--window-size={width},900', '--dump-dom', url],
-                          capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run([chromium, *flags, f'--user-data-dir={tmp_path}/browser', f'--window-size={width},900',
+                           '--dump-dom', url], capture_output=True, text=True, timeout=120).stdout
 
 
 class Numbers(HTMLParser):
@@ -89,14 +93,17 @@ def test_the_numbers_of_the_page_are_those_of_json(page, tmp_path):
 def test_the_page_needs_nothing_but_itself_and_runs_nothing(page):
     text = page[0].read_text(errors='surrogateescape')
     shown = Numbers(text)
-    assert 'script' not in shown.tags and not re.search(r'(src|href)="(?!data:image/jpeg)', text) and '&lt;script&gt;' in text
+    assert 'script' not in shown.tags and not re.search(r'(src|href)="(?!data:image/jpeg)',
+                                                        text) and '&lt;script&gt;' in text
     assert len(shown.pictures) >= sum(page[1]['counts']['val'].values())
 
 
 @pytest.mark.parametrize('width', [390, 1200])
 def test_nothing_sticks_out_of_the_page(page, tmp_path, width):
     inside = html.escape(page[0].read_text(errors='replace'))
-    (tmp_path/'frame.html').write_text(f'''<iframe width="{width}" height="800" style="border:0" srcdoc="{inside}"></iframe><p id="wide">0</p><script>
+    (tmp_path/'frame.html').write_text(
+        f'''<iframe width="{width}" height="800" style="border:0" srcdoc="{inside}"></iframe><p id="wide">0</p><script>
         const frame = document.querySelector('iframe');
-        frame.onload = () => document.querySelector('#wide').textContent = frame.contentDocument.documentElement.scrollWidth</script>''')
+        const wide = document.querySelector('#wide');
+        frame.onload = () => wide.textContent = frame.contentDocument.documentElement.scrollWidth</script>''')
     assert Numbers(browsed((tmp_path/'frame.html').as_uri(), tmp_path, 1400)).found['wide'] in range(300, width + 1)

@@ -37,10 +37,13 @@ def naive(queries, among):
 @pytest.mark.parametrize('chunk', [1, 7, 1024])
 @pytest.mark.parametrize('workers', [1, 3])
 def test_the_search_finds_what_a_comparison_bit_by_bit_finds(chunk, workers, monkeypatch):
-    monkeypatch.setattr(alike, '_nearest_in_blocks', lambda *args, plain=alike._nearest_in_blocks: plain(*args[:-1], 100))  # many blocks
+    # many blocks
+    monkeypatch.setattr(alike, '_nearest_in_blocks', lambda *args, plain=alike._nearest_in_blocks: plain(*args[:-1],
+        100))
     random = np.random.default_rng(1)
     queries = random.integers(0, 2**64, (40, 4), dtype=np.uint64)
-    among = np.concatenate([random.integers(0, 2**64, (500, 4), dtype=np.uint64)] + [changed(queries, bits, random) for bits in (0, 5, 40, 75, 90)]
+    among = np.concatenate([random.integers(0, 2**64, (500, 4), dtype=np.uint64)]
+                           + [changed(queries, bits, random) for bits in (0, 5, 40, 75, 90)]
                            + [changed(queries[:3], 9, random) for _ in range(30)])
     parts = list(nearest(queries, among, None, workers, chunk))
     rows = np.concatenate([rows for _, rows in parts])
@@ -51,7 +54,9 @@ def test_the_search_finds_what_a_comparison_bit_by_bit_finds(chunk, workers, mon
 
 def test_shape_and_hue_rule_out_what_cannot_be_alike():
     signatures = np.zeros((1, 4), np.uint64)
-    looks = np.stack([aspect_and_hue(Image.new('RGB', o, c)) for o, c in [((300, 200), 'grey'), ((300, 200), 'orange'), ((200, 200), 'grey'), ((310, 200), 'grey')]])
+    looks = np.stack([aspect_and_hue(Image.new('RGB', o, c))
+                      for o, c in [((300, 200), 'grey'), ((300, 200), 'orange'), ((200, 200), 'grey'),
+                                   ((310, 200), 'grey')]])
     far = np.tile(np.array([0, 2**30 - 1, 0, 0], np.uint64), (4, 1))  # 30 bits apart: hue counts
     [(_, rows)] = nearest(signatures, far, (looks[:1], looks))
     assert rows[:, 1].tolist() == [0, 3]
@@ -75,10 +80,12 @@ def test_a_mirrored_photo_has_the_mirrored_signature(seed):
 @pytest.mark.parametrize('seed', range(3))
 def test_a_crop_fits_wherever_it_was_cut(seed, side):
     photo = scene(seed)
-    box = dict(left=(.05, 0, 1, 1), right=(0, 0, .95, 1), top=(0, .05, 1, 1), bottom=(0, 0, 1, .95), corner=(0, 0, .95, .95), all=(.05, .05, .95, .95))[side]
+    box = dict(left=(.05, 0, 1, 1), right=(0, 0, .95, 1), top=(0, .05, 1, 1), bottom=(0, 0, 1, .95),
+               corner=(0, 0, .95, .95), all=(.05, .05, .95, .95))[side]
     cut = photo.crop(tuple(round(share * o) for share, o in zip(box, (320, 240, 320, 240), strict=True)))
     one, other = thumbnail(photo)[None], thumbnail(cut)[None]
-    fits = [float(registered_correlation(a, b, np.array([zoom]))[0]) for a, b, zoom in ((one, other, 2 * MARGIN), (other, one, -2 * MARGIN))]
+    fits = [float(registered_correlation(a, b, np.array([zoom]))[0])
+            for a, b, zoom in ((one, other, 2 * MARGIN), (other, one, -2 * MARGIN))]
     assert min(fits) >= .985, fits
 
 
@@ -92,4 +99,8 @@ def test_unrelated_photos_do_not_fit():
 def test_photos_of_one_colour_are_not_alike(colour):
     flat = thumbnail(Image.new('RGB', (90, 60), colour))[None]
     noisy = np.clip(flat.astype(int) + np.random.default_rng(0).integers(-2, 3, flat.shape), 0, 255).astype(np.uint8)
-    assert not is_near_duplicate(np.zeros(1), registered_correlation(flat, noisy, np.zeros(1))).any() and np.isfinite(registered_correlation(flat, flat, np.zeros(1))).all()
+    assert not is_near_duplicate(np.zeros(1),
+                                 registered_correlation(flat, noisy,
+                                                        np.zeros(
+                                                            1))).any() and np.isfinite(registered_correlation(flat,
+        flat, np.zeros(1))).all()

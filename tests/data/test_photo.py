@@ -22,7 +22,8 @@ def scene(width=640, height=400):
     "A smooth photo without any symmetry."
     y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
     image = Image.fromarray((np.stack([x, y, x * y], -1) * 200 + 20).astype(np.uint8))
-    ImageDraw.Draw(image).polygon([(width * .1, height * .5), (width * .9, height * .3), (width * .8, height * .7)], fill=(200, 30, 40))
+    ImageDraw.Draw(image).polygon([(width * .1, height * .5), (width * .9, height * .3), (width * .8, height * .7)],
+                                  fill=(200, 30, 40))
     return image
 
 
@@ -55,7 +56,8 @@ def large():
     return saved(image, 'JPEG', quality=90)
 
 
-@pytest.mark.parametrize('side', [96, 224, 300, 315, 600, 630, 1260])  # of 4032: those between are at the limit of a scale
+# of 4032: those between are at the limit of a scale
+@pytest.mark.parametrize('side', [96, 224, 300, 315, 600, 630, 1260])
 def test_a_scaled_jpeg_decode_is_the_full_one_within_one_level(large, side):
     full = Image.open(BytesIO(large)).convert('RGB').resize((side, round(side * 3 / 4)), Image.Resampling.BICUBIC)
     top = (side - full.height) // 2
@@ -77,7 +79,8 @@ def test_modes(mode):
 
 
 def test_cmyk_jpeg():
-    assert difference(pixels(saved(scene().convert('CMYK'), 'JPEG', quality=95), 128), pixels(saved(scene(), 'PNG'), 128)) < 12
+    assert difference(pixels(saved(scene().convert('CMYK'), 'JPEG', quality=95), 128),
+                      pixels(saved(scene(), 'PNG'), 128)) < 12
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
@@ -113,7 +116,8 @@ def test_a_transparent_entry_of_a_palette_shows_the_neutral_colour(kind):
 @pytest.mark.parametrize('kind', ['GIF', 'WEBP', 'PNG', 'AVIF', 'TIFF', 'MPO'])
 def test_the_first_of_several_photos(kind):
     frames = [Image.new('RGB', (30, 30), o) for o in ('red', 'blue')]
-    assert difference(pixels(saved(frames[0], kind, save_all=True, append_images=frames[1:]), 30), np.array((255, 0, 0))) < 3
+    assert difference(pixels(saved(frames[0], kind, save_all=True, append_images=frames[1:]), 30),
+                      np.array((255, 0, 0))) < 3
 
 
 @pytest.mark.parametrize('size', [(600, 200), (200, 600), (3, 900), (1, 1), (50, 51)])
@@ -147,7 +151,8 @@ def test_every_format_reads_and_its_half_does_not(kind, tmp_path):
 
 def test_a_bomb_is_refused_before_it_is_decoded():
     header = (60000).to_bytes(4, 'big') * 2 + bytes([8, 2, 0, 0, 0])
-    content = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'\0' * 1000)) + chunk(b'IEND', b'')
+    content = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT',
+        zlib.compress(b'\0' * 1000)) + chunk(b'IEND', b'')
     with pytest.raises(UnreadablePhoto, match='60000 × 60000 pixels'): pixels(content, 32)
 
 

@@ -53,7 +53,9 @@ def test_answers_come_in_order_whatever_the_number_of_processes(photos, workers)
 @pytest.mark.usefixtures('crashing')
 def test_a_decoder_that_crashes_or_hangs_costs_one_photo_each(photos):
     found = list(answers(photos, names(photos), workers=2, seconds=1))
-    assert [o['reason'] for o in found[1:4]] == ['it crashes the decoder (SIGSEGV)', 'reading it takes more than 1 seconds', 'it crashes the decoder (exit code 7)']
+    assert [o['reason'] for o in found[1:4]] == ['it crashes the decoder (SIGSEGV)',
+                                                 'reading it takes more than 1 seconds',
+                                                 'it crashes the decoder (exit code 7)']
     assert [o.get('width') for o in found] == [60, None, None, None, *range(64, 100)]
 
 
@@ -62,12 +64,15 @@ def test_check_reports_a_photo_that_crashes_the_decoder_and_goes_on(photos, tmp_
     import json
     for split in ('train', 'val'):
         for label in ('a', 'b'): (tmp_path/'data'/split/label).mkdir(parents=True)
-    for i, o in enumerate(sorted(photos.iterdir())): o.rename(tmp_path/'data'/('train', 'val')[i % 2]/'ab'[i // 2 % 2]/o.name)
+    for i, o in enumerate(sorted(photos.iterdir())):
+        o.rename(tmp_path/'data'/('train', 'val')[i % 2]/'ab'[i // 2 % 2]/o.name)
     code = "import basegun_fastai.data.reading as r; r.MAX_SECONDS = 1; from basegun_fastai.cli import main; main()"
-    told = subprocess.run([sys.executable, '-c', code, 'check', tmp_path/'data', '--json', tmp_path/'found.json'], capture_output=True, text=True, timeout=120)
+    told = subprocess.run([sys.executable, '-c', code, 'check', tmp_path/'data', '--json', tmp_path/'found.json'],
+                          capture_output=True, text=True, timeout=120)
     found = json.loads((tmp_path/'found.json').read_text())
     reasons = sorted(o['message'].split(': ')[1] for o in found['problems'] if o['kind'] == 'unreadable')
-    assert told.returncode == 1 and len(reasons) == 3 and 'SIGSEGV' in reasons[0] and 'exit code 7' in reasons[1] and 'more than 1' in reasons[2], told
+    assert told.returncode == 1 and len(reasons) == 3, told
+    assert 'SIGSEGV' in reasons[0] and 'exit code 7' in reasons[1] and 'more than 1' in reasons[2]
     assert found['photos'] == 40 and found['refused'] == 3
 
 
@@ -78,7 +83,8 @@ def test_a_photo_that_takes_too_much_memory_is_an_error(photos, monkeypatch):
     with pytest.raises(MemoryError): answer(photos/'00.png')
     Image.new('L', (7900, 7900)).save(photos/'99.png')
     code = 'import basegun_fastai.data.reading as r; r.MAX_MEMORY = 2**26; r.run_worker()'
-    told = subprocess.run([sys.executable, '-c', code, photos, 'examine', '60'], input='"99.png"\n"00.png"\n', capture_output=True, text=True, timeout=60)
+    told = subprocess.run([sys.executable, '-c', code, photos, 'examine', '60'], input='"99.png"\n"00.png"\n',
+                          capture_output=True, text=True, timeout=60)
     large, small = told.stdout.splitlines()[1:]
     assert 'more memory than there is' in large and '"width": 60' in small
 
@@ -107,7 +113,8 @@ def test_files_of_the_working_folder_are_not_imported(photos, monkeypatch):
 
 def children(process=None):
     "Numbers of the processes that any thread of a process has started."
-    return {o for file in Path(f'/proc/{process or os.getpid()}/task').glob('*/children') for o in file.read_text().split()}
+    return {o for file in Path(f'/proc/{process or os.getpid()}/task').glob('*/children')
+            for o in file.read_text().split()}
 
 
 def test_no_process_outlives_its_use(photos):
@@ -126,8 +133,10 @@ def test_an_interruption_ends_a_check_and_its_processes_at_once(photos, tmp_path
     for split in ('train', 'val'):
         for label in ('a', 'b'):
             (data/split/label).mkdir(parents=True)
-            (data/split/label/f'{split}{label}.png').write_bytes((photos/'02.png').read_bytes())  # one that hangs the decoder
-    with subprocess.Popen([sys.executable, '-c', 'from basegun_fastai.cli import main; main()', 'check', data], stderr=subprocess.PIPE, text=True) as process:
+            # one that hangs the decoder
+            (data/split/label/f'{split}{label}.png').write_bytes((photos/'02.png').read_bytes())
+    with subprocess.Popen([sys.executable, '-c', 'from basegun_fastai.cli import main; main()', 'check', data],
+                          stderr=subprocess.PIPE, text=True) as process:
         assert 'reading 4 photos' in process.stderr.readline()
         started = time.monotonic()
         while not (readers := children(process.pid)) and time.monotonic() < started + 20: threading.Event().wait(.05)

@@ -16,7 +16,8 @@ from basegun_fastai.model.learner import balanced_weights, learner
 from basegun_fastai.model.weights import check_weights, plain_model, plain_state, weight_faults
 from basegun_fastai.model.device import is_unsupported_gpu, usable_device
 
-SIZES = {0: (224, 256), 1: (240, 256), 2: (288, 288), 3: (300, 320), 4: (380, 384), 5: (456, 489), 6: (528, 561), 7: (600, 633)}
+SIZES = {0: (224, 256), 1: (240, 256), 2: (288, 288), 3: (300, 320), 4: (380, 384), 5: (456, 489), 6: (528, 561),
+         7: (600, 633)}
 TINY = architecture('test_efficientnet', size=32)
 
 
@@ -63,7 +64,8 @@ def test_another_size_keeps_the_proportion():
     assert (made.size, made.before_crop) == (112, 128)
 
 
-@pytest.mark.parametrize(('typed', 'meant'), [('efficentnet_b3', 'efficientnet_b3'), ('EfficientNet_B0', 'efficientnet_b0'),
+@pytest.mark.parametrize(('typed', 'meant'),
+                         [('efficentnet_b3', 'efficientnet_b3'), ('EfficientNet_B0', 'efficientnet_b0'),
                                               ('resnet51', 'resnet50')])
 def test_an_unknown_name_gets_the_nearest(typed, meant):
     with pytest.raises(BasegunError, match=f"'{meant}'.*basegun-fastai archs"): architecture(typed)
@@ -82,18 +84,21 @@ def test_a_frozen_body_is_bit_identical_and_has_no_backward_pass(dls, weights):
     assert not torch.equal(learn.model[1][-1].weight, head) and not any(graphs) and not backward
 
 
-def statistics(model): return {k: v.clone() for k, v in model[0].state_dict().items() if 'running_' in k or 'num_batches' in k}
+def statistics(model):
+    return {k: v.clone() for k, v in model[0].state_dict().items() if 'running_' in k or 'num_batches' in k}
 
 
 @pytest.mark.parametrize('head', HEADS)
 def test_unfreezing_moves_the_body_but_not_the_statistics_that_came_with_its_weights(dls, weights, head):
     learn = learner(dls, TINY, weights, head)
-    before, statistics_before = {k: v.detach().clone() for k, v in learn.model.named_parameters()}, statistics(learn.model)
+    before, statistics_before = {k: v.detach().clone()
+                                 for k, v in learn.model.named_parameters()}, statistics(learn.model)
     fitted(learn)
     learn.unfreeze()
     fitted(learn)
     assert all(not torch.equal(v, before[k]) for k, v in learn.model.named_parameters())  # scale and shift too
-    assert len(statistics_before) > 20 and all(torch.equal(v, statistics_before[k]) for k, v in statistics(learn.model).items())
+    assert len(statistics_before) > 20 and all(torch.equal(v, statistics_before[k])
+                                               for k, v in statistics(learn.model).items())
     assert head == 'linear' or learn.model[1][0].running_mean.abs().max() > 0  # that of the head is new, and learns
 
 
@@ -155,11 +160,13 @@ def test_the_head_is_one_dense_layer_on_the_pooled_features(dls, weights, head):
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         features = learn.model[0].eval()(x)
-        timm_features = timm.create_model(TINY.timm_name, checkpoint_path=str(weights)).eval().forward_features(x).mean((2, 3))
+        timm_features = timm.create_model(TINY.timm_name,
+                                          checkpoint_path=str(weights)).eval().forward_features(x).mean((2, 3))
     assert torch.allclose(features, timm_features, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['test_efficientnet', 'test_resnet', 'test_convnext', 'test_vit', 'test_nfnet', 'mobilenetv3_small_050'])
+@pytest.mark.parametrize('name', ['test_efficientnet', 'test_resnet', 'test_convnext', 'test_vit', 'test_nfnet',
+                                  'mobilenetv3_small_050'])
 @pytest.mark.parametrize('head', HEADS)
 def test_any_network_trains_and_leaves_plain_weights(data, name, head):
     made = architecture(name, size=None if 'vit' in name else 32)
@@ -176,7 +183,8 @@ def test_any_network_trains_and_leaves_plain_weights(data, name, head):
 def test_weights_from_a_file_really_arrive(dls, weights):
     learn = learner(dls, TINY, weights)
     expected = timm.create_model(TINY.timm_name, num_classes=0, checkpoint_path='')
-    expected.load_state_dict({k: v for k, v in timm.models.load_state_dict(str(weights)).items() if not k.startswith('classifier.')})
+    expected.load_state_dict({k: v for k, v in timm.models.load_state_dict(str(weights)).items()
+                              if not k.startswith('classifier.')})
     assert all(torch.equal(v, learn.model[0].model.state_dict()[k]) for k, v in expected.state_dict().items())
 
 
@@ -194,7 +202,8 @@ def test_a_pytorch_file_of_tensors_is_fine_and_of_code_is_not(weights, tmp_path)
     (lambda s: {f'model.{k}': v for k, v in s.items()}, ['missing', 'does not have', 'model.b']),
     (lambda s: s | {'conv_stem.weight': torch.zeros(3, 3)}, ['another shape', 'conv_stem.weight'])])
 def test_weights_that_do_not_fit_are_named(dls, weights, tmp_path, spoil, words):
-    save_file({k: v.contiguous() for k, v in spoil(timm.models.load_state_dict(str(weights))).items()}, tmp_path/'spoilt.safetensors')
+    save_file({k: v.contiguous() for k, v in spoil(timm.models.load_state_dict(str(weights))).items()},
+              tmp_path/'spoilt.safetensors')
     faults = '\n'.join(weight_faults(TINY, tmp_path/'spoilt.safetensors'))
     assert all(o in faults for o in words)
     with pytest.raises(BasegunError): learner(dls, TINY, tmp_path/'spoilt.safetensors')
@@ -204,12 +213,14 @@ def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_pa
     import huggingface_hub.constants
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
-    with pytest.raises(BasegunError, match='--weights FILE.*--weights none'): check_weights(architecture('efficientnet_b0'), 'imagenet')
+    with pytest.raises(BasegunError, match='--weights FILE.*--weights none'):
+        check_weights(architecture('efficientnet_b0'), 'imagenet')
 
 
 def test_gpus_that_torch_was_not_built_for():
     wheel = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120', 'compute_120']
-    assert is_unsupported_gpu((7, 0), wheel) and not is_unsupported_gpu((8, 9), wheel) and not is_unsupported_gpu((12, 1), wheel)
+    assert is_unsupported_gpu((7, 0), wheel) and not is_unsupported_gpu((8, 9),
+        wheel) and not is_unsupported_gpu((12, 1), wheel)
     assert not is_unsupported_gpu((13, 0), wheel) and is_unsupported_gpu((13, 0), wheel[:-1])
 
 

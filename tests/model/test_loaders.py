@@ -66,7 +66,8 @@ def test_the_mirror_test_would_see_a_mirror(wide):
 def test_the_outermost_pixels_survive_500_draws(size, tmp_path):
     image = Image.new('RGB', size, 'white')
     for corner in [(0, 0), (size[0] - 1, 0), (0, size[1] - 1), (size[0] - 1, size[1] - 1)]:
-        box = [min(max(o - 12, 0), n - 1) for o, n in zip(corner, size, strict=True)] + [min(o + 12, n - 1) for o, n in zip(corner, size, strict=True)]
+        box = [min(max(o - 12, 0), n - 1) for o, n in zip(corner, size, strict=True)] + [min(o + 12, n - 1)
+            for o, n in zip(corner, size, strict=True)]
         ImageDraw.Draw(image).rectangle(box, fill='black')
     image.save(tmp_path/'corners.png')
     batch = drawn(tmp_path/'corners.png', 500, 128, 146)
@@ -87,7 +88,8 @@ def test_room_holds_the_whole_photo_and_no_more():
     normal = torch.stack([side[..., 1], -side[..., 0]], -1)
     normal = normal * (normal * corners).sum(-1, keepdim=True).sign()                    # outward
     photo = torch.tensor([[-1., -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.double)
-    slack = (normal * corners).sum(-1)[..., None] - normal @ photo.T                     # (n, sides, corners of the photo)
+    # (n, sides, corners of the photo)
+    slack = (normal * corners).sum(-1)[..., None] - normal @ photo.T
     assert slack.min() > -1e-5 and slack.amin((1, 2)).max() < 1e-5
 
 
@@ -104,7 +106,8 @@ def test_every_training_photo_is_changed_in_light_and_place(wide):
     batch = drawn(wide, 200, 64, 72)
     same = (batch[:, None] - batch[None]).abs().amax((2, 3, 4)) < 1e-4
     assert same.sum() == 200                                                             # each equals only itself
-    padding = batch[:, :, 2, 32]                                                         # neutral before the light changes
+    # neutral before the light changes
+    padding = batch[:, :, 2, 32]
     assert (padding.std(0) > .02).all() and ((padding[:, 0] - padding[:, 2]).std() > .005)
 
 
@@ -153,7 +156,8 @@ def test_workers_give_the_same_photos(data):
 
 def test_judging_keeps_the_order_of_the_table(data):
     table = list_photos(data).query('split == "val"').sample(frac=1, random_state=0)
-    dls = evaluation_loaders(data, sized(32, 36, mean=(0, 0, 0), std=(1, 1, 1)), table, sorted(table.label.unique()), 7, 0)
+    dls = evaluation_loaders(data, sized(32, 36, mean=(0, 0, 0), std=(1, 1, 1)), table, sorted(table.label.unique()),
+                             7, 0)
     labels = torch.cat([y for _, y in dls.valid])
     assert [dls.vocab[o] for o in labels] == table.label.tolist()
 

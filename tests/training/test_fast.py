@@ -1,4 +1,6 @@
-"What makes a training fast, and that it changes nothing it should not: features, folding, the optimiser, workers, memory."
+"""What makes a training fast, and that it changes nothing it should not: features, folding, the optimiser, workers,
+memory.
+"""
 import json
 import os
 import subprocess
@@ -57,7 +59,8 @@ def test_the_head_learns_the_same_from_one_kept_view_as_from_that_view_live(data
     for views in (0, 1): train(data, name=f'{views}', head_views=views, **options)
     live, kept = (rows(Run(tmp_path/o)) for o in '01')
     assert list(live) == list(kept)
-    assert live.val_loss[0] == pytest.approx(kept.val_loss[0], abs=.05) and not live.train_loss.equals(kept.train_loss)  # other draws
+    # other draws
+    assert live.val_loss[0] == pytest.approx(kept.val_loss[0], abs=.05) and not live.train_loss.equals(kept.train_loss)
     events = [sorted(o.name.split('.')[0] for o in (tmp_path/v).rglob('events*')) for v in '01']
     assert events[0] == events[1]
 
@@ -92,7 +95,8 @@ def test_features_on_a_full_disk_say_so(tmp_path):
 
 # The body
 
-@pytest.mark.parametrize('arch', ['test_efficientnet', 'test_resnet', 'test_mambaout', 'test_vit', 'tf_efficientnet_b0'])
+@pytest.mark.parametrize('arch', ['test_efficientnet', 'test_resnet', 'test_mambaout', 'test_vit',
+                                  'tf_efficientnet_b0'])
 def test_a_body_that_only_goes_forward_says_what_the_body_says(arch):
     torch.manual_seed(0)
     body = timm.create_model(arch, num_classes=0).eval()
@@ -101,8 +105,10 @@ def test_a_body_that_only_goes_forward_says_what_the_body_says(arch):
     photos = torch.randn(3, 3, *body.default_cfg['input_size'][1:])
     with torch.no_grad(): wanted = body(photos)
     state = {k: v.clone() for k, v in body.state_dict().items()}
-    with forward_only(body, 'float32'): assert torch.allclose(body(photos), wanted, atol=1e-4 * wanted.abs().max().item() + 1e-6)
-    with forward_only(body, 'bfloat16'): assert torch.dist(body(photos), wanted) < .05 * wanted.norm() and body(photos).dtype == torch.float32
+    with forward_only(body, 'float32'):
+        assert torch.allclose(body(photos), wanted, atol=1e-4 * wanted.abs().max().item() + 1e-6)
+    with forward_only(body, 'bfloat16'):
+        assert torch.dist(body(photos), wanted) < .05 * wanted.norm() and body(photos).dtype == torch.float32
     assert torch.equal(body(photos), wanted) and all(torch.equal(v, state[k]) for k, v in body.state_dict().items())
 
 
@@ -134,11 +140,13 @@ def test_a_network_that_cannot_be_folded_is_used_as_it_is_and_that_is_said(capsy
     with torch.no_grad():
         wanted = body(photos)
         assert torch.dist(fold_batch_norms(body)(photos), wanted) > .01 * wanted.norm()
-    assert torch.allclose(FrozenBodyForward(body, 'float32')(photos), wanted, atol=1e-6) and 'cannot be folded' in capsys.readouterr().err
+    assert torch.allclose(FrozenBodyForward(body, 'float32')(photos), wanted,
+                          atol=1e-6) and 'cannot be folded' in capsys.readouterr().err
 
 
 def test_the_number_format_is_the_one_asked_for():
-    assert stage_precision('float32', 'cpu', frozen=True) == 'float32' and stage_precision('auto', 'cpu', frozen=False) == 'float32'
+    assert stage_precision('float32', 'cpu', frozen=True) == 'float32' and stage_precision('auto', 'cpu',
+        frozen=False) == 'float32'
 
 
 def test_fine_tuning_in_bfloat16_trains_and_is_noted(data, tmp_path):
@@ -180,7 +188,8 @@ def test_many_steps_with_changing_rates_end_where_those_of_fastai_do():
     torch.manual_seed(0)
     models = [nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3)).double() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    opts = [make([[*o[0].parameters()], [*o[2].parameters()]], lr=.01) for make, o in zip((Adam, AdamW), models, strict=True)]
+    opts = [make([[*o[0].parameters()], [*o[2].parameters()]], lr=.01)
+            for make, o in zip((Adam, AdamW), models, strict=True)]
     for i in range(40):
         x = torch.randn(8, 6, dtype=torch.double)
         for opt, model in zip(opts, models, strict=True):
@@ -196,7 +205,8 @@ def test_scores_are_those_of_scikit_learn_whatever_is_missing():
     from sklearn.metrics import accuracy_score, precision_score, recall_score
     for seed in range(30):
         random = np.random.default_rng(seed)
-        labels, logits = torch.from_numpy(random.integers(0, 1 + seed % 5, 20)), torch.from_numpy(random.normal(size=(20, 5)))
+        labels, logits = torch.from_numpy(random.integers(0, 1 + seed % 5,
+                                                          20)), torch.from_numpy(random.normal(size=(20, 5)))
         if seed % 2: logits[:, 3:] -= 99  # never predicted
         said, counts = logits.argmax(1), confusion_counts(labels, logits)
         assert accuracy_of(counts) == pytest.approx(accuracy_score(labels, said))
@@ -240,7 +250,8 @@ print(any(os.path.exists(f'/proc/{o}') for o in pids))
 
 
 def test_workers_of_a_loader_that_nobody_has_any_more_end_without_a_word(data):
-    told = subprocess.run([sys.executable, '-W', 'ignore', '-c', DROPPED, data], capture_output=True, text=True, timeout=100)
+    told = subprocess.run([sys.executable, '-W', 'ignore', '-c', DROPPED, data], capture_output=True, text=True,
+                          timeout=100)
     assert (told.stdout, told.stderr) == ('False\n', '')
 
 
@@ -259,18 +270,21 @@ def test_a_training_without_enough_memory_goes_on_with_half_the_batch(data, tmp_
     before = EpochSeed.before_train
     def hungry(self):
         before(self)
-        if self.epochs_before + self.epoch == 2 and self.dls.bs > 8: torch.empty(2 ** 46, dtype=torch.uint8)  # refused by the allocator itself
+        # refused by the allocator itself
+        if self.epochs_before + self.epoch == 2 and self.dls.bs > 8: torch.empty(2 ** 46, dtype=torch.uint8)
     monkeypatch.setattr(EpochSeed, 'before_train', hungry)
     train(data, fine_tune_epochs=4, out=tmp_path, name='run', **TINY)
     run = Run(tmp_path/'run')
-    assert 'out of memory with batches of 16: going on with batches of 8 from the last finished epoch' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'out of memory with batches of 16: going on with batches of 8 from the last finished epoch' in said
     assert run.finished and run.config.resolved.batch_size == 8 and run.config.resolved.halved_from == [16]
     assert rows(run).epoch.tolist() == [1, 2, 3, 4] and json.loads((run.path/'metrics.json').read_text())['n'] == 24
 
 
 def test_another_failure_is_not_taken_for_want_of_memory(data, tmp_path, monkeypatch):
     monkeypatch.setattr(EpochSeed, 'before_train', lambda _: torch.zeros(2) @ torch.zeros(3))
-    with pytest.raises(RuntimeError, match='inconsistent tensor size|size mismatch'): train(data, fine_tune_epochs=1, out=tmp_path, name='run', **TINY)
+    with pytest.raises(RuntimeError, match='inconsistent tensor size|size mismatch'):
+        train(data, fine_tune_epochs=1, out=tmp_path, name='run', **TINY)
 
 
 def test_what_is_known_of_a_photo_takes_less_than_a_kilobyte(tmp_path):
@@ -283,7 +297,8 @@ def test_what_is_known_of_a_photo_takes_less_than_a_kilobyte(tmp_path):
             folder/('val' if i % 10 < 2 else 'train')/'ab'[i % 2]/f'photo {i:06d}.png', compress_level=0)
         tracemalloc.start()
         table = known_contents(folder, list_photos(folder))
-        squares = open_cache(folder, [(36, table[table.split == 'train']), (32, table[table.split == 'val'])], tmp_path/'cache')
+        squares = open_cache(folder, [(36, table[table.split == 'train']), (32, table[table.split == 'val'])],
+                             tmp_path/'cache')
         dls = dataloaders(folder, sized(32, 36), photos=table, batch_size=64, workers=2, photo_cache=squares)
         for _ in dls.train: pass
         sizes[n] = tracemalloc.get_traced_memory()[1]
@@ -300,7 +315,8 @@ def test_running_out_of_memory_in_16_bits_leaves_no_trace(data, tmp_path, monkey
     forward, many = nn.Linear.forward, []
     def hungry(self, x):
         many.append(len(x))
-        if len(x) > 8: torch.empty(2 ** 46, dtype=torch.uint8)  # refused by the allocator itself, in the middle of the forward pass
+        # refused by the allocator itself, in the middle of the forward pass
+        if len(x) > 8: torch.empty(2 ** 46, dtype=torch.uint8)
         return forward(self, x)
     with monkeypatch.context() as patch:
         patch.setattr(nn.Linear, 'forward', hungry)
@@ -342,7 +358,8 @@ def test_the_probe_of_the_batch_size_works_for_every_head(data, head):
 @pytest.mark.parametrize('said', ['CUDA error: out of memory', 'CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate',
                                   'GET was unable to find an engine to execute this computation after trying 9 plans.'])
 def test_other_words_for_too_little_memory_are_understood(said):
-    assert out_of_memory(RuntimeError(said)) and not out_of_memory(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))
+    assert out_of_memory(RuntimeError(said)) and not out_of_memory(RuntimeError('mat1 and mat2 shapes cannot be '
+                                                                                'multiplied'))
 
 
 def test_an_augmentation_does_not_wait_for_the_device(data):
@@ -360,9 +377,10 @@ def test_an_augmentation_does_not_wait_for_the_device(data):
 
 def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
     before = tree(copy)
-    told = subprocess.run([COMMAND, 'train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1', *as_arguments(**TINY)],
-                          capture_output=True, text=True, timeout=300,
-                          env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'), MPLCONFIGDIR=str(tmp_path/'matplotlib')))
+    told = subprocess.run([COMMAND, 'train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',
+                           *as_arguments(**TINY)], capture_output=True, text=True, timeout=300,
+                          env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
+                                                MPLCONFIGDIR=str(tmp_path/'matplotlib')))
     assert told.returncode == 0 and told.stderr.count('lies inside the data') == 2 and tree(copy) == before
 
 
@@ -374,5 +392,6 @@ def test_a_run_without_an_option_of_today_cannot_be_continued_and_that_is_told(d
     config = Run(tmp_path/'run').config
     del config.options['head_views']
     Run(tmp_path/'run').save_config(config)
-    told = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', '--fine-tune-epochs', 1, *as_arguments(**TINY))
+    told = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', '--fine-tune-epochs', 1,
+                 *as_arguments(**TINY))
     assert told.returncode == 1 and '--head-views was not there, now 2' in told.stderr

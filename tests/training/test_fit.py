@@ -38,7 +38,8 @@ def test_a_trial_step_has_the_final_size_and_leaves_the_learner_alone(learn, sta
 
 
 def test_stages_without_epochs_are_left_out():
-    assert [o.name for o in plan_stages(0, 3, .01, True)] == ['fine-tune'] and [o.name for o in plan_stages(3, 0, .01, True)] == ['head']
+    assert [o.name for o in plan_stages(0, 3, .01, True)] == ['fine-tune'] and [o.name
+        for o in plan_stages(3, 0, .01, True)] == ['head']
     assert plan_stages(0, 3, .01, False)[0].rate == .01 and isinstance(plan_stages(0, 3, .01, True)[0].rate, slice)
 
 
@@ -90,6 +91,8 @@ def test_epochs_of_a_pretrained_network_are_compared_at_their_best_temperature(t
     losses = []
     for epoch in Logits.epochs:
         logits, labels = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*epoch, strict=True))
-        losses.append(min(torch.nn.functional.cross_entropy(logits / t, labels.long()).item() for t in torch.logspace(-2, 2, 2001)))
-    assert memory.best['epoch'] == losses.index(min(losses)) + 1 and memory.best['compared_loss'] == pytest.approx(min(losses), abs=1e-5)
+        losses.append(min(torch.nn.functional.cross_entropy(logits / t, labels.long()).item()
+                          for t in torch.logspace(-2, 2, 2001)))
+    assert (memory.best['epoch'] == losses.index(min(losses)) + 1
+            and memory.best['compared_loss'] == pytest.approx(min(losses), abs=1e-5))
     assert memory.best['compared_loss'] < memory.best['val_loss']

@@ -9,9 +9,11 @@ import torch
 from conftest import TINY, as_arguments, tree, typed
 from scipy.special import softmax
 
-from basegun_fastai.trust.calibration import calibration_error, split_in_half, calibration_metrics, fit_temperature, cross_fitted
+from basegun_fastai.trust.calibration import calibration_error, split_in_half, calibration_metrics, fit_temperature
+from basegun_fastai.trust.calibration import cross_fitted
 from basegun_fastai.run import Run
-from basegun_fastai.trust.levels import Levels, level_counts, photos_needed, find_levels, clopper_pearson_upper, ood_metrics, threshold
+from basegun_fastai.trust.levels import Levels, level_counts, photos_needed, find_levels, clopper_pearson_upper
+from basegun_fastai.trust.levels import ood_metrics, threshold
 from basegun_fastai.train import train
 
 
@@ -48,7 +50,8 @@ def test_the_temperature_is_the_one_of_scikit_learn():
     plain = LogisticRegression().fit(logits, labels)
     plain.coef_, plain.intercept_ = np.eye(6), np.zeros(6)  # its decision function is its input
     made = CalibratedClassifierCV(FrozenEstimator(plain), method='temperature').fit(logits, labels)
-    assert 1 / made.calibrated_classifiers_[0].calibrators[0].beta_ == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
+    assert 1 / made.calibrated_classifiers_[0].calibrators[0].beta_ == pytest.approx(fit_temperature(logits, labels),
+        rel=1e-3)
 
 
 def test_no_temperature_changes_an_answer():
@@ -72,14 +75,17 @@ def test_few_photos_are_judged_too(n):
 def test_halves_have_as_many_of_each_class():
     labels = np.repeat([0, 1, 2], [10, 3, 1])
     half = split_in_half(labels)
-    assert [int(half[labels == o].sum()) for o in range(3)] in ([5, 2, 0], [5, 1, 1], [5, 1, 0], [5, 2, 1]) and (half == split_in_half(labels)).all()
+    assert [int(half[labels == o].sum()) for o in range(3)] in ([5, 2, 0], [5, 1, 1], [5, 1, 0],
+                                                                [5, 2, 1]) and (half == split_in_half(labels)).all()
 
 
 def test_the_figures_are_those_of_scikit_learn():
     from sklearn.metrics import brier_score_loss, log_loss
     logits, labels = sure(2, heat=2.)
     chance, found = softmax(logits.astype(float), 1), calibration_metrics(logits, labels)
-    assert found['nll'] == pytest.approx(log_loss(labels, chance)) and found['brier'] == pytest.approx(brier_score_loss(labels, chance, scale_by_half=False))
+    assert found['nll'] == pytest.approx(log_loss(labels,
+                                                  chance)) and found['brier'] == pytest.approx(brier_score_loss(labels,
+        chance, scale_by_half=False))
 
 
 def test_the_calibration_error_of_a_liar_is_its_lie():
@@ -169,15 +175,18 @@ def test_bands_cover_all_photos():
     found = level_counts(Levels(.7, .95), *drawn(np.random.default_rng(0), 1000))
     assert sum(o['n'] for o in found.values()) == 1000 and sum(o['share'] for o in found.values()) == pytest.approx(1)
     for o in found.values(): assert o['interval'][0] <= o['right'] <= o['interval'][1]
-    assert level_counts(Levels(None, None), np.ones(3), np.ones(3, bool))['high'] == dict(n=0, share=0., right=None, interval=None)
+    assert level_counts(Levels(None, None), np.ones(3), np.ones(3, bool))['high'] == dict(n=0, share=0., right=None,
+        interval=None)
 
 
 # A run
 
 def test_a_run_says_how_far_its_confidence_can_be_trusted(run):
     numbers = json.loads((run.path/'metrics.json').read_text())
-    assert set(numbers['calibration']) == {'temperature', 'bins', 'before', 'after'} and numbers['calibration']['bins'] == 15
-    assert set(numbers['levels']['bands']) == {'low', 'medium', 'high'} and sum(o['n'] for o in numbers['levels']['bands'].values()) == numbers['n']
+    assert set(numbers['calibration']) == {'temperature', 'bins', 'before',
+                                           'after'} and numbers['calibration']['bins'] == 15
+    assert set(numbers['levels']['bands']) == {'low', 'medium', 'high'} and sum(o['n']
+        for o in numbers['levels']['bands'].values()) == numbers['n']
     assert numbers['levels']['high'] is None and 'too few' in numbers['levels']['refused']['high']
     assert (run.path/'confidence.png').read_bytes()[:4] == b'\x89PNG'
 
@@ -208,7 +217,8 @@ def others(tmp_path):
     (folder/'inner').mkdir(parents=True)
     from PIL import Image
     for i in range(24):
-        Image.fromarray(random.integers(0, 256, (40, 60, 3), np.uint8)).save(folder/('inner' if i % 2 else '.')/f'{i}.png')
+        Image.fromarray(random.integers(0, 256, (40, 60, 3), np.uint8)).save(folder/('inner' if i % 2
+            else '.')/f'{i}.png')
     return folder
 
 
@@ -220,7 +230,8 @@ def test_other_things_are_taken_into_account_by_train_and_evaluate(data, others,
     told = typed('evaluate', tmp_path/'run', data, '--out', tmp_path/'judged', '--not-a-gun', others, '--workers', 0)
     assert told.returncode == 0 and 'not a gun: 24 photos' in told.stdout and tree(others) == before
     again = json.loads((tmp_path/'judged'/'metrics.json').read_text())['levels']
-    assert again['not_a_gun'] == pytest.approx(numbers['not_a_gun']) and (again['low'], again['high']) == (numbers['low'], numbers['high'])
+    assert again['not_a_gun'] == pytest.approx(numbers['not_a_gun']) and (again['low'],
+        again['high']) == (numbers['low'], numbers['high'])
 
 
 def test_faults_of_other_things(data, copy, others, tmp_path):
@@ -243,23 +254,29 @@ def test_what_is_wrong_with_an_evaluation_is_told_at_once(run, data, copy, other
     (copy/'photos'/'flamethrower').mkdir()
     (copy/'photos'/'flamethrower'/'0.jpg').write_bytes(b'no photo')  # would be told, had it been read
     (tmp_path/'g.csv').write_text('file;camera\n')
-    told = typed('evaluate', run.path, copy/'photos', '--out', copy/'photos'/'out', '--not-a-gun', others/'inner', '--groups', tmp_path/'g.csv')
+    told = typed('evaluate', run.path, copy/'photos', '--out', copy/'photos'/'out', '--not-a-gun', others/'inner',
+                 '--groups', tmp_path/'g.csv')
     assert told.returncode == 1 and 'is none of' not in told.stderr
-    for o in ("class 'flamethrower' is not one", 'lies inside the data', 'takes 19 or more', 'separate them by commas'): assert told.stderr.count(o) == 1, told.stderr
-    told = typed('evaluate', run.path, tmp_path/'nowhere', '--not-a-gun', others, '--out', others/'out', '--groups', tmp_path/'g.csv')
-    assert told.returncode == 1 and 'nowhere' in told.stderr and f"inside the data '{others}'" in told.stderr and not (others/'out').exists()
+    for o in ("class 'flamethrower' is not one", 'lies inside the data', 'takes 19 or more', 'separate them by commas'):
+        assert told.stderr.count(o) == 1, told.stderr
+    told = typed('evaluate', run.path, tmp_path/'nowhere', '--not-a-gun', others, '--out', others/'out', '--groups',
+                 tmp_path/'g.csv')
+    assert (told.returncode == 1 and 'nowhere' in told.stderr and f"inside the data '{others}'" in told.stderr
+            and not (others/'out').exists())
     told = typed('evaluate', run.path, data, '--not-a-gun', data/'val', '--out', tmp_path/'out')
     assert told.returncode == 1 and 'that are also in the data' in told.stderr and not (tmp_path/'out').exists()
 
 
 def test_groups_have_numbers_of_their_own(run, data, tmp_path):
     rows = pd.read_csv(run.path/'predictions-val.csv')
-    pd.DataFrame(dict(file=rows.file, camera=np.where(np.arange(len(rows)) % 3, 'phone', 'scan'))).to_csv(tmp_path/'g.csv', index=False)
+    pd.DataFrame(dict(file=rows.file, camera=np.where(np.arange(len(rows)) % 3, 'phone',
+                                                      'scan'))).to_csv(tmp_path/'g.csv', index=False)
     told = typed('evaluate', run.path, data, '--out', tmp_path/'out', '--groups', tmp_path/'g.csv', '--workers', 0)
     assert told.returncode == 0, told.stderr
     table = pd.read_csv(tmp_path/'out'/'metrics-groups.csv').set_index('value')
     scans = rows[np.arange(len(rows)) % 3 == 0]
-    assert table.loc['scan'].n == len(scans) and table.loc['scan'].accuracy == pytest.approx((scans.label == scans.predicted).mean(), abs=1e-6)
+    assert table.loc['scan'].n == len(scans) and table.loc['scan'].accuracy == pytest.approx((scans.label
+        == scans.predicted).mean(), abs=1e-6)
     assert table.n.sum() == len(rows)
 
 
@@ -268,7 +285,8 @@ def test_a_column_with_a_value_for_each_photo_makes_no_groups(tmp_path, capsys):
     from basegun_fastai.trust.predictions import Predictions
     found = Predictions([f'{o}.jpg' for o in range(300)], ['a', 'b'], np.zeros(300, int), np.tile([1., 0.], (300, 1)))
     groups = pd.DataFrame(dict(number=[str(o) for o in range(300)], camera=['x', 'y'] * 150))
-    assert write_groups(found, groups, tmp_path).value.tolist() == ['x', 'y'] and 'number left out' in capsys.readouterr().err
+    assert write_groups(found, groups, tmp_path).value.tolist() == ['x',
+        'y'] and 'number left out' in capsys.readouterr().err
     assert list(write_groups(found, groups[['number']], tmp_path)) == list(pd.read_csv(tmp_path/'metrics-groups.csv'))
 
 
@@ -278,25 +296,31 @@ def test_evaluate_leaves_what_a_person_should_look_at(run, data, tmp_path):
     wrong = rows[rows.label != rows.predicted]
     assert told.returncode == 0 and len(wrong) and {o.name for o in (tmp_path/'out'/'confused').iterdir()} == {
         f'{a} as {b}.jpg' for a, b in zip(wrong.label, wrong.predicted, strict=True)}
-    assert list(pd.read_csv(tmp_path/'out'/'suspect-labels.csv')) == ['file', 'label', 'suggested', 'quality', 'confidence']
+    assert list(pd.read_csv(tmp_path/'out'/'suspect-labels.csv')) == ['file', 'label', 'suggested', 'quality',
+        'confidence']
 
 
 def test_a_pickle_is_opened_by_nobody_who_does_not_ask_for_it(run, data, tmp_path):
     told = typed('evaluate', run.learner, data, '--out', tmp_path/'out')
-    assert told.returncode == 1 and 'runs whatever code is in it' in told.stderr and '--trust-pickle' in told.stderr and not (tmp_path/'out').exists()
+    assert (told.returncode == 1 and 'runs whatever code is in it' in told.stderr and '--trust-pickle' in told.stderr
+            and not (tmp_path/'out').exists())
     for option in ('--not-a-gun', '--groups'):
         told = typed('evaluate', run.learner, data, '--out', tmp_path/'out', '--trust-pickle', option, data)
         assert told.returncode == 1 and 'leave them out' in told.stderr and not (tmp_path/'out').exists()
-    with pytest.warns(UserWarning, match='insecure pickle'): told = typed('evaluate', run.learner, data, '--out', tmp_path/'out', '--trust-pickle')
+    with pytest.warns(UserWarning, match='insecure pickle'):
+        told = typed('evaluate', run.learner, data, '--out', tmp_path/'out', '--trust-pickle')
     assert told.returncode == 0, told.stderr
-    for o in ('everything is called low', 'nothing is called high'): assert f'{o}: no threshold goes with the model' in told.stdout
+    for o in ('everything is called low', 'nothing is called high'):
+        assert f'{o}: no threshold goes with the model' in told.stdout
     mine, theirs = (pd.read_csv(o/'predictions-val.csv') for o in (tmp_path/'out', run.path))
     classes = run.config.classes
-    assert mine.file.tolist() == theirs.file.tolist() and np.abs(mine[classes] - theirs[classes]).to_numpy().max() < 1e-4
+    assert mine.file.tolist() == theirs.file.tolist() and np.abs(mine[classes]
+        - theirs[classes]).to_numpy().max() < 1e-4
     (tmp_path/'bad'/classes[0]).mkdir(parents=True)
     (tmp_path/'bad'/classes[0]/'0.jpg').write_bytes(b'no photo')
     for model, options in ((run.learner, ['--trust-pickle']), (run.path, [])):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             told = typed('evaluate', model, tmp_path/'bad', '--out', tmp_path/'none', '--skip-unreadable', *options)
-        assert told.returncode == 1 and told.stderr.strip().endswith('has no photo that can be read') and not (tmp_path/'none').exists()
+        assert (told.returncode == 1 and told.stderr.strip().endswith('has no photo that can be read')
+                and not (tmp_path/'none').exists())

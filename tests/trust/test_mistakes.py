@@ -1,4 +1,6 @@
-"Mistakes: which photos are shown, how the sheets look, which labels are suspected, and what is asked of a CSV of groups."
+"""Mistakes: which photos are shown, how the sheets look, which labels are suspected, and what is asked of a CSV of
+groups.
+"""
 import os
 import sys
 import warnings
@@ -41,12 +43,14 @@ def photos(tmp_path):
     out.mkdir()
     for i in range(61):
         size = [(400, 100), (100, 400), (300, 300), (20, 10)][i % 4]
-        Image.new('RGB', size, [(200, 30, 30), (30, 160, 30), (30, 30, 200), (160, 100, 0)][i % 4]).save(out/f'{i:02d}.png')
+        Image.new('RGB', size, [(200, 30, 30), (30, 160, 30), (30, 30, 200),
+                                (160, 100, 0)][i % 4]).save(out/f'{i:02d}.png')
     return out
 
 
 def confused(n, **changed):
-    return table([(changed.get(f'n{i}', f'{i:02d}.png'), 'autre_pistolet', 'revolver', .99 - .005 * i) for i in range(n)])
+    return table([(changed.get(f'n{i}', f'{i:02d}.png'), 'autre_pistolet', 'revolver', .99 - .005 * i)
+                  for i in range(n)])
 
 
 def opened(content):
@@ -66,8 +70,9 @@ def of_colour(image, colour):
 # Pairs
 
 def test_pairs_go_by_number_and_photos_by_confidence():
-    rows = table([('1', 'fusil', 'revolver', .6), ('2', 'revolver', 'fusil', .8), ('3', 'fusil', 'revolver', .9), ('4', 'fusil', 'fusil', .95),
-                  ('5', 'autre_pistolet', 'fusil', .7), ('6', 'fusil', 'revolver', .9)]).set_index(pd.Index([9, 9, 3, 1, 0, 5]))
+    rows = table([('1', 'fusil', 'revolver', .6), ('2', 'revolver', 'fusil', .8), ('3', 'fusil', 'revolver', .9),
+                  ('4', 'fusil', 'fusil', .95), ('5', 'autre_pistolet', 'fusil', .7),
+                  ('6', 'fusil', 'revolver', .9)]).set_index(pd.Index([9, 9, 3, 1, 0, 5]))
     pairs = confused_pairs(rows)
     assert list(pairs) == [('fusil', 'revolver'), ('autre_pistolet', 'fusil'), ('revolver', 'fusil')]
     assert pairs['fusil', 'revolver'].file.tolist() == ['3', '6', '1']
@@ -77,7 +82,8 @@ def test_pairs_go_by_number_and_photos_by_confidence():
 
 def test_classes_may_be_named_like_columns():
     classes = ['confidence', 'file', 'label', 'predicted']
-    rows = pd.DataFrame([['1', 'file', 'label', .6, .0, .4, .6, .0], ['2', 'predicted', 'predicted', .9, .0, .0, .1, .9]],
+    rows = pd.DataFrame([['1', 'file', 'label', .6, .0, .4, .6, .0],
+                         ['2', 'predicted', 'predicted', .9, .0, .0, .1, .9]],
                         columns=['file', 'label', 'predicted', 'confidence', *classes])
     ((pair, part),) = confused_pairs(rows).items()
     assert pair == ('file', 'label') and part.iloc[0, 0] == '1'
@@ -101,7 +107,8 @@ def test_what_is_written_under_a_photo(photos, monkeypatch):
     written = []
     draw = mistakes.ImageDraw.ImageDraw
     real = draw.text
-    monkeypatch.setattr(draw, 'text', lambda self, at, text, *rest, **k: (written.append((at, text)), real(self, at, text, *rest, **k))[1])
+    monkeypatch.setattr(draw, 'text', lambda self, at, text, *rest, **k: (written.append((at, text)),
+        real(self, at, text, *rest, **k))[1])
     names = dict(n1='é' * 120 + '.png', n2='\u202ea\n\udce9.png', n3='枪.png', n4='sub/e\u0301t\u00e9.png')
     for name in list(names.values())[:3]: Image.new('RGB', (9, 9)).save(photos/name, 'PNG')
     contact_sheet(photos, confused(5, **names), 'autre_pistolet, taken for revolver: 5 photos')
@@ -117,7 +124,8 @@ def test_what_is_written_under_a_photo(photos, monkeypatch):
 def test_a_sheet_of_61_photos_says_that_one_is_left_out(photos, monkeypatch):
     written = []
     real = mistakes.ImageDraw.ImageDraw.text
-    monkeypatch.setattr(mistakes.ImageDraw.ImageDraw, 'text', lambda self, *a, **k: (written.append(a[1]), real(self, *a, **k))[1])
+    monkeypatch.setattr(mistakes.ImageDraw.ImageDraw,
+                        'text', lambda self, *a, **k: (written.append(a[1]), real(self, *a, **k))[1])
     image = opened(contact_sheet(photos, confused(61), 'many'))
     assert written[-1].startswith('and 1 more') and '59.png' in written and '60.png' not in written
     assert image.width == 8 * 140 + 12
@@ -141,7 +149,8 @@ def test_nothing_on_a_sheet_lies_over_anything_else(photos, monkeypatch):
     part = confused(61, n7='Éàgjpqy_' * 30 + '.png', n8='W' * 200, n9='/'.join('ab'))
     part.iloc[3, 3] = 1.
     answers = mistakes.answers
-    monkeypatch.setattr(mistakes, 'answers', lambda *a: [dict(reason='Ég ' * 400) if i == 10 else o for i, o in enumerate(answers(*a))])
+    monkeypatch.setattr(mistakes, 'answers', lambda *a: [dict(reason='Ég ' * 400) if i == 10 else o
+                                                         for i, o in enumerate(answers(*a))])
     image = opened(contact_sheet(photos, part, f"{'W' * 250}, taken for {'une arme très longue ' * 12}: 61 photos"))
     assert len(boxes) > 60 * 4
     for i, (left, top, right, bottom) in enumerate(boxes):
@@ -166,16 +175,19 @@ def test_photos_that_cannot_be_read_keep_their_place(photos):
 
 
 def test_a_sheet_for_each_pair(photos, tmp_path):
-    rows = table([('00.png', 'fusil', 'revolver', .6), ('01.png', 'revolver', 'fusil', .8), ('02.png', 'fusil', 'revolver', .9), ('03.png', 'fusil', 'fusil', 1)])
+    rows = table([('00.png', 'fusil', 'revolver', .6), ('01.png', 'revolver', 'fusil', .8),
+                  ('02.png', 'fusil', 'revolver', .9), ('03.png', 'fusil', 'fusil', 1)])
     before = {o: o.stat().st_mtime_ns for o in photos.iterdir()}
     out = tmp_path/'out'
     (out/'confused').mkdir(parents=True)
     for name in ('revolver as autre_pistolet.jpg', '.a as b.jpg.7.tmp', 'notes.txt'): (out/'confused'/name).touch()
     written = write_sheets(photos, rows, out)
     assert [o.name for o in written] == ['fusil as revolver.jpg', 'revolver as fusil.jpg']
-    assert {o.name for o in (out/'confused').iterdir()} == {'fusil as revolver.jpg', 'revolver as fusil.jpg', 'notes.txt'}
+    assert {o.name for o in (out/'confused').iterdir()} == {'fusil as revolver.jpg', 'revolver as fusil.jpg',
+                                                            'notes.txt'}
     first = opened(written[0].read_bytes())
-    assert of_colour(first, (30, 30, 200))[0][0] < of_colour(first, (200, 30, 30))[0][0]  # the surest mistake comes first
+    # the surest mistake comes first
+    assert of_colour(first, (30, 30, 200))[0][0] < of_colour(first, (200, 30, 30))[0][0]
     assert {o: o.stat().st_mtime_ns for o in photos.iterdir()} == before
 
 
@@ -186,8 +198,8 @@ def test_nothing_is_made_where_nothing_is_confused(photos, tmp_path):
 
 
 def test_any_class_name_makes_a_file_of_its_own(photos, tmp_path):
-    pairs = [('a', 'b as c'), ('a as b', 'c'), ('é' * 127, '枪' * 85), ('é' * 127, '枪' * 84 + 'x'), ('-rf', '.hidden'), ('x\ny', 'z\udce9'),
-             ('Fusil', 'x'), ('fusil', 'x'), ('\n' * 255, '\udce9' * 255)]
+    pairs = [('a', 'b as c'), ('a as b', 'c'), ('é' * 127, '枪' * 85), ('é' * 127, '枪' * 84 + 'x'), ('-rf', '.hidden'),
+             ('x\ny', 'z\udce9'), ('Fusil', 'x'), ('fusil', 'x'), ('\n' * 255, '\udce9' * 255)]
     classes = list(dict.fromkeys(sum(pairs, ())))
     written = write_sheets(photos, table([('00.png', *o, .6) for o in pairs], classes), tmp_path)
     assert len({o.name.casefold() for o in written}) == len(pairs) == len(list((tmp_path/'confused').iterdir()))
@@ -197,7 +209,8 @@ def test_any_class_name_makes_a_file_of_its_own(photos, tmp_path):
 
 
 def test_a_label_without_a_column_is_a_mistake_of_the_caller(photos):
-    with pytest.raises(ValueError, match='grenade'): contact_sheet(photos, table([('00.png', 'fusil', 'revolver', .6)]).replace('fusil', 'grenade'), 'x')
+    with pytest.raises(ValueError, match='grenade'):
+        contact_sheet(photos, table([('00.png', 'fusil', 'revolver', .6)]).replace('fusil', 'grenade'), 'x')
 
 
 # Suspect labels
@@ -236,9 +249,11 @@ def test_a_class_of_one_wrong_photo_is_found():
     assert found.values.tolist() == [['00040.jpg', 'c', 'b', .01, .97]]
 
 
-@pytest.mark.parametrize(['labels', 'said'], [([], True), ([1], True), ([1, 1, 1], True), ([0, 0], True), ([0, 1, 2, 2], False)])
+@pytest.mark.parametrize(['labels', 'said'],
+                         [([], True), ([1], True), ([1, 1, 1], True), ([0, 0], True), ([0, 1, 2, 2], False)])
 def test_few_photos_or_all_right(labels, said, capsys):
-    found = suspect_labels(judged(np.array(labels, int), np.eye(3)[labels].reshape(-1, 3) * .9 + 1 / 30, CLASSES), CLASSES)
+    found = suspect_labels(judged(np.array(labels, int), np.eye(3)[labels].reshape(-1, 3) * .9 + 1 / 30, CLASSES),
+                           CLASSES)
     assert len(found) == 0 and found.columns.tolist() == ['file', 'label', 'suggested', 'quality', 'confidence']
     assert found.to_csv(index=False) == 'file,label,suggested,quality,confidence\n'
     assert ('two classes' in capsys.readouterr().err) == said
@@ -253,7 +268,8 @@ def test_probabilities_have_to_be_of_the_classes_and_numbers():
 
 def test_cleanlab_is_not_paid_for_by_the_import():
     import subprocess
-    code = 'import sys, basegun_fastai.trust.mistakes; print({"cleanlab", "sklearn", "torch", "fastai"} & set(sys.modules))'
+    code = ('import sys, basegun_fastai.trust.mistakes; print({"cleanlab", "sklearn", "torch", "fastai"} & '
+            'set(sys.modules))')
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'set()\n'
 
 
@@ -264,12 +280,14 @@ FILES = ['val/a/1.jpg', 'val/a/2, "x".jpg', 'val/é/\udce9\n.jpg']
 
 def test_groups_go_beside_the_photos(tmp_path, capsys):
     csv = tmp_path/'groups.csv'
-    csv.write_bytes('\ufeffcamera,file,year\r\nNikon,"val/a/2, ""x"".jpg",007\r\n\r\n,val/a/1.jpg,NA\r\nX,nowhere,1\r\nNikon,"val/a/2, ""x"".jpg",007\r\n'.encode()
+    csv.write_bytes('\ufeffcamera,file,year\r\nNikon,"val/a/2, ""x"".jpg",007\r\n\r\n'
+                    ',val/a/1.jpg,NA\r\nX,nowhere,1\r\nNikon,"val/a/2, ""x"".jpg",007\r\n'.encode()
                     + b'"L\xc3\xa9ica",val/\xc3\xa9/"\xe9\n.jpg",2\r\n'.replace(b'val/\xc3\xa9/"', b'"val/\xc3\xa9/'))
     found = read_groups(csv, FILES)
     assert found.columns.tolist() == ['camera', 'year'] and found.index.tolist() == [0, 1, 2]
     assert found.values.tolist() == [['', 'NA'], ['Nikon', '007'], ['Léica', '2']]
-    assert capsys.readouterr().err == f"--groups '{csv}': 1 of its rows name no photo of these, the first one 'nowhere'\n"
+    assert (capsys.readouterr().err
+            == f"--groups '{csv}': 1 of its rows name no photo of these, the first one 'nowhere'\n")
 
 
 def test_photos_without_a_row_are_counted(tmp_path, capsys):
@@ -299,7 +317,8 @@ FAULTS = {
     'file,camera\nval/a/1.jpg,caméra\n'.encode('latin-1'): ['line 2 is not UTF-8'],
     'file,camera\nval/é/1.jpg,x\n'.encode('latin-1'): ['line 2 is not UTF-8'],
     b'file,camera\nval/a/1.jpg,x,y\nval/a/1.jpg\n': ['line 2 has 3 cells, the header 2', 'line 3 has 1 cells'],
-    b'file,camera\nval/a/1.jpg,x\nval/a/1.jpg,y\nz\n': ["line 3 names 'val/a/1.jpg' again with other values", 'line 4 has 1 cells'],
+    b'file,camera\nval/a/1.jpg,x\nval/a/1.jpg,y\nz\n': ["line 3 names 'val/a/1.jpg' again with other values",
+                                                        'line 4 has 1 cells'],
     b'file,camera\nval/a/1.jpg,"x': ['is no CSV from line 2 on'],
     b'file,camera\nval/a/1.jpg,"x"y\n': ['is no CSV from line 2 on'],
     b'file,camera\na/1.jpg,x\na/2.jpg,x\n': ["it has 'a/1.jpg', the data has 'val/a/1.jpg'"],
