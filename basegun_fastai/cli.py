@@ -12,6 +12,7 @@ import shutil
 import sys
 import threading
 import warnings
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 
@@ -22,31 +23,54 @@ from .core import raise_if_interrupted, set_home
 from .machine import machine_faults
 
 # %% ../nbs/cli.ipynb #c72b5c72
-COMMANDS = {  # command: (module, function, what it does)
-    'demo-data': ('data.demo', 'demo_data', 'draw a data set of guns to try the other commands on'),
-    'check': ('check', 'check', 'say what is in a data set and what is wrong with it'),
-    'split': ('split', 'split', 'make a fixed train/ and val/ out of class folders'),
-    'archs': ('model.archs', 'archs', 'list the architectures, their sizes and weights'),
-    'lr-find': ('train', 'lr_find', 'find a learning rate, and leave its curve'),
-    'train': ('train', 'train', 'train a classifier on two folders of photos'),
-    'evaluate': ('evaluate', 'evaluate', 'judge a trained run on any folder of class folders'),
-    'export': ('export', 'export', 'make files that can be served, checked against the trained run'),
-    'predict': ('predict', 'predict', 'say what photos show, as rows of a table; needs no torch'),
-    'cache': ('data.cache', 'cache', 'list or clear what is kept of photos'),
+COMMANDS = {  # command: (module, function, what it does, two examples of what follows it)
+    'demo-data': ('data.demo', 'demo_data', 'draw a data set of guns to try the other commands on',
+                  ('drawn', 'drawn --photos-per-class 200 --seed 7')),
+    'check': ('check', 'check', 'say what is in a data set and what is wrong with it',
+              ('data/', 'data/ --report check.html --json check.json')),
+    'split': ('split', 'split', 'make a fixed train/ and val/ out of class folders',
+              ('photos/ data/', 'photos/ data/ --val 0.2 --conflicts leave-out')),
+    'archs': ('model.archs', 'archs', 'list the architectures, their sizes and weights', ()),
+    'lr-find': ('train', 'lr_find', 'find a learning rate, and leave its curve',
+                ('data/', 'data/ --arch efficientnet_b0 --weights none --name rates')),
+    'train': ('train', 'train', 'train a classifier on two folders of photos',
+              ('data/ --arch efficientnet_b3', 'data/ --arch efficientnet_b0 --name night --resume')),
+    'evaluate': ('evaluate', 'evaluate', 'judge a trained run on any folder of class folders',
+                 ('runs/night photos-of-2026/', 'runs/night photos-of-2026/ --groups cameras.csv --out judged')),
+    'export': ('export', 'export', 'make files that can be served, checked against the trained run',
+               ('runs/night', 'runs/night --out served')),
+    'predict': ('predict', 'predict', 'say what photos show, as rows of a table; needs no torch',
+                ('served photo.jpg', 'served photos/ --out rows.csv')),
+    'cache': ('data.cache', 'cache', 'list or clear what is kept of photos', ('', '--clear')),
 }
 
 # they, or what they import, want temporary files
 _TEMPORARY = ('check', 'split', 'lr-find', 'train', 'evaluate', 'export')
 
 # %% ../nbs/cli.ipynb #39538ada
+_METAVARS = {'(int)': 'N', '(float)': 'NUMBER', '(path)': 'PATH', '(str)': 'NAME', '(float|str)': 'NUMBER|auto',
+             '(int|str)': 'N|auto'}  # what fastcore calls a type: what a user reads
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog): super().__init__(prog, max_help_position=30)
+
 def _parser():
-    listing = '\n'.join(f'  {name:10} {what}' for name, (_, _, what) in COMMANDS.items())
-    parser = argparse.ArgumentParser('basegun-fastai', usage='basegun-fastai COMMAND ...', add_help=True,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description='Train, judge and export firearm classifiers.\n\n'
-                    f'commands:\n{listing}', epilog='basegun-fastai COMMAND -h tells the options of a command.')
+    listing = '\n'.join(f'  {name:10} {what}' for name, (_, _, what, _) in COMMANDS.items())
+    parser = argparse.ArgumentParser('basegun-fastai', usage='basegun-fastai COMMAND ...',
+                                     formatter_class=_HelpFormatter,
+        description=f'Train, judge and export firearm classifiers.\n\ncommands:\n{listing}',
+        epilog='examples:\n  basegun-fastai check data/\n  basegun-fastai train data/ --arch efficientnet_b3\n\n'
+               'basegun-fastai COMMAND -h tells the options of a command.')
     parser.add_argument('--version', action='version', version=version('basegun-fastai'))
-    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help=argparse.SUPPRESS)
+    parser.add_argument('command', metavar='COMMAND', help=argparse.SUPPRESS)
+    return parser
+
+def _command_parser(name, function):
+    "What a command takes, by the signature of its function."
+    parser, examples = anno_parser(function, prog=f'basegun-fastai {name}'), COMMANDS[name][3]
+    for action in parser._actions: action.metavar = _METAVARS.get(action.metavar, action.metavar)
+    lines = [f'  basegun-fastai {name} {o}'.rstrip() for o in examples]
+    parser.formatter_class, parser.epilog = _HelpFormatter, '\n'.join(['examples:', *lines]) if lines else None
     return parser
 
 # %% ../nbs/cli.ipynb #197ab9a4
@@ -54,11 +78,16 @@ def run_command(
     arguments: list[str], # What follows `basegun-fastai` on the command line
 ) -> None: # Nothing; raises what the command's function raises, and `SystemExit` for help (0) and wrong usage (2)
     "Run the command that `arguments` name."
-    command = _parser().parse_args(arguments[:1]).command
+    parser = _parser()
+    command = parser.parse_args(arguments[:1]).command
+    if command not in COMMANDS:
+        close = get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean '{close[0]}'?" if close else f"the commands are {', '.join(COMMANDS)}"
+        parser.error(f"there is no command '{command}': {hint}")
     raise_faults(machine_faults(command in _TEMPORARY))
-    module, function, _ = COMMANDS[command]
-    function = getattr(import_module(f'basegun_fastai.{module}'), function)
-    options = vars(anno_parser(function, prog=f'basegun-fastai {command}').parse_args(arguments[1:]))
+    module, name, *_ = COMMANDS[command]
+    function = getattr(import_module(f'basegun_fastai.{module}'), name)
+    options = vars(_command_parser(command, function).parse_args(arguments[1:]))
     function(**{k: v for k, v in options.items() if k not in ('pdb', 'xtra')})
 
 # %% ../nbs/cli.ipynb #883e8ea6

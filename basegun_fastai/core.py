@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BasegunError', 'raise_faults', 'attempt', 'Terminated', 'handle_signals', 'raise_if_interrupted', 'say', 'cores',
            'set_home', 'cache_home', 'whole_file', 'write_whole', 'whole_folder', 'disk_fault', 'inside_fault',
-           'out_faults', 'file_faults', 'printable', 'number_of', 'csv_text']
+           'out_faults', 'file_faults', 'printable', 'number_of', 'csv_text', 'one_of']
 
 # %% ../nbs/core.ipynb #61233daf
 import csv
@@ -16,10 +16,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 # %% ../nbs/core.ipynb #dff399b6
 class BasegunError(Exception):
@@ -235,3 +235,10 @@ def csv_text(
         writer.writeheader()
         writer.writerows(rows)
     return out.getvalue()
+
+# %% ../nbs/core.ipynb #0b8af6f3
+def one_of(
+    choices: Sequence[str], # What may be given
+) -> type: # An annotation for a parameter of a command
+    "Be a text whose choices `-h` shows."
+    return Annotated[str, {'metavar': '{' + ','.join(choices) + '}'}]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import BasegunError, attempt, out_faults, raise_faults, say, whole_folder
+from .core import BasegunError, attempt, one_of, out_faults, raise_faults, say, whole_folder
 from .data.contents import keep_readable, known_contents, part_fingerprint
 from .data.folders import list_photos
 from .data.names import confusable, difference
@@ -20,6 +20,7 @@ from .data.photo import DECODER
 from .lock import hold
 from .machine import worker_faults
 from .run import Config, Run
+from .training.options import DEVICES
 from .trust.confidence import run_confidence
 from .trust.groups import read_groups, write_groups
 from .trust.levels import Levels
@@ -124,7 +125,7 @@ def evaluate(
     out: Path = None, # Folder to make for the tables; default: RUN/evaluation_<date>_<time>
     skip_unreadable: bool = False, # Leave photos aside that cannot be read
     workers: int = None, # Processes that read photos; default: one a core, at most 16
-    device: str = 'auto', # auto, cpu or cuda
+    device: one_of(DEVICES) = 'auto', # Where to judge; auto takes a GPU that is there
     not_a_gun: Path = None, # Folder with photos of other things, to see that they come out low
     groups: Path = None, # CSV with a column `file` as in predictions-val.csv: numbers by its other columns
     trust_pickle: bool = False, # RUN is a fastai learner.pkl of known origin: opening it runs whatever code is in it

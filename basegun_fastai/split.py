@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import BasegunError, csv_text, number_of, out_faults, raise_faults, raise_if_interrupted, say
-from .core import whole_folder, write_whole
+from .core import BasegunError, csv_text, number_of, one_of, out_faults, raise_faults
+from .core import raise_if_interrupted, say, whole_folder, write_whole
 from .data.contents import examine, keep_readable, progress
 from .data.crops import CropRecords
 from .data.folders import SPLITS, list_photos
@@ -122,7 +122,7 @@ def split(
     seed: int = 42, # Another seed makes another split; the same one and the same photos always make the same
     link: bool = False, # Make hard links instead of copies: no disk space, but a change of one changes both
     skip_unreadable: bool = False, # Leave photos aside that cannot be read
-    conflicts: str = 'error', # What one photo under two labels is: an error, or leave-out to leave all its copies out
+    conflicts: one_of(CONFLICTS) = 'error', # What becomes of a photo under two labels; leave-out takes no copy of it
     workers: int = None, # Processes that read photos (default: one a core)
 ) -> None: # Nothing; prints the counts and OUT, raises `BasegunError`
     "Make a fixed split out of class folders, with photos that look alike on one side."

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fastcore.meta import delegates
 
-from .core import BasegunError, number_of, out_faults, printable, raise_faults, say, whole_folder
+from .core import BasegunError, number_of, one_of, out_faults, printable, raise_faults, say, whole_folder
 from .core import write_whole
 from .data.cache import cache_faults, open_cache
 from .data.contents import describe_photos
@@ -27,9 +27,9 @@ from .data.photo import DECODER
 from .data.problems import readable_photos
 from .lock import hold
 from .machine import worker_faults
-from .model.archs import EFFICIENTNETS
+from .model.archs import EFFICIENTNETS, HEADS
 from .run import Config, Run, run_name
-from .training.options import Options
+from .training.options import CLASS_WEIGHTS, DEVICES, PRECISIONS, Options
 from .trust.ood import read_ood_photos
 
 # %% ../nbs/train.ipynb #acca8279
@@ -169,19 +169,19 @@ def train(
     fine_tune_epochs: int = 5, # Epochs that then train all of it: its head at a fifth of --lr, its body at a sixteenth
     lr: float|str = .005, # Highest learning rate, or auto for the finder's suggestion (too low with weights to keep)
     batch_size: int|str = 'auto', # Photos in a batch; auto is the largest power of two that fits a GPU, 32 on a CPU
-    weights: str = 'imagenet', # imagenet, none, or a file with weights of the network
-    head: str = 'linear', # linear, or bn-dropout for BatchNorm and Dropout before the dense layer
+    weights: one_of(('imagenet', 'none', 'FILE')) = 'imagenet', # What the body starts with; FILE has its weights
+    head: one_of(HEADS) = 'linear', # bn-dropout puts BatchNorm and Dropout before the dense layer
     size: int = None, # Width and height of the input in pixels (default: the architecture's)
-    class_weights: str = 'none', # none, or balanced: photos of rare classes count for more in the training loss
+    class_weights: one_of(CLASS_WEIGHTS) = 'none', # balanced: photos of rare classes count for more in the loss
     out: Path = 'runs', # Folder in which the run's folder is made
     name: str = None, # Name of the run's folder (default: <arch>_<date>_<time>)
     seed: int = 42, # Runs with the same options, photos and seed are identical on a CPU
     workers: int = None, # Processes that read photos; changes the time alone (default: one a core, at most 16)
-    device: str = 'auto', # auto, cpu or cuda
+    device: one_of(DEVICES) = 'auto', # Where to train; auto takes a GPU that is there
     head_views: int = 2, # Views of each photo that train the head; 0 augments anew each epoch; changes the numbers
-    precision: str = 'auto', # auto, float32, bfloat16 or float16; changes the numbers a little
+    precision: one_of(PRECISIONS) = 'auto', # Number format; changes the numbers a little
     compile: bool = False, # Compile for fine-tuning: minutes first, faster then; changes the numbers a little
-    cache: str = 'auto', # Where decoded photos are kept: auto, off, or a folder; changes the time alone
+    cache: one_of(('auto', 'off', 'DIR')) = 'auto', # Where decoded photos are kept; changes the time alone
     high_rate: float = .99, # Share of right answers among those called high, as far as val can promise it
     shown_rate: float = .9, # The same among all that are not called low
     not_a_gun: Path = None, # Folder with photos of other things, which are to come out low
