@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, tree
+from conftest import TINY, as_arguments, tree, typed
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from basegun_fastai.core import BasegunError
 from basegun_fastai.run import Run
 from basegun_fastai.train import lr_find, train
+from basegun_fastai.training.callbacks import EpochSeed
 
 FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json',
          'confusion-matrix.csv', 'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'confidence.png',
@@ -268,3 +270,57 @@ def test_a_huge_rate_that_explodes_by_itself_is_told(data, tmp_path):
     with pytest.raises(BasegunError, match='the loss is (nan|inf)'):
         train(data, head_epochs=0, fine_tune_epochs=12, out=tmp_path, name='huge', lr=10., **TINY
               | dict(arch='test_vit', size=160))
+
+
+def rows(run): return pd.read_csv(run.history)
+
+
+def test_a_training_without_enough_memory_goes_on_with_half_the_batch(data, tmp_path, monkeypatch, capsys):
+    before = EpochSeed.before_train
+    def hungry(self):
+        before(self)
+        # refused by the allocator itself
+        if self.epochs_before + self.epoch == 2 and self.dls.bs > 8: torch.empty(2 ** 46, dtype=torch.uint8)
+    monkeypatch.setattr(EpochSeed, 'before_train', hungry)
+    train(data, fine_tune_epochs=4, out=tmp_path, name='run', **TINY)
+    run = Run(tmp_path/'run')
+    said = capsys.readouterr().err
+    assert 'out of memory with batches of 16: going on with batches of 8 from the last finished epoch' in said
+    assert run.finished and run.config.resolved.batch_size == 8 and run.config.resolved.halved_from == [16]
+    assert rows(run).epoch.tolist() == [1, 2, 3, 4] and json.loads((run.path/'metrics.json').read_text())['n'] == 24
+
+
+def test_another_failure_is_not_taken_for_want_of_memory(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(EpochSeed, 'before_train', lambda _: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match='inconsistent tensor size|size mismatch'):
+        train(data, fine_tune_epochs=1, out=tmp_path, name='run', **TINY)
+
+
+def test_running_out_of_memory_in_16_bits_leaves_no_trace(data, tmp_path, monkeypatch):
+    options = TINY | dict(fine_tune_epochs=2, precision='bfloat16')
+    train(data, out=tmp_path, name='plain', **options | dict(batch_size=8))
+    forward, many = nn.Linear.forward, []
+    def hungry(self, x):
+        many.append(len(x))
+        # refused by the allocator itself, in the middle of the forward pass
+        if len(x) > 8: torch.empty(2 ** 46, dtype=torch.uint8)
+        return forward(self, x)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Linear, 'forward', hungry)
+        train(data, out=tmp_path, name='run', **options)
+    assert max(many) == 16 and not torch.is_autocast_enabled('cpu')
+    assert Run(tmp_path/'run').config.resolved.halved_from == [16]
+    assert (tmp_path/'run'/'model.safetensors').read_bytes() == (tmp_path/'plain'/'model.safetensors').read_bytes()
+
+
+def test_a_run_without_an_option_of_today_cannot_be_continued_and_that_is_told(data, tmp_path, monkeypatch):
+    def broken(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EpochSeed, 'before_train', broken)
+        train(data, out=tmp_path, name='run', fine_tune_epochs=1, **TINY)
+    config = Run(tmp_path/'run').config
+    del config.options['head_views']
+    Run(tmp_path/'run').save_config(config)
+    told = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', '--fine-tune-epochs', 1,
+                 *as_arguments(**TINY))
+    assert told.returncode == 1 and '--head-views was not there, now 2' in told.stderr

@@ -1,10 +1,11 @@
 "What was read is remembered for as long as the files are what they were."
 import json
 import os
+import subprocess
 import time
 
 import pytest
-from conftest import as_arguments, typed
+from conftest import COMMAND, TINY, as_arguments, tree, typed
 
 from basegun_fastai.data import contents as module
 from basegun_fastai.data.contents import fingerprint, index_file, known_contents, part_fingerprint
@@ -148,3 +149,12 @@ def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
     assert module.answers is plain and known_contents(data,
                                                       list_photos(
                                                           data)).set_index('file').reason[file] == '' and read == [file]
+
+
+def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
+    before = tree(copy)
+    told = subprocess.run([COMMAND, 'train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',
+                           *as_arguments(**TINY)], capture_output=True, text=True, timeout=300,
+                          env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
+                                                MPLCONFIGDIR=str(tmp_path/'matplotlib')))
+    assert told.returncode == 0 and told.stderr.count('lies inside the data') == 2 and tree(copy) == before

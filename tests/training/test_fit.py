@@ -1,15 +1,13 @@
 "The trials: what they find, and that they try what the training will do."
 import pytest
 import torch
-from fastai.callback.core import Callback
 
 from basegun_fastai.core import BasegunError
-from basegun_fastai.run import Run
-from basegun_fastai.training.fit import Stage, fit, largest_power_of_two, plan_stages, find_rate, trial_step
-from basegun_fastai.model.loaders import dataloaders
-from basegun_fastai.model.workers import seed_all
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.learner import learner
+from basegun_fastai.model.loaders import dataloaders
+from basegun_fastai.training.fit import Stage, find_rate, largest_batch_size, largest_power_of_two, out_of_memory
+from basegun_fastai.training.fit import plan_stages, trial_step
 
 MADE = architecture('test_efficientnet', size=32)
 
@@ -48,51 +46,14 @@ def test_a_finder_that_cannot_see_a_rate_work_says_so(learn):
     with pytest.raises(BasegunError, match='--lr 0.005'): find_rate(learn)
 
 
-# The mean of the weights
-
-@pytest.fixture
-def trained(data, weights, tmp_path):
-    "Train two epochs of the whole network on weights from a file, with or without the mean."
-    def train(average, *callbacks):
-        run = Run(tmp_path/f'{average}')
-        run.path.mkdir()
-        seed_all(1, 0)
-        learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, weights)
-        learn.add_cbs(callbacks)
-        return learn, fit(learn, [Stage('fine-tune', 2, .001, .01, average=average)], run, 1, 'now')
-    return train
+@pytest.mark.parametrize('head', ['linear', 'bn-dropout'])
+def test_the_probe_of_the_batch_size_works_for_every_head(data, head):
+    learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, 'none', head)
+    assert largest_batch_size(learn, Stage('fine-tune', 1, .01, .01), MADE.before_crop) == 32
 
 
-def test_what_is_judged_and_kept_is_the_mean_over_the_steps(trained):
-    class Seen(Callback):
-        steps = []
-        def after_step(self): self.steps.append({k: v.detach().clone() for k, v in self.model.named_parameters()})
-    learn, memory = trained(True, Seen())
-    n = len(Seen.steps) * memory.best['epoch'] // 2
-    for name in Seen.steps[0]:
-        mean = torch.stack([o[name].double() for o in Seen.steps[:n]]).mean(0).float()
-        assert torch.allclose(memory.best['weights'][name], mean, atol=1e-6), name
-        assert torch.equal(dict(learn.model.named_parameters())[name], Seen.steps[-1][name]), name
-
-
-def test_the_mean_changes_what_is_judged_but_not_how_it_is_trained(trained):
-    mean, last = (trained(o)[1].rows for o in (True, False))
-    assert [o['train_loss'] for o in mean] == [o['train_loss'] for o in last]
-    assert [o['val_loss'] for o in mean] != [o['val_loss'] for o in last]
-
-
-def test_epochs_of_a_pretrained_network_are_compared_at_their_best_temperature(trained):
-    class Logits(Callback):
-        epochs = []
-        def before_validate(self): self.epochs.append([])
-        def after_batch(self):
-            if not self.training: self.epochs[-1].append((self.pred.detach().clone(), self.yb[0].clone()))
-    _, memory = trained(True, Logits())
-    losses = []
-    for epoch in Logits.epochs:
-        logits, labels = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*epoch, strict=True))
-        losses.append(min(torch.nn.functional.cross_entropy(logits / t, labels.long()).item()
-                          for t in torch.logspace(-2, 2, 2001)))
-    assert (memory.best['epoch'] == losses.index(min(losses)) + 1
-            and memory.best['compared_loss'] == pytest.approx(min(losses), abs=1e-5))
-    assert memory.best['compared_loss'] < memory.best['val_loss']
+@pytest.mark.parametrize('said', ['CUDA error: out of memory', 'CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate',
+                                  'GET was unable to find an engine to execute this computation after trying 9 plans.'])
+def test_other_words_for_too_little_memory_are_understood(said):
+    assert out_of_memory(RuntimeError(said)) and not out_of_memory(RuntimeError('mat1 and mat2 shapes cannot be '
+                                                                                'multiplied'))

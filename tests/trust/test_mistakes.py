@@ -1,11 +1,8 @@
-"""Mistakes: which photos are shown, how the sheets look, which labels are suspected, and what is asked of a CSV of
-groups.
-"""
+"Mistakes: which photos are shown, how the sheets look, which labels are suspected."
 import os
 import sys
 import warnings
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,9 +10,7 @@ import pytest
 from PIL import Image
 
 from basegun_fastai.trust import mistakes
-from basegun_fastai.core import BasegunError
 from basegun_fastai.trust.mistakes import confused_pairs, contact_sheet, suspect_labels, write_sheets
-from basegun_fastai.trust.groups import read_groups
 
 CLASSES = ['autre_pistolet', 'fusil', 'revolver']
 
@@ -67,7 +62,16 @@ def of_colour(image, colour):
     return (x.min(), y.min(), x.max() + 1, y.max() + 1) if len(x) else None, int(near.sum())
 
 
-# Pairs
+def planted(seed, absent=()):
+    random, k, n = np.random.default_rng(seed), 10, 2000
+    true = random.choice([o for o in range(k) if o not in absent], n)
+    logits = random.normal(size=(n, k))
+    logits[np.arange(n), true] += 5
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels, flipped = true.copy(), random.choice(n, n // 20, replace=False)
+    for i in flipped: labels[i] = random.choice([o for o in range(k) if o not in (*absent, true[i])])
+    return judged(labels, probabilities.astype(np.float32), [f'c{o}' for o in range(k)]), flipped, true
+
 
 def test_pairs_go_by_number_and_photos_by_confidence():
     rows = table([('1', 'fusil', 'revolver', .6), ('2', 'revolver', 'fusil', .8), ('3', 'fusil', 'revolver', .9),
@@ -89,8 +93,6 @@ def test_classes_may_be_named_like_columns():
     assert pair == ('file', 'label') and part.iloc[0, 0] == '1'
     assert suspect_labels(rows, classes).columns.tolist() == ['file', 'label', 'suggested', 'quality', 'confidence']
 
-
-# Sheets
 
 def test_a_sheet_shows_whole_photos_in_order(photos):
     image = opened(contact_sheet(photos, confused(4), 'four'))
@@ -213,19 +215,6 @@ def test_a_label_without_a_column_is_a_mistake_of_the_caller(photos):
         contact_sheet(photos, table([('00.png', 'fusil', 'revolver', .6)]).replace('fusil', 'grenade'), 'x')
 
 
-# Suspect labels
-
-def planted(seed, absent=()):
-    random, k, n = np.random.default_rng(seed), 10, 2000
-    true = random.choice([o for o in range(k) if o not in absent], n)
-    logits = random.normal(size=(n, k))
-    logits[np.arange(n), true] += 5
-    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    labels, flipped = true.copy(), random.choice(n, n // 20, replace=False)
-    for i in flipped: labels[i] = random.choice([o for o in range(k) if o not in (*absent, true[i])])
-    return judged(labels, probabilities.astype(np.float32), [f'c{o}' for o in range(k)]), flipped, true
-
-
 @pytest.mark.parametrize('absent', [(), (0, 9), (4,)])
 def test_planted_noise_is_found(absent, capfd):
     rows, flipped, true = planted(len(absent), absent)
@@ -271,98 +260,3 @@ def test_cleanlab_is_not_paid_for_by_the_import():
     code = ('import sys, basegun_fastai.trust.mistakes; print({"cleanlab", "sklearn", "torch", "fastai"} & '
             'set(sys.modules))')
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'set()\n'
-
-
-# Groups
-
-FILES = ['val/a/1.jpg', 'val/a/2, "x".jpg', 'val/é/\udce9\n.jpg']
-
-
-def test_groups_go_beside_the_photos(tmp_path, capsys):
-    csv = tmp_path/'groups.csv'
-    csv.write_bytes('\ufeffcamera,file,year\r\nNikon,"val/a/2, ""x"".jpg",007\r\n\r\n'
-                    ',val/a/1.jpg,NA\r\nX,nowhere,1\r\nNikon,"val/a/2, ""x"".jpg",007\r\n'.encode()
-                    + b'"L\xc3\xa9ica",val/\xc3\xa9/"\xe9\n.jpg",2\r\n'.replace(b'val/\xc3\xa9/"', b'"val/\xc3\xa9/'))
-    found = read_groups(csv, FILES)
-    assert found.columns.tolist() == ['camera', 'year'] and found.index.tolist() == [0, 1, 2]
-    assert found.values.tolist() == [['', 'NA'], ['Nikon', '007'], ['Léica', '2']]
-    assert (capsys.readouterr().err
-            == f"--groups '{csv}': 1 of its rows name no photo of these, the first one 'nowhere'\n")
-
-
-def test_photos_without_a_row_are_counted(tmp_path, capsys):
-    (tmp_path/'g.csv').write_text('file,camera\nval/a/1.jpg,Nikon\n')
-    assert read_groups(tmp_path/'g.csv', FILES + FILES[:1]).camera.tolist() == ['Nikon', '', '', 'Nikon']
-    assert '2 of 4 photos have no row' in capsys.readouterr().err
-
-
-def test_a_table_of_predictions_with_a_column_more_is_understood(tmp_path, capsys):
-    from basegun_fastai.core import write_whole
-    rows = table([(o, 'fusil', 'fusil', .9) for o in FILES]).assign(camera=list('xyz'))
-    write_whole(tmp_path/'g.csv', rows.to_csv(index=False, lineterminator='\n'))
-    assert read_groups(tmp_path/'g.csv', FILES).camera.tolist() == list('xyz') and capsys.readouterr().err == ''
-
-
-FAULTS = {
-    b'': ['is empty'],
-    b'file\nval/a/1.jpg\n': ["no column besides 'file'"],
-    b'photo,camera\nval/a/1.jpg,x\n': ["no column 'file'", "its columns are 'photo', 'camera'"],
-    b'photo;camera\nval/a/1.jpg;x\n': ["no column 'file'", "'photo;camera'; separate them by commas"],
-    b'File\nx\n': ["no column 'file'", "'File'"],
-    b',file,camera\n0,val/a/1.jpg,x\n': ['a column without a name'],
-    b'file,a,a,file,\nval/a/1.jpg,1,2,x,\n': ["several columns named 'file', 'a'", 'a column without a name'],
-    'file,é\n'.encode('utf-16'): ['is no CSV in UTF-8'],
-    'file,caméra\n'.encode('latin-1'): ['is no CSV in UTF-8'],
-    b'PK\3\4\0\0\0': ['is no CSV in UTF-8'],
-    'file,camera\nval/a/1.jpg,caméra\n'.encode('latin-1'): ['line 2 is not UTF-8'],
-    'file,camera\nval/é/1.jpg,x\n'.encode('latin-1'): ['line 2 is not UTF-8'],
-    b'file,camera\nval/a/1.jpg,x,y\nval/a/1.jpg\n': ['line 2 has 3 cells, the header 2', 'line 3 has 1 cells'],
-    b'file,camera\nval/a/1.jpg,x\nval/a/1.jpg,y\nz\n': ["line 3 names 'val/a/1.jpg' again with other values",
-                                                        'line 4 has 1 cells'],
-    b'file,camera\nval/a/1.jpg,"x': ['is no CSV from line 2 on'],
-    b'file,camera\nval/a/1.jpg,"x"y\n': ['is no CSV from line 2 on'],
-    b'file,camera\na/1.jpg,x\na/2.jpg,x\n': ["it has 'a/1.jpg', the data has 'val/a/1.jpg'"],
-    b'file,camera\n': ['names none of the photos: give a row for each'],
-    b'file,camera\n' + b'val/a/1.jpg\n' * 9: ['line 6 has 1 cells', 'has more lines like that'],
-    ','.join(f'c{i}' for i in range(40)).encode(): ["no column 'file'", "'c19' and 20 more"],
-    b'file,camera\n' + b'x' * 5000 + b',y\n': ["x…', the data has 'val/a/1.jpg'"],
-    b'file,camera\n' + b'x' * 200_000 + b',y\n': ['field larger than field limit'],
-}
-
-
-@pytest.mark.parametrize('content', FAULTS, ids=lambda o: repr(o[:20]))
-def test_every_fault_of_the_csv_is_told(content, tmp_path):
-    (tmp_path/'g.csv').write_bytes(content)
-    with pytest.raises(BasegunError) as told: read_groups(tmp_path/'g.csv', FILES)
-    message = str(told.value)
-    for o in FAULTS[content]: assert o in message
-    lines = message.split('\n')
-    assert len(lines) <= 7 and all(o.startswith(f"--groups '{tmp_path/'g.csv'}' ") and len(o) < 600 for o in lines)
-    assert 'line 7' not in message  # five of a kind are enough
-
-
-def test_what_is_no_csv_at_all(tmp_path, monkeypatch):
-    os.mkfifo(tmp_path/'pipe')
-    (tmp_path/'large').touch()
-    os.truncate(tmp_path/'large', 2**30 + 1)
-    for name, words in dict(none='No such file', pipe='no regular file', large='more than 1024 MiB').items():
-        with pytest.raises(BasegunError, match=words): read_groups(tmp_path/name, FILES)
-    with pytest.raises(BasegunError, match='no regular file'): read_groups(tmp_path, FILES)
-    with pytest.raises(BasegunError, match='no regular file'): read_groups('/dev/zero', FILES)
-    (tmp_path/'locked').write_text('file,camera\n')
-
-    def refuse(*_, **__): raise PermissionError(13, 'Permission denied')
-    monkeypatch.setattr('builtins.open', refuse)  # root may read anything
-    with pytest.raises(BasegunError, match='Permission denied'): read_groups(tmp_path/'locked', FILES)
-
-
-def test_rows_of_other_photos_take_no_memory(tmp_path, capsys):
-    import tracemalloc
-    with open(tmp_path/'g.csv', 'w') as f:
-        f.write('file,camera\nval/a/1.jpg,x\n')
-        for i in range(200_000): f.write(f'elsewhere/{i}.jpg,{i}\n')
-    tracemalloc.start()
-    read_groups(Path(tmp_path/'g.csv'), FILES)
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert most < 2**20 and '200000 of its rows' in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"Weights come in and go out key by key."
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from fastai.torch_core import set_seed
+from safetensors.torch import save_file
+
+from basegun_fastai.core import BasegunError
+from basegun_fastai.model.archs import HEADS, architecture
+from basegun_fastai.model.learner import learner
+from basegun_fastai.model.loaders import dataloaders
+from basegun_fastai.model.weights import check_weights, plain_model, plain_state, weight_faults
+
+TINY = architecture('test_efficientnet', size=32)
+
+
+@pytest.fixture(scope='module')
+def dls(data): return dataloaders(data, replace(TINY, size=32, before_crop=36), batch_size=16, workers=0)
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    set_seed(5)
+    model = timm.create_model(TINY.timm_name)
+    for m in model.modules():  # statistics that differ from those of a new network
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(0, .1)
+            m.running_var.uniform_(.5, 2)
+    file = tmp_path_factory.mktemp('weights')/'tiny.safetensors'
+    save_file(model.state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize('name', ['test_efficientnet', 'test_resnet', 'test_convnext', 'test_vit', 'test_nfnet',
+                                  'mobilenetv3_small_050'])
+@pytest.mark.parametrize('head', HEADS)
+def test_any_network_trains_and_leaves_plain_weights(data, name, head):
+    made = architecture(name, size=None if 'vit' in name else 32)
+    loaders = dataloaders(data, made, batch_size=16, workers=0)
+    learn = learner(loaders, made, 'none', head)
+    learn.unfreeze()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    x = loaders.valid.one_batch()[0]
+    with torch.no_grad():
+        plain, own = plain_model(made, plain_state(learn.model, made.classifier))(x), learn.model.eval()(x)
+    assert torch.allclose(plain, own, atol=1e-4)
+
+
+def test_weights_from_a_file_really_arrive(dls, weights):
+    learn = learner(dls, TINY, weights)
+    expected = timm.create_model(TINY.timm_name, num_classes=0, checkpoint_path='')
+    expected.load_state_dict({k: v for k, v in timm.models.load_state_dict(str(weights)).items()
+                              if not k.startswith('classifier.')})
+    assert all(torch.equal(v, learn.model[0].model.state_dict()[k]) for k, v in expected.state_dict().items())
+
+
+def test_a_pytorch_file_of_tensors_is_fine_and_of_code_is_not(weights, tmp_path):
+    state = timm.models.load_state_dict(str(weights))
+    torch.save({'state_dict': state}, tmp_path/'state.pth')
+    assert weight_faults(TINY, tmp_path/'state.pth') == []
+    torch.save(timm.create_model(TINY.timm_name), tmp_path/'model.pth')
+    [fault] = weight_faults(TINY, tmp_path/'model.pth')
+    assert 'not a file of weights that can be read safely' in fault
+
+
+@pytest.mark.parametrize(('spoil', 'words'), [
+    (lambda s: {k: v for k, v in s.items() if k != 'conv_head.weight'}, ['missing', 'conv_head.weight']),
+    (lambda s: {f'model.{k}': v for k, v in s.items()}, ['missing', 'does not have', 'model.b']),
+    (lambda s: s | {'conv_stem.weight': torch.zeros(3, 3)}, ['another shape', 'conv_stem.weight'])])
+def test_weights_that_do_not_fit_are_named(dls, weights, tmp_path, spoil, words):
+    save_file({k: v.contiguous() for k, v in spoil(timm.models.load_state_dict(str(weights))).items()},
+              tmp_path/'spoilt.safetensors')
+    faults = '\n'.join(weight_faults(TINY, tmp_path/'spoilt.safetensors'))
+    assert all(o in faults for o in words)
+    with pytest.raises(BasegunError): learner(dls, TINY, tmp_path/'spoilt.safetensors')
+
+
+def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    with pytest.raises(BasegunError, match='--weights FILE.*--weights none'):
+        check_weights(architecture('efficientnet_b0'), 'imagenet')

@@ -1,0 +1,57 @@
+"Number formats: the one asked for, noted, and exact after an interruption."
+import pandas as pd
+import pytest
+from conftest import TINY, as_arguments, typed
+
+from basegun_fastai.model.archs import architecture
+from basegun_fastai.model.learner import learner
+from basegun_fastai.model.loaders import dataloaders
+from basegun_fastai.model.workers import seed_all
+from basegun_fastai.run import Run
+from basegun_fastai.train import train
+from basegun_fastai.training.callbacks import Checkpoint, newest_checkpoint
+from basegun_fastai.training.fit import Stage, fit
+from basegun_fastai.training.precision import stage_precision
+
+MADE = architecture('test_efficientnet', size=32)
+
+
+def rows(run): return pd.read_csv(run.history)
+
+
+def test_the_number_format_is_the_one_asked_for():
+    assert stage_precision('float32', 'cpu', frozen=True) == 'float32' and stage_precision('auto', 'cpu',
+        frozen=False) == 'float32'
+
+
+def test_fine_tuning_in_bfloat16_trains_and_is_noted(data, tmp_path):
+    train(data, fine_tune_epochs=1, out=tmp_path, name='b', precision='bfloat16', **TINY)
+    assert Run(tmp_path/'b').config.resolved.stages[0]['precision'] == 'bfloat16'
+    train(data, fine_tune_epochs=1, out=tmp_path, name='f', precision='float32', **TINY)
+    a, b = (rows(Run(tmp_path/o)).train_loss[0] for o in 'bf')
+    assert a != b and a == pytest.approx(b, abs=.1)
+
+
+def test_half_precision_goes_on_with_the_scale_that_it_had(data, tmp_path, monkeypatch):
+    def fitted(name):
+        run = Run(tmp_path/name)
+        run.path.mkdir(exist_ok=True)
+        seed_all(1, 0)
+        learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, 'none')
+        memory = fit(learn, [Stage('fine-tune', 3, .01, .01, 'float16')], run, 1, 'now')
+        return [o['train_loss'] for o in memory.rows], newest_checkpoint(run, 'now')['scaler']
+    whole = fitted('whole')
+    saved = Checkpoint.after_epoch
+    def interrupted(self):
+        saved(self)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoint, 'after_epoch', interrupted)
+        fitted('half')
+    assert newest_checkpoint(Run(tmp_path/'half'), 'now')['scaler']['scale'] < 65536  # it has learnt something
+    assert fitted('half') == whole
+
+
+def test_half_precision_on_a_cpu_is_refused(data, tmp_path):
+    told = typed('train', data, '--out', tmp_path, '--name', 'run', *as_arguments(**TINY), '--precision', 'float16')
+    assert told.returncode == 1 and 'give bfloat16 or auto' in told.stderr and not any(tmp_path.iterdir())

@@ -1,0 +1,28 @@
+"What the steps of a training share, and what the options leave open."
+from conftest import TINY
+
+from basegun_fastai.train import train
+from basegun_fastai.training.callbacks import EpochSeed
+
+
+def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
+    import gc
+    import weakref
+
+    from basegun_fastai.training import setup as module
+    seen, plain = [], module.find_rate
+    def watched(learn):
+        seen.append(weakref.ref(learn.model))
+        return plain(learn)
+    monkeypatch.setattr(module, 'find_rate', watched)
+    before = EpochSeed.before_train
+    def looked(self):
+        if self.epochs_before == 0 and len(seen) == 1: seen.append(seen[0]() is None)
+        before(self)
+    gc.disable()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(EpochSeed, 'before_train', looked)
+            train(data, fine_tune_epochs=1, out=tmp_path, name='run', lr='auto', **TINY)
+    finally: gc.enable()
+    assert seen[1] is True
