@@ -1,11 +1,12 @@
-# The README's commands. `demo` and `test` install what is missing.
-.PHONY: install demo test bench
+# What people who work on it type (CONTRIBUTING.md). All but `install` install what is missing.
+.PHONY: install demo one fast test docs bench
 .ONESHELL:
 .SILENT:
 .SHELLFLAGS = -eu -o pipefail -c
 SHELL = bash
 PYTHON ?= python3
 BIN = .venv/bin
+ENVIRONMENT = OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES= MPLBACKEND=Agg PATH="$$PWD/$(BIN):$$PATH"
 
 install: .venv/installed
 
@@ -21,8 +22,26 @@ demo: install
 	echo
 	echo "look at demo/runs/first/confusion-matrix.png, and at the curves: $(BIN)/tensorboard --logdir demo/runs"
 
+one: install
+	export $(ENVIRONMENT) XDG_CACHE_HOME="$$(mktemp -d)"
+	trap 'rm -rf "$$XDG_CACHE_HOME"' EXIT
+	notebook=$$(find nbs -name '$(NB).ipynb' -not -path '*/.ipynb_checkpoints/*' | head -1)
+	test -n "$$notebook" || { echo "no notebook '$(NB)': give its name, such as make one NB=levels"; exit 1; }
+	nbdev-export
+	nbdev-clean --fname "$$notebook"
+	ruff check -q "$$notebook" basegun_fastai
+	nbdev-test "$$notebook" --n-workers 0
+	tests=$$(find tests -name 'test_$(NB).py')
+	test -z "$$tests" || pytest $$tests tests/test_layers.py tests/test_docs.py tests/test_book.py
+
+fast: install
+	export $(ENVIRONMENT) XDG_CACHE_HOME="$$(mktemp -d)"
+	trap 'rm -rf "$$XDG_CACHE_HOME"' EXIT
+	ruff check .
+	pytest -n 2 --dist loadfile -m 'not slow'
+
 test: install
-	export OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES= MPLBACKEND=Agg PATH="$$PWD/$(BIN):$$PATH" XDG_CACHE_HOME="$$(mktemp -d)"
+	export $(ENVIRONMENT) XDG_CACHE_HOME="$$(mktemp -d)"
 	trap 'rm -rf "$$XDG_CACHE_HOME"' EXIT
 	before=$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)
 	nbdev-export

@@ -208,8 +208,8 @@ def _plot_rates(curve, suggestion):
     return picture.getvalue()
 
 def _find_rate(run, options, faults):
-    from basegun_fastai.training.setup import warn_of_finder
     setup, _, _ = _prepare(options, faults)
+    from basegun_fastai.training.setup import warn_of_finder
     curve, suggestion = setup.rate(setup.batch_size())
     run.path.mkdir(parents=True)
     write_whole(run.rates, curve.to_csv(index=False, lineterminator='\n'))

@@ -12,9 +12,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-import torch
 
-torch.set_num_threads(2)
+os.environ.setdefault('OMP_NUM_THREADS', '2')  # before torch, which only the tests that need it import
 # what is remembered of photos, for this session alone
 CACHE = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')
 
@@ -90,6 +89,7 @@ def run(data, tmp_path_factory):
 def weights(tmp_path_factory):
     "A file of weights for `TINY`'s network."
     import timm
+    import torch
     from safetensors.torch import save_file
     file = tmp_path_factory.mktemp('weights')/'tiny.safetensors'
     torch.manual_seed(1)
