@@ -57,6 +57,9 @@ test: install
 	dist/venv/bin/pip install -q --disable-pip-version-check --no-deps -c constraints.txt fastcore dist/*.whl
 	(cd dist && venv/bin/basegun-fastai -h)
 
+docs: install
+	$(BIN)/python nbs/book.py _docs
+
 bench: install
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/near_duplicates.py

@@ -8,7 +8,7 @@ from test_layers import ORDER, ROOT, path
 
 NOTEBOOKS = [o for o in sorted(ROOT.glob('nbs/**/*.ipynb')) if '.ipynb_checkpoints' not in o.parts]
 NAMES = [o.relative_to(ROOT/'nbs').as_posix() for o in NOTEBOOKS]
-FILES = {'pkl', 'png', 'csv', 'json', 'html', 'onnx', 'safetensors'}  # endings, not names
+FILES = {'ipynb', 'pkl', 'png', 'csv', 'json', 'html', 'onnx', 'safetensors'}  # endings, not names
 OTHERS = {'torch', 'timm', 'fastai', 'sys', 'dls', 'photos', 'table'}
 MODULES = {o.split('.')[-1]: o for o in ORDER}
 
