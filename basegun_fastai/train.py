@@ -157,9 +157,9 @@ def _train(run, options, faults):
 
 def _options(*args, **kwargs):
     "The options of `train`, defaults from its signature."
-    given = inspect.signature(train).bind(*args, **kwargs)
-    given.apply_defaults()
-    return Options(**given.arguments | dict(data=Path(given.arguments['data']), out=Path(given.arguments['out'])))
+    bound = inspect.signature(train).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return Options(**bound.arguments | dict(data=Path(bound.arguments['data']), out=Path(bound.arguments['out'])))
 
 # %% ../nbs/train.ipynb #040665e0
 def train(

@@ -57,7 +57,7 @@ from basegun_fastai.data.photo import MIN_DRAFT_SCALE, pixels  # noqa: E402
 
 HERE, DEVICE = Path(__file__).parent, 'cuda' if torch.cuda.is_available() else 'cpu'
 REPEATS, BATCH, STEPS, TRAIN, VAL, MANY = 7, 16, 3, 24, 6, 64
-MADE = architecture('efficientnet_b0')
+ARCH = architecture('efficientnet_b0')
 
 
 def waited():
@@ -125,18 +125,18 @@ def loading(folder):
     table, caches = known_contents(folder, list_photos(folder)), TemporaryDirectory()
     stock = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
                       splitter=GrandparentSplitter(valid_name='val'),
-                      item_tfms=Resize(MADE.before_crop, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8,
+                      item_tfms=Resize(ARCH.before_crop, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8,
         num_workers=cores())
     files = [folder/o for o in table[table.split == 'train'].file]
     def ours(cache, listed):
-        squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train'])], cache)
-        return dataloaders(folder, MADE, photos=listed, batch_size=8, photo_cache=squares, workers=cores()).train
+        squares = open_cache(folder, [(ARCH.before_crop, table[table.split == 'train'])], cache)
+        return dataloaders(folder, ARCH, photos=listed, batch_size=8, photo_cache=squares, workers=cores()).train
     def first():
         with TemporaryDirectory() as empty: return timed(drained, ours(empty, table))
     listed = pd.concat([table] * MANY, ignore_index=True)  # an epoch long enough to be timed
     warm = ours(caches.name, listed)
     drained(warm)
-    squares = np.stack([pixels(o, MADE.before_crop) for o in files])
+    squares = np.stack([pixels(o, ARCH.before_crop) for o in files])
     def copied():
         for _ in range(MANY):
             for o in squares: o.copy()
@@ -159,7 +159,7 @@ class StepTime(Callback):
         if self.training: self.seconds.append(waited() - self.started)
 
 
-def ready_loaders(size=MADE.size):
+def ready_loaders(size=ARCH.size):
     "Loaders of photos that are ready on the device, so that nothing but the step is timed."
     set_seed(0)
     items = [(TensorImage(torch.randn(3, size, size)), TensorCategory(torch.tensor(i % 6)))
@@ -202,10 +202,10 @@ def stages(views=0):
 def frozen():
     "The step of a frozen body: stock fastai's, ours, and the body going forward alone, which no step can beat."
     dls, (head, _) = ready_loaders(), stages()
-    stock = vision_learner(dls, MADE.timm_name, n_out=6, pretrained=False, normalize=False,
+    stock = vision_learner(dls, ARCH.timm_name, n_out=6, pretrained=False, normalize=False,
                            loss_func=CrossEntropyLossFlat(), path='.')
     stock.freeze()
-    ours = learner(dls, MADE, 'none')
+    ours = learner(dls, ARCH, 'none')
     body = FrozenBodyForward(copy.deepcopy(ours.model[0]).to(DEVICE), head.precision)
     batch = dls.train.one_batch()[0].as_subclass(torch.Tensor)
     with ExitStack() as stack:
@@ -218,10 +218,10 @@ def step():
     optimiser.
     """
     dls, (_, fine) = ready_loaders(), stages()
-    stock = vision_learner(dls, MADE.timm_name, n_out=6, pretrained=False, normalize=False,
+    stock = vision_learner(dls, ARCH.timm_name, n_out=6, pretrained=False, normalize=False,
                            loss_func=CrossEntropyLossFlat(), path='.')
     stock.unfreeze()
-    model = timm.create_model(MADE.timm_name, num_classes=6).to(DEVICE, memory_format=torch.channels_last).train()
+    model = timm.create_model(ARCH.timm_name, num_classes=6).to(DEVICE, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     batches, number = list(dls.train), getattr(torch, fine.precision)
     def bare():
@@ -238,7 +238,7 @@ def step():
         return statistics.median(seconds)
     with ExitStack() as stack:
         return in_turn({'stock fastai': stock_arm(stock),
-                        'ours': our_arm(learner(dls, MADE, 'none'), fine, stack, StepTime()), 'bare loop': bare})
+                        'ours': our_arm(learner(dls, ARCH, 'none'), fine, stack, StepTime()), 'bare loop': bare})
 
 
 class Ready:
@@ -262,12 +262,12 @@ class Ready:
 def feed(folder):
     "An epoch of fine-tuning from the cache, with ready uint8 squares, and with ready floats that need no augmentation."
     table, caches = known_contents(folder, list_photos(folder)), TemporaryDirectory()
-    squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train']),
-                                  (MADE.size, table[table.split == 'val'])], caches.name)
+    squares = open_cache(folder, [(ARCH.before_crop, table[table.split == 'train']),
+                                  (ARCH.size, table[table.split == 'val'])], caches.name)
     def arm(stack, ready=None):
-        dls = dataloaders(folder, MADE, photos=table, batch_size=8, workers=cores(), device=DEVICE, photo_cache=squares)
+        dls = dataloaders(folder, ARCH, photos=table, batch_size=8, workers=cores(), device=DEVICE, photo_cache=squares)
         seed_all(0, 0, dls)
-        learn = learner(dls, MADE, 'none')
+        learn = learner(dls, ARCH, 'none')
         if ready is not None:
             learn.dls = DataLoaders(Ready(dls.train, ready), Ready(dls.valid, ready), device=dls.device)
             learn.dls.c, learn.dls.vocab = dls.c, dls.vocab
@@ -284,9 +284,9 @@ def head(folder):
     table = known_contents(folder, list_photos(folder))
     stock_dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
                           splitter=GrandparentSplitter(valid_name='val'),
-                          item_tfms=Resize(MADE.size, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8,
+                          item_tfms=Resize(ARCH.size, ResizeMethod.Pad, PadMode.Zeros)).dataloaders(folder, bs=8,
         num_workers=cores())
-    stock = vision_learner(stock_dls, MADE.timm_name, pretrained=False, normalize=False,
+    stock = vision_learner(stock_dls, ARCH.timm_name, pretrained=False, normalize=False,
                            loss_func=CrossEntropyLossFlat(), path='.')
     def stock_arm():
         stock.freeze()
@@ -294,13 +294,13 @@ def head(folder):
     def our_stage(views, cached):
         def arm():
             with TemporaryDirectory() as caches, ExitStack() as stack:
-                squares = open_cache(folder, [(MADE.before_crop, table[table.split == 'train']),
-                                              (MADE.size, table[table.split == 'val'])], caches) \
+                squares = open_cache(folder, [(ARCH.before_crop, table[table.split == 'train']),
+                                              (ARCH.size, table[table.split == 'val'])], caches) \
                     if cached else None
                 started = waited()
-                dls = dataloaders(folder, MADE, photos=table, batch_size=8, device=DEVICE, workers=cores(),
+                dls = dataloaders(folder, ARCH, photos=table, batch_size=8, device=DEVICE, workers=cores(),
                                   photo_cache=squares)
-                learn, stage = learner(dls, MADE, 'none'), stages(views)[0]
+                learn, stage = learner(dls, ARCH, 'none'), stages(views)[0]
                 learn.freeze()
                 learn.model.to(DEVICE)
                 stack.enter_context(stage_context(learn, stage, 0, Path(caches)))
@@ -338,8 +338,8 @@ def bare_session(run, threads):
     size = Run(run).config.architecture['size']
     ready = torch.randn(1, 3, size, size)
     with redirect_stdout(StringIO()):
-        made = torch.onnx.export(net, (ready,), dynamo=True, input_names=['x'], verbose=False).model_proto
-    content.write(made.SerializeToString())
+        exported_model = torch.onnx.export(net, (ready,), dynamo=True, input_names=['x'], verbose=False).model_proto
+    content.write(exported_model.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(content.getvalue(), options, providers=['CPUExecutionProvider'])
@@ -372,22 +372,22 @@ def serving(arch, number):
 
     from basegun_fastai.predict import load
     with TemporaryDirectory() as folder:
-        run, served = exported(arch, Path(folder))
-        model, pickled, made = load(served), load_learner(run/'learner.pkl'), architecture(arch)
+        run, exported_folder = exported(arch, Path(folder))
+        model, pickled, network = load(exported_folder), load_learner(run/'learner.pkl'), architecture(arch)
         session, arms, shapes = bare_session(run, cores()), {}, {'12 MP': (4032, 3024), '0.5 MP': (816, 612)}
         stock_dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
                               splitter=GrandparentSplitter(valid_name='val'),
-                              item_tfms=Resize(made.size, ResizeMethod.Pad,
+                              item_tfms=Resize(network.size, ResizeMethod.Pad,
                                                PadMode.Zeros)).dataloaders(Path(folder)/'drawn', bs=4, num_workers=0)
-        stock = vision_learner(stock_dls, made.timm_name, pretrained=False, normalize=False,
+        stock = vision_learner(stock_dls, network.timm_name, pretrained=False, normalize=False,
                                loss_func=CrossEntropyLossFlat(), path='.')
         def often(work):
             def arm():
                 work()  # its weights are in the cache again, and the threads of the arm before sleep
                 return [timed(work) for _ in range(20)]
             return arm
-        def least(content):
-            scaled_decode(content, made.size)
+        def lowest(content):
+            scaled_decode(content, network.size)
             session()
         for name, shape in shapes.items():
             content = BytesIO()
@@ -396,15 +396,16 @@ def serving(arch, number):
             file.write_bytes(content)
             def fastai(learn, file=file):
                 with learn.no_bar(): learn.predict(file)
-            arms[f'resize, {name}'] = partial(lambda content: [resize(content, made.size) for _ in range(10)], content)
+            arms[f'resize, {name}'] = partial(lambda content: [resize(content, network.size) for _ in range(10)],
+                                              content)
             arms |= {f'stock learn.predict, {name}': often(partial(fastai, stock)),
                      f'learner.pkl, {name}': often(partial(fastai, pickled)),
                      f'predict, {name}': often(partial(model, content)),
-                     f'session + decode, {name}': often(partial(least, content))}
-        found = in_turn(arms, number)
+                     f'session + decode, {name}': often(partial(lowest, content))}
+        actual = in_turn(arms, number)
     figures = {}
     for o in (50, 95):
-        figures |= {f'{k}, p{o}': [np.percentile(v, o) for v in runs] for k, runs in found.items()}
+        figures |= {f'{k}, p{o}': [np.percentile(v, o) for v in runs] for k, runs in actual.items()}
     return figures
 
 
@@ -468,14 +469,14 @@ def row(what, figures, above, below, bar, limit, part=None):
     "One ratio of two arms, pair by pair; where it misses its bar, what the arm `part` says of the reason."
     ratios, seconds = [a / b for a, b in zip(figures[above], figures[below], strict=True)], {k: statistics.median(v)
         for k, v in figures.items()}
-    found = dict(what=what, ratio=f'{above} / {below}', median=statistics.median(ratios), lowest=min(ratios),
+    actual = dict(what=what, ratio=f'{above} / {below}', median=statistics.median(ratios), lowest=min(ratios),
                  highest=max(ratios), bar=bar, limit=limit, seconds=seconds)
-    if bar is None or part is None or found['median'] >= bar: return found
+    if bar is None or part is None or actual['median'] >= bar: return actual
     if part.startswith('resize'):
-        return found | dict(unmet="resizing to the network's input, which training does too, takes "
-                                  f"{seconds[part] / seconds[below]:.0%} of it")
-    return (found | dict(unmet=f'nothing can be more than {seconds[above] / seconds[part]:.2f} times as fast')
-            if seconds[above] / seconds[part] < bar else found)
+        return actual | dict(unmet="resizing to the network's input, which training does too, takes "
+                                   f"{seconds[part] / seconds[below]:.0%} of it")
+    return (actual | dict(unmet=f'nothing can be more than {seconds[above] / seconds[part]:.2f} times as fast')
+            if seconds[above] / seconds[part] < bar else actual)
 
 
 def line(o):

@@ -35,7 +35,7 @@ print(f'\\n{seconds} {memory} {time.perf_counter() - started}')
 '''
 
 
-def drawn(task):
+def sample(task):
     "Draw a slice of a data set: random shapes on random grounds, no two alike."
     folder, numbers = task
     for i in numbers:
@@ -53,7 +53,7 @@ def drawn(task):
 def data_set(folder, n, pool):
     for split in ('train', 'val'):
         for label in range(10): (folder/split/f'class {label}').mkdir(parents=True)
-    list(pool.map(drawn, [(folder, range(i, min(i + 100, n))) for i in range(0, n, 100)]))
+    list(pool.map(sample, [(folder, range(i, min(i + 100, n))) for i in range(0, n, 100)]))
     return folder
 
 
@@ -61,9 +61,9 @@ def measured(folder):
     """Run `check` in a process of its own: seconds, peak memory of that process in KiB, seconds of the fingerprint
     after it.
     """
-    told = subprocess.run([sys.executable, '-c', MEASURED, folder], capture_output=True, text=True, check=True)
-    assert ' 0 refused' in told.stdout and 'near-duplicate' not in told.stdout, told.stdout
-    return [float(o) for o in told.stdout.split('\n')[-2].split()]
+    result = subprocess.run([sys.executable, '-c', MEASURED, folder], capture_output=True, text=True, check=True)
+    assert ' 0 refused' in result.stdout and 'near-duplicate' not in result.stdout, result.stdout
+    return [float(o) for o in result.stdout.split('\n')[-2].split()]
 
 
 def main():

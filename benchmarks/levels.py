@@ -34,7 +34,7 @@ def saved(task):
     draw_photo(label, np.random.default_rng([9, number])).save(file, quality=90)
 
 
-def drawn(folder, n=3000):
+def sample(folder, n=3000):
     "Draw photos in class folders."
     for label in GUNS: (folder/label).mkdir(parents=True)
     with ProcessPoolExecutor() as pool:
@@ -46,7 +46,7 @@ def network():
     with TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         folder = Path(folder)
         demo_data(folder/'data', photos_per_class=100)
-        drawn(folder/'more')
+        sample(folder/'more')
         train(folder/'data', arch='test_resnet', size=96, weights='none', fine_tune_epochs=16, lr=.006, batch_size=16,
               out=folder, name='run')
         evaluate(folder/'run', folder/'more', folder/'judged')

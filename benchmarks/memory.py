@@ -42,10 +42,10 @@ def data_set(folder, n):
 
 def peak(folder, out):
     "Train in a process of its own, and return its peak memory in KiB."
-    told = subprocess.run([sys.executable, '-W', 'ignore', '-c', MEASURED, folder, out, out/'cache', str(cores())],
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', MEASURED, folder, out, out/'cache', str(cores())],
                           capture_output=True, text=True)
-    if told.returncode: raise SystemExit(told.stderr)
-    return int(told.stderr.split()[-1])
+    if result.returncode: raise SystemExit(result.stderr)
+    return int(result.stderr.split()[-1])
 
 
 def main():

@@ -106,7 +106,7 @@ EDITS = {  # what is done: (how, file ending, how it is saved, bar of its recall
 }
 
 
-def made(task):
+def make(task):
     "Write one photo to train/, and every edit of it to val/; or an unrelated one to val/."
     folder, number, source = task
     random = np.random.default_rng([7, number])
@@ -150,8 +150,8 @@ def search_time(many, few):
     random = np.random.default_rng(0)
     some, others = (random.integers(0, 2**64, (n, 4), dtype=np.uint64) for n in (few, many))
     started = time.perf_counter()
-    found = sum(len(rows) for _, rows in nearest(some, others))
-    return time.perf_counter() - started, found
+    actual = sum(len(rows) for _, rows in nearest(some, others))
+    return time.perf_counter() - started, actual
 
 
 def crop_search_time(many, few):
@@ -160,8 +160,8 @@ def crop_search_time(many, few):
     some, others = (np.zeros(n, RECORD) for n in (few, many))
     for o in (some, others): o['phash'] = random.integers(0, 2**64, o['phash'].shape, dtype=np.uint64)
     started = time.perf_counter()
-    found = sum(len(rows) for *_, rows in crop_candidates(some, others))
-    return time.perf_counter() - started, found
+    actual = sum(len(rows) for *_, rows in crop_candidates(some, others))
+    return time.perf_counter() - started, actual
 
 
 def measured(sources):
@@ -170,7 +170,7 @@ def measured(sources):
         folder = Path(folder)
         for o in ('train', 'val'): (folder/o).mkdir()
         tasks = [(folder, i, sources[i] if sources else None) for i in range(TRAIN + UNRELATED)]
-        list(pool.map(made, tasks, chunksize=20))
+        list(pool.map(make, tasks, chunksize=20))
         pairs, n_val, n_train = searched(folder)
     rows, precision, wrong, twins = rows_of(pairs, sources)
     print(f"{'real' if sources else 'drawn':30} {'recall':>7} {'bar':>5}")
@@ -190,13 +190,13 @@ def main():
         print(f"'{REAL}' has {len(real)} photos, and {TRAIN + UNRELATED} are needed: they are left out")
     else: results['real'] = measured([real[i] for i in np.random.default_rng(0).permutation(len(real))])
     many, few = (int(o) for o in os.environ.get('BASEGUN_SEARCH', '1000000 x 100000').split('x'))
-    seconds, found = search_time(many, few)
-    print(f'one search of {few} among {many} random signatures: {seconds:.0f} s on {cores()} cores, {found} found')
+    seconds, actual = search_time(many, few)
+    print(f'one search of {few} among {many} random signatures: {seconds:.0f} s on {cores()} cores, {actual} found')
     results['search'] = dict(few=few, many=many, seconds=round(seconds, 1), cores=cores(),
                              nanoseconds_a_pair=round(seconds / few / many * 1e9, 3))
     few = few // 10
-    seconds, found = crop_search_time(many // 10, few)
-    print(f'the search for crops of {few} among {many // 10}: {seconds:.0f} s, {found} found')
+    seconds, actual = crop_search_time(many // 10, few)
+    print(f'the search for crops of {few} among {many // 10}: {seconds:.0f} s, {actual} found')
     results['crops'] = dict(few=few, many=many // 10, seconds=round(seconds, 1))
     write_whole(HERE/'near-duplicates.json', json.dumps(results, indent=2) + '\n')
 

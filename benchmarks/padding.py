@@ -34,7 +34,7 @@ from basegun_fastai.model.archs import architecture  # noqa: E402
 from basegun_fastai.model.learner import learner  # noqa: E402
 from basegun_fastai.data.photo import NEUTRAL, read_photo  # noqa: E402
 
-HERE, MADE = Path(__file__).parent, architecture(ARCH)
+HERE, ARCHITECTURE = Path(__file__).parent, architecture(ARCH)
 
 
 def wide_guns(folder, per_class=dict(train=80, val=20)):  # noqa: B006 it is not changed
@@ -71,7 +71,7 @@ def squashed(file, width, height):
 
 def accuracy(body, folder, table, framed, width, height):
     "Accuracy of a logistic regression on all photos of a set, in five folds."
-    mean, std = (torch.tensor(o)[:, None, None] for o in (MADE.mean, MADE.std))
+    mean, std = (torch.tensor(o)[:, None, None] for o in (ARCHITECTURE.mean, ARCHITECTURE.std))
     batches = []
     for start in range(0, len(table), 32):
         frames = [np.array(framed(folder/o, width, height)) for o in table.file[start:start + 32]]
@@ -92,12 +92,13 @@ def main():
             table = photos(data)
             sizes = [read_photo(data/o, 224).size for o in table[table.split == 'train'].file]
             ratio = statistics.median(w / h for w, h in sizes)
-            dls = dataloaders(data, MADE, photos=table, workers=0, device='cpu')
-            body = FrozenBodyForward(learner(dls, MADE, str(WEIGHTS)).model[0], 'float32')
-            wide, larger = rectangle(ratio, MADE.size), (288, 288)
+            dls = dataloaders(data, ARCHITECTURE, photos=table, workers=0, device='cpu')
+            body = FrozenBodyForward(learner(dls, ARCHITECTURE, str(WEIGHTS)).model[0], 'float32')
+            wide, larger = rectangle(ratio, ARCHITECTURE.size), (288, 288)
             row = dict(set=name, photos=len(table), ratio=round(ratio, 2), rectangle=wide, larger=larger)
-            for what, framed, size in (('square', padded, (MADE.size, MADE.size)), ('rectangle', padded, wide),
-                                       ('squashed', squashed, (MADE.size, MADE.size)),
+            for what, framed, size in (('square', padded, (ARCHITECTURE.size, ARCHITECTURE.size)),
+                                       ('rectangle', padded, wide), ('squashed', squashed,
+                (ARCHITECTURE.size, ARCHITECTURE.size)),
                                        ('padded, larger', padded, larger)):
                 row[what] = accuracy(body, data, table, framed, *size)
             rows.append(row)

@@ -93,11 +93,11 @@ def unequal(class_weights, name, seed):
 
 def logistic_regression(name, seed):  # noqa: ARG001 it has no randomness
     "scikit-learn's defaults on the features that the frozen body makes of the photos as they are."
-    table, made = photos(REAL/name), architecture(ARCH)
+    table, arch = photos(REAL/name), architecture(ARCH)
     labels = sorted(table.label.unique())
     def features(split):
-        dls = evaluation_loaders(REAL/name, made, table[table.split == split], labels)
-        body = learner(dls, made, str(WEIGHTS)).model[0].eval().to(dls.device)
+        dls = evaluation_loaders(REAL/name, arch, table[table.split == split], labels)
+        body = learner(dls, arch, str(WEIGHTS)).model[0].eval().to(dls.device)
         with torch.no_grad(): batches = [(body(x.as_subclass(torch.Tensor)).cpu(), y.cpu()) for x, y in dls.valid]
         dls.valid.close()
         return [np.asarray(torch.cat(o)) for o in zip(*batches, strict=True)]
@@ -123,10 +123,10 @@ def stock(method, name, seed):
         class Rows(Callback):
             order = 60
             def after_epoch(self):
-                found = dict(zip(self.recorder.metric_names[1:], self.recorder.log[1:], strict=False))
+                actual = dict(zip(self.recorder.metric_names[1:], self.recorder.log[1:], strict=False))
                 frozen = len(self.opt.param_lists) - 1 == self.opt.frozen_idx
-                rows.append(dict(stage='head' if frozen else 'fine-tune', accuracy=float(found['accuracy']),
-                                 recall=float(found['recall_score']), loss=float(found['valid_loss'])))
+                rows.append(dict(stage='head' if frozen else 'fine-tune', accuracy=float(actual['accuracy']),
+                                 recall=float(actual['recall_score']), loss=float(actual['valid_loss'])))
         with learn.no_bar(), learn.no_logging():
             learn.fine_tune(EPOCHS, cbs=Rows())
             probabilities, labels = learn.get_preds(dl=dls.valid)

@@ -21,15 +21,15 @@ def photo(folder, number=4):
 def checked(data, tmp_path, *options):
     "Run `check`, and return its exit code, its JSON and what it printed."
     before = tree(data)
-    told = typed('check', data, '--json', tmp_path/'found.json', *options)
-    assert tree(data) == before and 'Traceback' not in told.stderr
-    return told.returncode, json.loads((tmp_path/'found.json').read_text()), told
+    result = typed('check', data, '--json', tmp_path/'found.json', *options)
+    assert tree(data) == before and 'Traceback' not in result.stderr
+    return result.returncode, json.loads((tmp_path/'found.json').read_text()), result
 
 
-def kinds(found): return Counter((o['level'], o['kind']) for o in found['problems'])
+def kinds(actual): return Counter((o['level'], o['kind']) for o in actual['problems'])
 
 
-def files_of(found, kind): return {file for o in found['problems'] if o['kind'] == kind for file in o['files']}
+def files_of(actual, kind): return {file for o in actual['problems'] if o['kind'] == kind for file in o['files']}
 
 
 @pytest.fixture(scope='module')
@@ -55,12 +55,12 @@ def clean(large, tmp_path):
 
 
 def test_nothing_is_wrong_with_a_clean_data_set(clean, tmp_path):
-    code, found, told = checked(clean, tmp_path)
-    assert code == 0 and found['problems'] == []
-    assert found['photos'] == found['ok'] == 264 and found['warned'] == found['refused'] == 0
-    assert found['counts'] == {split: {o.name: n for o in sorted((clean/split).iterdir())}
+    code, actual, result = checked(clean, tmp_path)
+    assert code == 0 and actual['problems'] == []
+    assert actual['photos'] == actual['ok'] == 264 and actual['warned'] == actual['refused'] == 0
+    assert actual['counts'] == {split: {o.name: n for o in sorted((clean/split).iterdir())}
                                for split, n in dict(train=24, val=20).items()}
-    assert told.stdout == '264 photos in 6 classes: 144 train and 120 val\n264 files: 264 ok, 0 warned, 0 refused\n'
+    assert result.stdout == '264 photos in 6 classes: 144 train and 120 val\n264 files: 264 ok, 0 warned, 0 refused\n'
 
 
 def test_every_photo_that_cannot_be_read_is_named_with_its_reason(clean, tmp_path):
@@ -70,12 +70,12 @@ def test_every_photo_that_cannot_be_read_is_named_with_its_reason(clean, tmp_pat
     (folder/'half.jpg').write_bytes(content[:len(content) // 2])
     (folder/'text.png').write_text('no photo')
     (folder/'new\nline.jpg').write_bytes(b'\xff\xd8\xff\xe0')
-    code, found, told = checked(clean, tmp_path)
-    assert code == 1 and kinds(found) == {('error', 'unreadable'): 4} and found['refused'] == 4
-    reasons = {o['files'][0].split('/')[-1]: o['message'] for o in found['problems']}
+    code, actual, result = checked(clean, tmp_path)
+    assert code == 1 and kinds(actual) == {('error', 'unreadable'): 4} and actual['refused'] == 4
+    reasons = {o['files'][0].split('/')[-1]: o['message'] for o in actual['problems']}
     assert ('empty' in reasons['empty.jpg'] and 'truncated' in reasons['half.jpg'] and 'none of' in reasons['text.png']
             and reasons['new\nline.jpg'])
-    assert '4 errors' in told.stderr and len(told.stdout.splitlines()) == 6
+    assert '4 errors' in result.stderr and len(result.stdout.splitlines()) == 6
 
 
 def test_a_photo_that_may_not_be_read(clean, tmp_path):
@@ -100,17 +100,17 @@ def test_the_same_photo_in_train_and_val_is_a_leak_in_any_wrapping(clean, tmp_pa
     else:
         image.convert('RGB').save(target, wrapping.upper(), **dict(lossless=True, exact=True) if wrapping == 'webp'
                                   else {})
-    code, found, _ = checked(clean, tmp_path)
-    assert code == 1 and kinds(found) == {('error', 'leak'): 1}
-    assert files_of(found, 'leak') == {f'train/revolver/{source.name}', 'val/revolver/other'}
-    assert found['refused'] == 2 and found['ok'] == 263
+    code, actual, _ = checked(clean, tmp_path)
+    assert code == 1 and kinds(actual) == {('error', 'leak'): 1}
+    assert files_of(actual, 'leak') == {f'train/revolver/{source.name}', 'val/revolver/other'}
+    assert actual['refused'] == 2 and actual['ok'] == 263
 
 
 def test_the_same_photo_under_two_labels_is_a_conflict(clean, tmp_path):
     shutil.copy(photo(clean/'train'/'revolver'), clean/'train'/'epaule_a_pompe'/'other.jpg')
     Image.open(photo(clean/'val'/'revolver', 6)).convert('RGB').save(clean/'val'/'epaule_a_pompe'/'other.png')
-    code, found, _ = checked(clean, tmp_path)
-    assert code == 1 and kinds(found) == {('error', 'conflict'): 2}
+    code, actual, _ = checked(clean, tmp_path)
+    assert code == 1 and kinds(actual) == {('error', 'conflict'): 2}
 
 
 def test_a_photo_on_both_sides_under_two_labels_is_both(clean, tmp_path):
@@ -122,11 +122,12 @@ def test_classes_that_differ_or_are_empty(clean, tmp_path):
     shutil.rmtree(clean/'val'/'revolver')
     (clean/'train'/'vide').mkdir()
     (clean/'val'/'vide').mkdir()
-    code, found, _ = checked(clean, tmp_path)
-    assert code == 1 and kinds(found) == {('error', 'class-mismatch'): 1, ('error', 'empty-class'): 2}
-    assert files_of(found, 'class-mismatch') == {'train/revolver'} and files_of(found, 'empty-class') == {'train/vide',
+    code, actual, _ = checked(clean, tmp_path)
+    assert code == 1 and kinds(actual) == {('error', 'class-mismatch'): 1, ('error', 'empty-class'): 2}
+    assert files_of(actual, 'class-mismatch') == {'train/revolver'} and files_of(actual,
+        'empty-class') == {'train/vide',
         'val/vide'}
-    assert found['counts']['train']['vide'] == 0 and 'revolver' not in found['counts']['val']
+    assert actual['counts']['train']['vide'] == 0 and 'revolver' not in actual['counts']['val']
 
 
 EDITS = {'saved again': lambda o: o, 'shrunk': lambda o: o.resize((o.width // 2, o.height // 2)),
@@ -143,9 +144,9 @@ def test_near_duplicates_across_the_folders_are_warnings(clean, tmp_path):
     sources = sorted((clean/'train'/'pistolet_semi_auto_moderne').glob('*.jpg'))[4:]
     for (name, edit), source in zip(EDITS.items(), sources, strict=False):
         edit(Image.open(source)).save(clean/'val'/'pistolet_semi_auto_moderne'/f'{name}.jpg', quality=80)
-    code, found, _ = checked(clean, tmp_path)
-    assert code == 0 and {o['kind'] for o in found['problems']} <= {'near-duplicate', 'small'}
-    pairs = {(Path(a).name, Path(b).stem) for a, b in (o['files'] for o in found['problems']
+    code, actual, _ = checked(clean, tmp_path)
+    assert code == 0 and {o['kind'] for o in actual['problems']} <= {'near-duplicate', 'small'}
+    pairs = {(Path(a).name, Path(b).stem) for a, b in (o['files'] for o in actual['problems']
                                                        if o['kind'] == 'near-duplicate')}
     assert pairs == {(source.name, name) for name, source in zip(EDITS, sources, strict=False)}
 
@@ -159,9 +160,9 @@ def test_small_photos_too_few_and_too_unequal(clean, tmp_path):
     Image.new('RGB', (100, 80), 'red').save(clean/'train'/'revolver'/'small.png')
     for o in sorted((clean/'val'/'revolver').iterdir())[:1]: o.unlink()
     for o in sorted((clean/'train'/'epaule_a_pompe').iterdir())[2:]: o.unlink()
-    code, found, _ = checked(clean, tmp_path)
-    assert code == 0 and kinds(found) == {('warning', o): 1 for o in ('blank', 'small', 'few-val', 'imbalance')}
-    assert files_of(found, 'imbalance') == {'train/revolver', 'train/epaule_a_pompe'} and files_of(found,
+    code, actual, _ = checked(clean, tmp_path)
+    assert code == 0 and kinds(actual) == {('warning', o): 1 for o in ('blank', 'small', 'few-val', 'imbalance')}
+    assert files_of(actual, 'imbalance') == {'train/revolver', 'train/epaule_a_pompe'} and files_of(actual,
         'few-val') == {'val/revolver'}
     assert not kinds(checked(clean, tmp_path, '--size', 100)[1])['warning', 'small']
 
@@ -179,33 +180,33 @@ def test_odd_files_are_told_and_never_waited_for(clean, tmp_path, monkeypatch):
         (folder/'.DS_Store').touch()
         (clean/'train'/'Thumbs.db').touch()
         (folder/os.fsdecode(b'caf\xe9.jpg')).write_bytes(photo(clean/'train'/'revolver').read_bytes() + b'trailer')
-        code, found, told = checked(clean, tmp_path)
-    assert code == 1 and kinds(found)['warning', 'odd-file'] == 5
-    assert files_of(found, 'odd-file') == {'val/revolver/' + o
+        code, actual, result = checked(clean, tmp_path)
+    assert code == 1 and kinds(actual)['warning', 'odd-file'] == 5
+    assert files_of(actual, 'odd-file') == {'val/revolver/' + o
                                            for o in ('pipe.jpg', 'socket.jpg', 'loop', 'nowhere.jpg', 'link.jpg',
                                                      '.DS_Store',
                                                                         'caf\udce9.jpg')} | {'train/Thumbs.db'}
-    assert found['photos'] == 272 and found['ok'] + found['warned'] + found['refused'] == 272
+    assert actual['photos'] == 272 and actual['ok'] + actual['warned'] + actual['refused'] == 272
     # the link, and the photo with a trailer
-    assert kinds(found)['error', 'conflict'] == kinds(found)['error', 'leak'] == 1
+    assert kinds(actual)['error', 'conflict'] == kinds(actual)['error', 'leak'] == 1
 
 
 def test_folders_inside_classes_are_errors_and_their_links_not_followed(clean, tmp_path):
     (clean/'train'/'revolver'/'inner').mkdir()
     shutil.copy(photo(clean/'train'/'revolver'), clean/'train'/'revolver'/'inner'/'a.jpg')
     (clean/'train'/'revolver'/'up').symlink_to('../..')
-    code, found, _ = checked(clean, tmp_path)
-    assert code == 1 and kinds(found) == {('error', 'odd-file'): 1}
-    assert files_of(found, 'odd-file') == {'train/revolver/inner/a.jpg', 'train/revolver/up'}
+    code, actual, _ = checked(clean, tmp_path)
+    assert code == 1 and kinds(actual) == {('error', 'odd-file'): 1}
+    assert files_of(actual, 'odd-file') == {'train/revolver/inner/a.jpg', 'train/revolver/up'}
 
 
 def test_the_summary_fits_a_screen_whatever_is_wrong(clean, tmp_path):
     for i in range(300): (clean/'train'/'revolver'/f'bad {i}.jpg').write_bytes(b'x')
     for i in range(300):
         Image.new('RGB', (40, 40), (i % 256, i // 2, 99)).save(clean/'train'/'epaule_a_pompe'/f'small {i}.png')
-    _, found, told = checked(clean, tmp_path)
-    assert len(told.stdout.splitlines()) <= 24 and 'unreadable 300' in told.stdout
-    assert [o['level'] for o in found['problems']] == sorted((o['level'] for o in found['problems']))
+    _, actual, result = checked(clean, tmp_path)
+    assert len(result.stdout.splitlines()) <= 24 and 'unreadable 300' in result.stdout
+    assert [o['level'] for o in actual['problems']] == sorted((o['level'] for o in actual['problems']))
 
 
 @pytest.mark.parametrize(('options', 'words'), [
@@ -214,28 +215,28 @@ def test_the_summary_fits_a_screen_whatever_is_wrong(clean, tmp_path):
     (['--json', 'nowhere/found.json'], ["no folder 'nowhere'"])])
 def test_options_that_make_no_sense(clean, tmp_path, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
-    told = typed('check', clean, *options)
-    assert told.returncode == 1 and not told.stdout and all(o in told.stderr for o in words), told.stderr
+    result = typed('check', clean, *options)
+    assert result.returncode == 1 and not result.stdout and all(o in result.stderr for o in words), result.stderr
 
 
 def test_nothing_is_written_inside_the_data(clean):
     before = tree(clean)
-    told = typed('check', clean, '--json', clean/'found.json', '--report', clean/'train'/'page.html')
-    assert told.returncode == 1 and told.stderr.count('lies inside the data') == 2 and tree(clean) == before
+    result = typed('check', clean, '--json', clean/'found.json', '--report', clean/'train'/'page.html')
+    assert result.returncode == 1 and result.stderr.count('lies inside the data') == 2 and tree(clean) == before
 
 
 def test_what_is_no_data_set(tmp_path):
-    told = typed('check', tmp_path)
-    assert told.returncode == 1 and 'no train/ and no val/' in told.stderr
+    result = typed('check', tmp_path)
+    assert result.returncode == 1 and 'no train/ and no val/' in result.stderr
 
 
 def test_train_refuses_what_check_calls_a_leak_or_a_conflict(copy, tmp_path):
     shutil.copy(photo(copy/'train'/'revolver'), copy/'val'/'revolver'/'other.jpg')
     source = photo(copy/'train'/'revolver', 3)
     (copy/'train'/'epaule_a_pompe'/'other.jpg').write_bytes(source.read_bytes() + b'trailer')
-    told = run_command('train', copy, '--arch', 'test_efficientnet', '--weights', 'none', '--out', tmp_path/'runs')
-    assert told.returncode == 1, told.stderr
-    assert 'the same photo in train/ and val/' in told.stderr and 'under 2 labels' in told.stderr
+    result = run_command('train', copy, '--arch', 'test_efficientnet', '--weights', 'none', '--out', tmp_path/'runs')
+    assert result.returncode == 1, result.stderr
+    assert 'the same photo in train/ and val/' in result.stderr and 'under 2 labels' in result.stderr
     assert not (tmp_path/'runs').exists()
 
 
@@ -246,26 +247,26 @@ def test_a_picture_that_is_there_hundreds_of_times_is_one_problem(clean, tmp_pat
     content = photo(clean/'train'/'revolver').read_bytes()
     for i in range(300): (clean/'train'/'revolver'/f'copy {i}.jpg').write_bytes(content)
     for i in range(3): (clean/'val'/'revolver'/f'copy {i}.jpg').write_bytes(content + bytes(i))
-    code, found, told = checked(clean, tmp_path)
-    assert code == 1 and kinds(found) == {('error', 'leak'): 1,
-                                          ('warning', 'imbalance'): 1} and len(files_of(found, 'leak')) == 304
-    assert 'and 298 more' in told.stdout
+    code, actual, result = checked(clean, tmp_path)
+    assert code == 1 and kinds(actual) == {('error', 'leak'): 1,
+                                          ('warning', 'imbalance'): 1} and len(files_of(actual, 'leak')) == 304
+    assert 'and 298 more' in result.stdout
 
 
 def test_classes_that_look_alike_are_a_warning_and_twin_folders_an_error(clean, tmp_path):
     for split in SPLITS:
         (clean/split/'epaule_a_pompe').rename(clean/split/'Revolver')
         (clean/split/'epaule_a_verrou').rename(clean/split/'pistolet ')
-    code, found, told = checked(clean, tmp_path)
-    assert code == 0 and kinds(found) == {('warning', 'class-mismatch'): 2}
+    code, actual, result = checked(clean, tmp_path)
+    assert code == 0 and kinds(actual) == {('warning', 'class-mismatch'): 2}
     names = ('Revolver', 'revolver', 'pistolet ')
-    assert files_of(found, 'class-mismatch') == {f'{s}/{o}' for s in SPLITS for o in names}
-    assert "classes 'Revolver' and 'revolver' look the same: they differ by case" in told.stdout
-    assert 'a blank at an end' in told.stdout
+    assert files_of(actual, 'class-mismatch') == {f'{s}/{o}' for s in SPLITS for o in names}
+    assert "classes 'Revolver' and 'revolver' look the same: they differ by case" in result.stdout
+    assert 'a blank at an end' in result.stdout
     shutil.copytree(clean/'train'/'revolver', clean/'train'/'e\u0301te\u0301')
     shutil.move(clean/'train'/'pistolet ', clean/'train'/'été')
-    code, found, told = checked(clean, tmp_path)
-    assert code == 1 and "class 'été' twice" in told.stdout and kinds(found)['error', 'class-mismatch'] == 3
+    code, actual, result = checked(clean, tmp_path)
+    assert code == 1 and "class 'été' twice" in result.stdout and kinds(actual)['error', 'class-mismatch'] == 3
 
 
 def test_photos_that_show_next_to_nothing_are_named_and_no_others(clean, tmp_path):
@@ -282,9 +283,9 @@ def test_photos_that_show_next_to_nothing_are_named_and_no_others(clean, tmp_pat
     for name, image in planted.items(): image.save(folder/name)
     ImageEnhance.Contrast(first).enhance(.15).save(folder/'faint.jpg')
     first.filter(ImageFilter.GaussianBlur(5)).save(folder/'soft.jpg')
-    code, found, told = checked(clean, tmp_path)
-    assert code == 0 and files_of(found, 'blank') == {f'train/revolver/{o}' for o in planted}
-    assert {o['message'].split(': ')[1].split(';')[0] for o in found['problems'] if o['kind'] == 'blank'} == {
+    code, actual, result = checked(clean, tmp_path)
+    assert code == 0 and files_of(actual, 'blank') == {f'train/revolver/{o}' for o in planted}
+    assert {o['message'].split(': ')[1].split(';')[0] for o in actual['problems'] if o['kind'] == 'blank'} == {
         'it shows one colour', 'it shows a few words on an empty page', 'it shows nothing but blur'}
 
 
@@ -293,9 +294,9 @@ def test_a_picture_that_a_class_has_many_times_is_one_line(clean, tmp_path):
         folder = clean/'train'/label
         Image.effect_mandelbrot((300, 240), (-3, -2.5, 2, 2.5), 20 + n).convert('RGB').save(folder/'lost0.png')
         for i in range(1, n): shutil.copyfile(folder/'lost0.png', folder/f'lost{i}.png')
-    code, found, told = checked(clean, tmp_path)
-    assert code == 0 and kinds(found) == {('warning', 'repeated'): 1}
-    assert files_of(found, 'repeated') == {
+    code, actual, result = checked(clean, tmp_path)
+    assert code == 0 and kinds(actual) == {('warning', 'repeated'): 1}
+    assert files_of(actual, 'repeated') == {
         f'train/{label}/lost{i}.png' for label, n in (('revolver', 5), ('epaule_a_pompe', 3)) for i in range(n)}
     message = '8 files are 2 pictures, more than 2 times in a class: train/revolver/lost0.png is there 5 times'
-    assert message in told.stdout
+    assert message in result.stdout

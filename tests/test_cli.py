@@ -9,23 +9,23 @@ from basegun_fastai.cli import COMMANDS
 
 
 def test_help_lists_every_command():
-    told = run_command('-h')
-    assert told.returncode == 0 and all(f'  {o} ' in told.stdout for o in COMMANDS) and not told.stderr
+    result = run_command('-h')
+    assert result.returncode == 0 and all(f'  {o} ' in result.stdout for o in COMMANDS) and not result.stderr
 
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_has_help_on_stdout(command):
-    told = run_command(command, '-h')
-    assert told.returncode == 0 and told.stdout.startswith(f'usage: basegun-fastai {command}') and not told.stderr
-    assert max(map(len, told.stdout.splitlines())) <= 120
+    result = run_command(command, '-h')
+    assert result.returncode == 0 and result.stdout.startswith(f'usage: basegun-fastai {command}') and not result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 120
 
 
 @pytest.mark.parametrize('arguments', [[], ['trian', 'data'], ['train'], ['train', 'a', 'b'],
                                        ['train', 'a', '--head-epochs', 'ten'],
                                        ['train', 'a', '--hflip'], ['evaluate', 'a']])
 def test_wrong_usage_is_2(arguments):
-    told = run_command(*arguments)
-    assert told.returncode == 2 and told.stderr.startswith('usage:') and not told.stdout
+    result = run_command(*arguments)
+    assert result.returncode == 2 and result.stderr.startswith('usage:') and not result.stdout
 
 
 @pytest.mark.parametrize('arguments', [['--help'], ['train', '-h'], ['lr-find', '-h'], ['evaluate', '-h'],
@@ -37,39 +37,41 @@ def test_help_and_wrong_usage_come_without_the_heavy_imports(arguments):
     code = ('import sys; from basegun_fastai import cli; sys.argv[1:] = ' + repr(arguments)
             + '\ntry: cli.main()\nexcept SystemExit: pass\n'
               'print([o for o in ("torch", "fastai", "timm", "torchvision") if o in sys.modules], file=sys.stderr)')
-    told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert told.stderr.splitlines()[-1] == '[]'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == '[]'
 
 
 def test_archs_lists_the_eight():
-    told = run_command('archs')
-    assert told.returncode == 0 and all(f'efficientnet_b{n} ' in told.stdout for n in range(8)) and not told.stderr
+    result = run_command('archs')
+    assert result.returncode == 0 and all(f'efficientnet_b{n} ' in result.stdout
+                                          for n in range(8)) and not result.stderr
 
 
 def test_demo_data_makes_a_data_set(tmp_path):
-    told = run_command('demo-data', tmp_path/'mes photos', '--photos-per-class', 4)
-    assert (told.returncode == 0 and told.stdout.strip() == str(tmp_path/'mes photos')
-            and not told.stderr.startswith('Trace'))
+    result = run_command('demo-data', tmp_path/'mes photos', '--photos-per-class', 4)
+    assert (result.returncode == 0 and result.stdout.strip() == str(tmp_path/'mes photos')
+            and not result.stderr.startswith('Trace'))
     assert sum(o.is_file() for o in (tmp_path/'mes photos').rglob('*')) == 48
 
 
 def test_a_training_in_a_log_file(data, tmp_path):
     before = tree(data)
-    told = run_command('train', data, '--name', 'mon essai',
+    result = run_command('train', data, '--name', 'mon essai',
                        *as_arguments(arch='test_efficientnet', size=32, weights='none',
                        head_epochs=1, fine_tune_epochs=1, batch_size=16), cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    *trust, accuracy, precision, recall, where = told.stdout.splitlines()
+    assert result.returncode == 0, result.stderr
+    *first_lines, accuracy, precision, recall, where = result.stdout.splitlines()
     assert [o.split()[0] for o in (accuracy, precision, recall)] == ['accuracy', 'precision',
         'recall'] and where == 'runs/mon essai'
-    assert [o.split()[0] for o in trust] == ['temperature', 'calibration', 'loss:', 'Brier', 'high', 'medium', 'low',
+    assert [o.split()[0] for o in first_lines] == ['temperature', 'calibration', 'loss:', 'Brier', 'high', 'medium',
+                                                   'low',
                                              'everything', 'nothing']
-    assert '\r' not in told.stdout + told.stderr and '\x1b' not in told.stdout + told.stderr
-    warned, lines = ([o for o in told.stderr.splitlines() if o.startswith('warning: ') == wanted]
+    assert '\r' not in result.stdout + result.stderr and '\x1b' not in result.stdout + result.stderr
+    warned, lines = ([o for o in result.stderr.splitlines() if o.startswith('warning: ') == wanted]
                      for wanted in (True, False))
     assert len(warned) == 4 and 'val/epaule_a_pompe has 4 photos' in warned[0] and '3 more of this kind' in warned[3]
     assert [o.split()[0] for o in lines] == ['72', 'test_efficientnet', 'features', 'head', 'fine-tune',
-                                             'best'], told.stderr
+                                             'best'], result.stderr
     assert max(map(len, lines)) <= 100 and tree(data) == before
     evaluated = run_command('evaluate', tmp_path/'runs'/'mon essai', data, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
@@ -79,8 +81,8 @@ def test_a_training_in_a_log_file(data, tmp_path):
 def test_what_nobody_foresaw_keeps_its_traceback():
     code = ('import sys; from basegun_fastai import cli; cli.COMMANDS["archs"] = ("nowhere", "archs", ""); '
             'sys.argv[1:] = ["archs"]; cli.main()')
-    told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert told.returncode == 1 and 'Traceback' in told.stderr and 'ModuleNotFoundError' in told.stderr
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode == 1 and 'Traceback' in result.stderr and 'ModuleNotFoundError' in result.stderr
 
 
 def test_a_user_without_a_home_whom_the_system_does_not_know_can_use_every_command():
@@ -88,13 +90,13 @@ def test_a_user_without_a_home_whom_the_system_does_not_know_can_use_every_comma
     stranger = ['unshare', '--user', '--map-user=12345', '--map-group=12345', 'env', *without]
     if subprocess.run([*stranger, 'true'], capture_output=True).returncode:
         pytest.skip('no user namespace may be made here')
-    told = subprocess.run([*stranger, COMMAND, 'cache'], capture_output=True, text=True)
-    assert told.returncode == 0 and 'Traceback' not in told.stderr, told.stderr
-    assert '/.cache/basegun-fastai' in told.stdout
+    result = subprocess.run([*stranger, COMMAND, 'cache'], capture_output=True, text=True)
+    assert result.returncode == 0 and 'Traceback' not in result.stderr, result.stderr
+    assert '/.cache/basegun-fastai' in result.stdout
 
 
 @pytest.mark.parametrize('option', ['--lr', '--head-views', '--compile', '--head-epochs', '--fine-tune-epochs'])
 def test_the_finder_offers_no_option_that_changes_nothing(option):
-    told = typed('lr-find', 'nowhere', option, *([] if option == '--compile' else ['1']))
-    assert told.returncode == 2 and 'unrecognized arguments' in told.stderr
+    result = typed('lr-find', 'nowhere', option, *([] if option == '--compile' else ['1']))
+    assert result.returncode == 2 and 'unrecognized arguments' in result.stderr
     assert option not in typed('lr-find', '-h').stdout

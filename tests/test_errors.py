@@ -14,10 +14,10 @@ TRAIN = dict(arch='test_efficientnet', size=32, weights='none', head_epochs=0, f
 def refused(data, out, words, *more, **options):
     "Train with a mistake; every one of `words` must be in the message, and nothing may be left."
     before = tree(data) if data.is_dir() else None
-    told = typed('train', data, '--out', out, *as_arguments(**TRAIN | options), *more)
-    assert told.returncode == 1 and not told.stdout, told
-    assert 'Traceback' not in told.stderr and 'basegun-fastai: ' in told.stderr
-    for word in words: assert word in told.stderr, told.stderr
+    result = typed('train', data, '--out', out, *as_arguments(**TRAIN | options), *more)
+    assert result.returncode == 1 and not result.stdout, result
+    assert 'Traceback' not in result.stderr and 'basegun-fastai: ' in result.stderr
+    for word in words: assert word in result.stderr, result.stderr
     assert before is None or tree(data) == before
     assert not out.exists() or not any(out.iterdir())
 
@@ -48,61 +48,61 @@ def test_resume_needs_a_name(data, tmp_path):
 
 def test_an_output_that_exists(data, tmp_path):
     (tmp_path/'out'/'old').mkdir(parents=True)
-    told = typed('train', data, '--out', tmp_path/'out', '--name', 'old', *as_arguments(**TRAIN))
-    assert (told.returncode == 1 and 'nothing is overwritten' in told.stderr
+    result = typed('train', data, '--out', tmp_path/'out', '--name', 'old', *as_arguments(**TRAIN))
+    assert (result.returncode == 1 and 'nothing is overwritten' in result.stderr
             and not any((tmp_path/'out'/'old').iterdir()))
 
 
 def test_resuming_what_is_no_run(data, tmp_path):
     (tmp_path/'out'/'old').mkdir(parents=True)
-    told = typed('train', data, '--out', tmp_path/'out', '--name', 'old', '--resume', *as_arguments(**TRAIN))
-    assert told.returncode == 1 and 'is not the folder of a run' in told.stderr
+    result = typed('train', data, '--out', tmp_path/'out', '--name', 'old', '--resume', *as_arguments(**TRAIN))
+    assert result.returncode == 1 and 'is not the folder of a run' in result.stderr
 
 
 def test_an_output_inside_the_data(copy): refused(copy, copy/'runs', ['lies inside the data'])
 
 
 def test_imagenet_weights_that_cannot_be_had(data, tmp_path):
-    told = run_command('train', data, '--out', tmp_path/'out',
+    result = run_command('train', data, '--out', tmp_path/'out',
                        *as_arguments(**TRAIN | dict(arch='efficientnet_b0', weights='imagenet')),
                        env=os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hub')))
-    assert (told.returncode == 1 and '--weights FILE' in told.stderr and '--weights none' in told.stderr
+    assert (result.returncode == 1 and '--weights FILE' in result.stderr and '--weights none' in result.stderr
             and not (tmp_path/'out').exists())
 
 
 def test_a_name_that_is_too_long(data, tmp_path):
-    told = typed('train', data, '--out', tmp_path/'out', '--name', 'a' * 300, *as_arguments(**TRAIN))
-    assert told.returncode == 1 and 'too long' in told.stderr
+    result = typed('train', data, '--out', tmp_path/'out', '--name', 'a' * 300, *as_arguments(**TRAIN))
+    assert result.returncode == 1 and 'too long' in result.stderr
 
 
 def test_an_output_below_a_file(data, tmp_path):
     (tmp_path/'file').touch()
-    told = typed('train', data, '--out', tmp_path/'file'/'runs', *as_arguments(**TRAIN))
-    assert told.returncode == 1 and "is a file, so '" in told.stderr
+    result = typed('train', data, '--out', tmp_path/'file'/'runs', *as_arguments(**TRAIN))
+    assert result.returncode == 1 and "is a file, so '" in result.stderr
 
 
 def test_evaluating_with_a_class_that_the_run_does_not_know(run, copy, tmp_path):
     (copy/'val'/'revolver').rename(copy/'val'/'revolvers')
-    told = typed('evaluate', run.path, copy, '--out', tmp_path/'out')
-    assert (told.returncode == 1 and "class 'revolvers' is not one that" in told.stderr
-            and 'revolver,' not in told.stdout)
+    result = typed('evaluate', run.path, copy, '--out', tmp_path/'out')
+    assert (result.returncode == 1 and "class 'revolvers' is not one that" in result.stderr
+            and 'revolver,' not in result.stdout)
     assert not (tmp_path/'out').exists()
 
 
 def test_evaluating_without_a_class_says_so(run, copy, tmp_path):
     import json
     shutil.rmtree(copy/'val'/'revolver')
-    told = typed('evaluate', run.path, copy/'val', '--out', tmp_path/'out')
-    assert told.returncode == 0, told.stderr
-    assert "class 'revolver' has no photo" in told.stderr
+    result = typed('evaluate', run.path, copy/'val', '--out', tmp_path/'out')
+    assert result.returncode == 0, result.stderr
+    assert "class 'revolver' has no photo" in result.stderr
     numbers = json.loads((tmp_path/'out'/'metrics.json').read_text())
     assert numbers['absent'] == ['revolver'] and numbers['per_class']['revolver']['support'] == 0
     assert (tmp_path/'out'/'confusion-matrix-normalized.csv').read_text().splitlines()[-1] == 'revolver,,,,,,'
 
 
 def test_evaluating_what_is_no_run(data, tmp_path):
-    told = typed('evaluate', tmp_path, data)
-    assert told.returncode == 1 and 'is not the folder of a run' in told.stderr
+    result = typed('evaluate', tmp_path, data)
+    assert result.returncode == 1 and 'is not the folder of a run' in result.stderr
 
 
 def test_evaluating_unreadable_photos(run, copy, tmp_path):
@@ -110,47 +110,49 @@ def test_evaluating_unreadable_photos(run, copy, tmp_path):
     if not file.exists(): file = sorted((copy/'val'/'revolver').iterdir())[1]
     file.unlink()
     file.write_bytes(b'\xff\xd8 no')
-    told = typed('evaluate', run.path, copy, '--out', tmp_path/'out')
-    assert told.returncode == 1 and '--skip-unreadable' in told.stderr and file.name in told.stderr
-    told = typed('evaluate', run.path, copy, '--out', tmp_path/'out', '--skip-unreadable')
-    assert told.returncode == 0 and len((tmp_path/'out'/'predictions-val.csv').read_text().splitlines()) == 24
+    result = typed('evaluate', run.path, copy, '--out', tmp_path/'out')
+    assert result.returncode == 1 and '--skip-unreadable' in result.stderr and file.name in result.stderr
+    result = typed('evaluate', run.path, copy, '--out', tmp_path/'out', '--skip-unreadable')
+    assert result.returncode == 0 and len((tmp_path/'out'/'predictions-val.csv').read_text().splitlines()) == 24
 
 
 def test_demo_data_that_exists(tmp_path):
-    told = typed('demo-data', tmp_path, '--photos-per-class', 2)
-    assert told.returncode == 1 and 'exists' in told.stderr and '--photos-per-class 2: give 4 or more' in told.stderr
+    result = typed('demo-data', tmp_path, '--photos-per-class', 2)
+    assert (result.returncode == 1 and 'exists' in result.stderr
+            and '--photos-per-class 2: give 4 or more' in result.stderr)
 
 
 @pytest.fixture
 def small_disk(tmp_path):
     "A file system of 1 MiB, which only root can make."
     (tmp_path/'disk').mkdir()
-    made = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', tmp_path/'disk'], capture_output=True)
-    if made.returncode: pytest.skip('no right to mount a small disk')
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', tmp_path/'disk'], capture_output=True)
+    if mounted.returncode: pytest.skip('no right to mount a small disk')
     yield tmp_path/'disk'
     subprocess.run(['umount', tmp_path/'disk'], check=True)
 
 
 def test_a_read_only_place(data, small_disk):
     subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
-    told = typed('train', data, '--out', small_disk/'runs', *as_arguments(**TRAIN))
-    assert told.returncode == 1 and 'cannot be written: give an --out elsewhere' in told.stderr
+    result = typed('train', data, '--out', small_disk/'runs', *as_arguments(**TRAIN))
+    assert result.returncode == 1 and 'cannot be written: give an --out elsewhere' in result.stderr
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_after(data, small_disk):
     command = ['train', data, '--out', small_disk, '--name', 'full', '--resume',
                *as_arguments(**TRAIN | dict(fine_tune_epochs=2))]
-    told = typed(*command)
-    assert told.returncode == 1 and 'the disk is full' in told.stderr and 'Traceback' not in told.stderr, told.stderr
+    result = typed(*command)
+    assert result.returncode == 1, result.stderr
+    assert 'the disk is full' in result.stderr and 'Traceback' not in result.stderr, result.stderr
     assert not [o for o in small_disk.rglob('*') if o.suffix in ('.tmp', '.pt')]
     subprocess.run(['mount', '-o', 'remount,size=64m', small_disk], check=True)
-    told = typed(*command)
-    assert told.returncode == 0, told.stderr
+    result = typed(*command)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_reader_that_goes_away_is_no_traceback():
-    told = subprocess.run(f"'{COMMAND}' archs | head -1", shell=True, capture_output=True, text=True)
-    assert 'Traceback' not in told.stderr
+    result = subprocess.run(f"'{COMMAND}' archs | head -1", shell=True, capture_output=True, text=True)
+    assert 'Traceback' not in result.stderr
 
 
 @pytest.mark.parametrize('asked', [True, False])
@@ -166,5 +168,5 @@ class Half:
 handle_signals()
 try: Half()
 except KeyboardInterrupt: print('ended')'''
-    told = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
-    assert told.stdout == 'ended\n' and (told.stderr == '') == asked, told.stderr
+    result = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert result.stdout == 'ended\n' and (result.stderr == '') == asked, result.stderr

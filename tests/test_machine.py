@@ -71,8 +71,8 @@ def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_
 
 @pytest.mark.parametrize('command', ['check', 'split', 'train', 'lr-find', 'evaluate', 'export'])
 def test_what_needs_temporary_files_says_where_none_can_be_written(command, data, run):
-    given = dict(evaluate=[run.path, data], export=[run.path], split=[data/'train', 'out']).get(command, [data])
-    done = on_a_machine_with('read-only root', command, *given)
+    inputs = dict(evaluate=[run.path, data], export=[run.path], split=[data/'train', 'out']).get(command, [data])
+    done = on_a_machine_with('read-only root', command, *inputs)
     assert done.returncode == 1 and done.stderr.startswith('basegun-fastai: no folder for temporary files can be '
                                                            'written')
     assert '--tmpfs /tmp' in done.stderr and 'Traceback' not in done.stderr
@@ -86,14 +86,14 @@ def test_what_needs_no_temporary_files_works_without(command):
 
 def test_reading_at_an_offset_is_the_same_without_preadv(tmp_path, monkeypatch):
     (tmp_path/'file').write_bytes(bytes(range(100)))
-    found = []
+    actual = []
     for _ in range(2):
         with open(tmp_path/'file', 'rb') as file:
             buffers = bytearray(3), bytearray(50), bytearray(60)
             read_at(file.fileno(), buffers, 10)
-            found.append((*buffers, file.tell()))
+            actual.append((*buffers, file.tell()))
         monkeypatch.delattr(os, 'preadv', raising=False)
-    assert found[0] == found[1] and found[1][1] == bytes(range(13, 63)) and found[1][2] == bytes(range(63,
+    assert actual[0] == actual[1] and actual[1][1] == bytes(range(13, 63)) and actual[1][2] == bytes(range(63,
         100)) + bytes(23)
 
 

@@ -103,16 +103,16 @@ def rows(text): return list(csv.DictReader(io.StringIO(text, newline='')))
 
 
 def refused(folder, *words):
-    with pytest.raises(BasegunError) as told: load(folder)
-    for word in words: assert word in str(told.value), told.value
-    return str(told.value)
+    with pytest.raises(BasegunError) as result: load(folder)
+    for word in words: assert word in str(result.value), result.value
+    return str(result.value)
 
 
 def test_a_machine_that_reads_photos_otherwise_serves_nothing(exported, monkeypatch):
     load(exported)
     monkeypatch.setattr(photo, '_TURNS', {})
-    told = refused(exported, 'model.onnx', 'answers otherwise', 'times as large', 'Install pillow', 'onnxruntime')
-    assert f'here is {PIL.__version__}' in told
+    result = refused(exported, 'model.onnx', 'answers otherwise', 'times as large', 'Install pillow', 'onnxruntime')
+    assert f'here is {PIL.__version__}' in result
 
 
 ODD_PROBES = {
@@ -169,7 +169,7 @@ def test_every_mutation_is_refused(spoilt, name):
 
 def test_a_network_that_was_mutated_and_sealed_again_loads_or_is_refused(spoilt):
     "In a process of its own, which a crash of onnxruntime would end."
-    told = subprocess.run([sys.executable, '-c', f'''
+    result = subprocess.run([sys.executable, '-c', f'''
 import sys; sys.path.insert(0, {str(ROOT/'tests')!r})
 from test_predict import *
 folder = Path({str(spoilt)!r})
@@ -183,8 +183,8 @@ for _ in range({MUTATIONS // 10}):
     except BasegunError: continue
     loaded += 1
 print(loaded)'''], capture_output=True, text=True, timeout=300, env=os.environ | dict(OMP_NUM_THREADS='1'))
-    assert told.returncode == 0, told.stderr[-2000:]
-    assert int(told.stdout) < MUTATIONS // 10
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert int(result.stdout) < MUTATIONS // 10
 
 
 @pytest.mark.parametrize('change', [dict(classes=CLASSES[::-1]), dict(levels={'low': .1, 'high': .2}),
@@ -203,8 +203,8 @@ WRONG = dict(id='', architecture=3, classes=['a', 'a'], size=True, padding=[0, 0
 
 def test_every_wrong_field_is_told_at_once(spoilt):
     (spoilt/'model.json').write_text(seal(described(**WRONG)))
-    told = refused(spoilt)
-    assert all(f"model.json': {o} is " in told for o in WRONG) and len(told.splitlines()) == len(WRONG)
+    result = refused(spoilt)
+    assert all(f"model.json': {o} is " in result for o in WRONG) and len(result.splitlines()) == len(WRONG)
 
 
 @pytest.mark.parametrize('change', [*({k: v} for k, v in WRONG.items()), dict(classes=['a', '']), dict(classes=['a']),
@@ -305,13 +305,13 @@ def test_what_is_given_instead_of_an_export(tmp_path, exported):
 
 def test_answers_are_plain_python(exported, photos):
     model, content = load(exported), (photos/'revolver'/'0.jpg').read_bytes()
-    label, confidence, level = told = model.get_typology(content)
-    assert [type(o) for o in (told, label, confidence, level)] == [tuple, str, float, str] and level in ('low',
+    label, confidence, level = result = model.get_typology(content)
+    assert [type(o) for o in (result, label, confidence, level)] == [tuple, str, float, str] and level in ('low',
         'medium', 'high')
     assert model.list_typologies() == CLASSES and all(type(o) is str
                                                       for o in model.list_typologies()) and model.id == 'tiny-1'
     answer = model(content)
-    assert answer == model(photos/'revolver'/'0.jpg') == model(str(photos/'revolver'/'0.jpg')) and answer[:3] == told
+    assert answer == model(photos/'revolver'/'0.jpg') == model(str(photos/'revolver'/'0.jpg')) and answer[:3] == result
     assert list(answer.probabilities) == CLASSES and {type(o) for o in answer.probabilities.values()} == {float}
     assert (answer.probabilities[label] == confidence == max(answer.probabilities.values())
             and abs(sum(answer.probabilities.values()) - 1) < 1e-5)
@@ -343,8 +343,8 @@ def test_unreadable_bytes_are_told(exported):
 def test_many_threads_get_the_same_answers(exported, photos):
     model, files = load(exported, threads=2), list(list_files([photos]))
     wanted = [model(o) for o in files]
-    with ThreadPoolExecutor(8) as pool: found = list(pool.map(model, files * 100))
-    assert len(found) == 400 and found == wanted * 100
+    with ThreadPoolExecutor(8) as pool: actual = list(pool.map(model, files * 100))
+    assert len(actual) == 400 and actual == wanted * 100
 
 
 BACK = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # how to store what Orientation turns upright
@@ -368,53 +368,53 @@ def contents(upright, kinds):
 
 def test_containers_and_orientations_of_the_same_pixels_give_one_answer(exported):
     model, upright = load(exported), draw_photo('revolver', np.random.default_rng(3), (SIZE, 12))
-    found = [model(o) for o in contents(upright, [('PNG', {}), ('TIFF', {}),
+    actual = [model(o) for o in contents(upright, [('PNG', {}), ('TIFF', {}),
                                                   ('WEBP', dict(lossless=True, exact=True))])]
     for kind in ('BMP', 'PNG', 'TIFF'):
         out = io.BytesIO()
         upright.save(out, kind)
-        found.append(model(out.getvalue()))
-    assert len(found) == 27 and all(o == found[0] for o in found)
+        actual.append(model(out.getvalue()))
+    assert len(actual) == 27 and all(o == actual[0] for o in actual)
 
 
 def test_a_photo_in_16_orientations_and_containers_has_one_prediction(exported):
     model, upright = load(exported), draw_photo('epaule_a_pompe', np.random.default_rng(3), (640, 480))
     wanted = model(next(contents(upright, [('PNG', {})])))
-    found = [model(o) for o in contents(upright, [('JPEG', dict(quality=95)), ('PNG', {})])]
+    actual = [model(o) for o in contents(upright, [('JPEG', dict(quality=95)), ('PNG', {})])]
     for kind, options in (('WEBP', dict(quality=95)), ('AVIF', dict(quality=95)), ('TIFF', {}), ('BMP', {})):
         out = io.BytesIO()
         upright.save(out, kind, **options)
-        found.append(model(out.getvalue()))
-    assert len(found) == 20
-    for o in found: assert o.label == wanted.label and abs(o.confidence - wanted.confidence) < .01, (o, wanted)
+        actual.append(model(out.getvalue()))
+    assert len(actual) == 20
+    for o in actual: assert o.label == wanted.label and abs(o.confidence - wanted.confidence) < .01, (o, wanted)
 
 
 # The command
 
 
 def test_rows_are_those_of_the_model(exported, photos):
-    told, model = typed('predict', exported, photos), load(exported)
-    assert told.returncode == 0 and not told.stderr, told.stderr
-    assert ('\r' not in told.stdout and told.stdout.splitlines()[0] == 'file,label,confidence,level,error,'
+    result, model = typed('predict', exported, photos), load(exported)
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    assert ('\r' not in result.stdout and result.stdout.splitlines()[0] == 'file,label,confidence,level,error,'
             + ','.join(CLASSES))
-    found = rows(told.stdout)
-    assert [o['file'] for o in found] == [str(photos/o)
+    actual = rows(result.stdout)
+    assert [o['file'] for o in actual] == [str(photos/o)
                                           for o in ('epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg', 'revolver/0.jpg',
                                                     'revolver/1.jpg')]
-    for row in found:
+    for row in actual:
         answer = model(row['file'])
         assert (row['label'], float(row['confidence']), row['level'], row['error']) == (*answer[:3], '')
         assert [float(row[o]) for o in CLASSES] == [*answer.probabilities.values()]
 
 
 def test_json_lines_say_the_same(exported, photos):
-    told = typed('predict', exported, photos/'revolver'/'0.jpg', photos/'.DS_Store', '--json')
-    found, bad = map(json.loads, told.stdout.splitlines())
+    result = typed('predict', exported, photos/'revolver'/'0.jpg', photos/'.DS_Store', '--json')
+    actual, bad = map(json.loads, result.stdout.splitlines())
     answer = load(exported)(photos/'revolver'/'0.jpg')
-    assert found == dict(file=str(photos/'revolver'/'0.jpg'), label=answer.label, confidence=answer.confidence,
+    assert actual == dict(file=str(photos/'revolver'/'0.jpg'), label=answer.label, confidence=answer.confidence,
                          level=answer.level, error=None) | answer.probabilities
     assert (bad['label'] is None and bad['confidence'] is None and 'none of JPEG' in bad['error']
-            and list(bad) == list(found) and told.returncode == 1)
+            and list(bad) == list(actual) and result.returncode == 1)
 
 
 def test_bad_photos_are_rows_and_the_command_goes_on(exported, photos, tmp_path):
@@ -422,11 +422,11 @@ def test_bad_photos_are_rows_and_the_command_goes_on(exported, photos, tmp_path)
     (taken/'a.jpg').write_bytes(b'')
     (taken/'b.jpg').symlink_to('nowhere')
     os.mkfifo(taken/'c.jpg')
-    told = typed('predict', exported, taken)
-    assert (told.returncode == 1
-            and '3 of 7 photos could not be read; their reasons are in the column error' in told.stderr)
-    bad = {Path(o['file']).name: o for o in rows(told.stdout) if o['error']}
-    assert len(rows(told.stdout)) == 7 and list(bad) == ['a.jpg', 'b.jpg',
+    result = typed('predict', exported, taken)
+    assert (result.returncode == 1
+            and '3 of 7 photos could not be read; their reasons are in the column error' in result.stderr)
+    bad = {Path(o['file']).name: o for o in rows(result.stdout) if o['error']}
+    assert len(rows(result.stdout)) == 7 and list(bad) == ['a.jpg', 'b.jpg',
                                                          'c.jpg'] and 'no regular file' in bad['c.jpg']['error']
     assert all(v == '' for o in bad.values() for k, v in o.items() if k not in ('file', 'error'))
 
@@ -444,17 +444,17 @@ def test_links_in_a_circle_end(photos, tmp_path):
 
 def test_a_million_photos_are_not_begun_at_once():
     begun, answer = [], Answer('a', 1., 'high', {'a': 1.})
-    found = answers(lambda photo: begun.append(photo) or answer, (str(o) for o in range(10**6)), 2)
-    assert [next(found)[0] for _ in range(10)] == [str(o) for o in range(10)] and len(begun) <= 14
-    found.close()
+    actual = answers(lambda photo: begun.append(photo) or answer, (str(o) for o in range(10**6)), 2)
+    assert [next(actual)[0] for _ in range(10)] == [str(o) for o in range(10)] and len(begun) <= 14
+    actual.close()
 
 
 def test_a_row_does_not_wait_for_the_photo_after_it():
     answer, go = Answer('a', 1., 'high', {'a': 1.}), threading.Event()
-    found = answers(lambda photo: photo == 'quick' or go.wait(60) and answer, ['quick', 'slow', 'slow', 'slow'], 2)
-    assert next(found)[0] == 'quick' and not go.is_set()
+    actual = answers(lambda photo: photo == 'quick' or go.wait(60) and answer, ['quick', 'slow', 'slow', 'slow'], 2)
+    assert next(actual)[0] == 'quick' and not go.is_set()
     go.set()
-    assert [o for o, _ in found] == ['slow'] * 3
+    assert [o for o, _ in actual] == ['slow'] * 3
 
 
 def test_a_wish_to_end_cannot_get_lost(exported, photos, monkeypatch):
@@ -474,8 +474,8 @@ def test_rows_come_through_a_pipe_as_they_are_ready_and_sigterm_ends_it(exported
         while came.count(b'\n') < 2: came += os.read(process.stdout.fileno(), 2**16)
         assert b'0.jpg' in came and came.count(b'slow.png') < 5
         process.send_signal(signal.SIGTERM)
-        rest, told = process.communicate(timeout=60)
-    assert process.returncode == 143 and b'Traceback' not in told and rest.count(b'\n') < 39
+        rest, result = process.communicate(timeout=60)
+    assert process.returncode == 143 and b'Traceback' not in result and rest.count(b'\n') < 39
 
 
 def test_an_interrupted_table_is_not_left(exported, tmp_path):
@@ -491,14 +491,14 @@ def test_an_interrupted_table_is_not_left(exported, tmp_path):
 
 def test_a_table_is_written_whole_and_never_over_another(exported, photos, tmp_path):
     out = tmp_path/'rows.csv'
-    told = typed('predict', exported, photos, photos/'.DS_Store', '--out', out)
-    assert (told.returncode == 1 and not told.stdout and told.stderr.splitlines()[0] == f"5 photos are in '{out}'"
-            and '1 of 5' in told.stderr.splitlines()[1])
+    result = typed('predict', exported, photos, photos/'.DS_Store', '--out', out)
+    assert (result.returncode == 1 and not result.stdout and result.stderr.splitlines()[0] == f"5 photos are in '{out}'"
+            and '1 of 5' in result.stderr.splitlines()[1])
     assert [o.name for o in tmp_path.iterdir()] == ['rows.csv']
     before = out.read_bytes()
     assert before.decode() == typed('predict', exported, photos, photos/'.DS_Store').stdout
-    told = typed('predict', exported, photos, '--out', out)
-    assert told.returncode == 1 and 'nothing is overwritten' in told.stderr and out.read_bytes() == before
+    result = typed('predict', exported, photos, '--out', out)
+    assert result.returncode == 1 and 'nothing is overwritten' in result.stderr and out.read_bytes() == before
 
 
 def test_a_table_that_appears_meanwhile_is_not_overwritten(exported, photos, tmp_path, monkeypatch):
@@ -513,12 +513,12 @@ def test_a_table_that_appears_meanwhile_is_not_overwritten(exported, photos, tmp
 
 def test_every_fault_is_told_before_anything_is_done(exported, photos, tmp_path):
     (tmp_path/'empty').mkdir()
-    told = typed('predict', tmp_path/'nowhere', tmp_path/'a.jpg', photos, tmp_path/'b.jpg', tmp_path/'empty', '--out',
+    result = typed('predict', tmp_path/'nowhere', tmp_path/'a.jpg', photos, tmp_path/'b.jpg', tmp_path/'empty', '--out',
                  photos/'rows.csv')
-    assert told.returncode == 1 and not told.stdout and len(told.stderr.splitlines()) == 5
+    assert result.returncode == 1 and not result.stdout and len(result.stderr.splitlines()) == 5
     for o in ("no folder '", "a.jpg': give photos", "b.jpg': give photos", "empty' holds no photo",
               'lies inside the data'):
-        assert o in told.stderr
+        assert o in result.stderr
     assert 'there is no folder' in typed('predict', exported, photos, '--out', tmp_path/'no'/'rows.csv').stderr
     assert 'lies inside the data' in typed('predict', exported, photos, '--out', exported/'rows.csv').stderr
     assert typed('predict', exported).returncode == 2
@@ -542,8 +542,8 @@ def test_odd_names_are_one_row(exported, photos, tmp_path, odd):
 
 def test_odd_names_do_not_stop_the_installed_command(exported, photos, tmp_path):
     shutil.copy(photos/'revolver'/'0.jpg', os.fsencode(tmp_path/'a') + b'\xff\n.jpg')
-    told = run_command('predict', exported, tmp_path)
-    assert told.returncode == 0 and len(rows(told.stdout)) == 1, told.stderr
+    result = run_command('predict', exported, tmp_path)
+    assert result.returncode == 0 and len(rows(result.stdout)) == 1, result.stderr
 
 
 def test_classes_named_like_columns_do_not_hide_them():
@@ -564,10 +564,10 @@ def test_classes_that_are_no_text_can_be_loaded(tmp_path):
 
 
 def in_a_process(code, *arguments):
-    told = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True,
+    result = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True,
                           timeout=120)
-    assert told.returncode == 0, told.stderr
-    return told.stdout.splitlines()[-1]
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1]
 
 
 HEAVY = '[o for o in ("torch", "fastai", "timm", "pandas", "sklearn", "scipy", "onnx", "tqdm") if o in sys.modules]'
@@ -613,10 +613,10 @@ def test_the_package_without_its_dependencies_and_three_others_are_enough(export
     python, photo = tmp_path/'venv'/'bin'/'python', photos/'revolver'/'0.jpg'
     run(python, '-m', 'pip', 'install', '-q', '--no-deps', *(tmp_path/'wheel').glob('*.whl'))
     run(python, '-m', 'pip', 'install', '-q', '-c', ROOT/'constraints.txt', 'onnxruntime', 'numpy', 'pillow')
-    told = subprocess.run([python, '-c', 'import json, sys; from basegun_fastai.predict import load\n'
+    result = subprocess.run([python, '-c', 'import json, sys; from basegun_fastai.predict import load\n'
                            'model = load(sys.argv[1]); print(json.dumps([model.get_typology(open(sys.argv[2], '
                            '"rb").read()), model.list_typologies()]))',
                            exported, photo], capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert told.returncode == 0, told.stderr
+    assert result.returncode == 0, result.stderr
     model = load(exported)
-    assert json.loads(told.stdout) == [list(model.get_typology(photo.read_bytes())), CLASSES]
+    assert json.loads(result.stdout) == [list(model.get_typology(photo.read_bytes())), CLASSES]

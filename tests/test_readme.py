@@ -50,9 +50,9 @@ def test_the_lines_of_python_that_readme_shows_run(run, data, tmp_path, monkeypa
 
 def commands():
     text = re.sub(r'\\\n\s*', '', (ROOT/'Makefile').read_text() + README + page('tutorials/ovh') + HOW)
-    found = re.findall(r'(?<![\w/-])(?:\$\(BIN\)/|exec )?basegun-fastai ((?:' + '|'.join(COMMANDS) + r')\b[^\n"`|]*)',
+    actual = re.findall(r'(?<![\w/-])(?:\$\(BIN\)/|exec )?basegun-fastai ((?:' + '|'.join(COMMANDS) + r')\b[^\n"`|]*)',
                        text)
-    return sorted({o.strip() for o in found if not o.rstrip().endswith(('-h', '-->'))})
+    return sorted({o.strip() for o in actual if not o.rstrip().endswith(('-h', '-->'))})
 
 
 def test_there_are_commands_to_check(): assert len(commands()) >= 8
@@ -66,7 +66,7 @@ def test_every_command_shown_is_one(command):
 
 
 def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
-    told = run_command('train', data, '--arch', 'test_efficientnet', '--size', 32, '--weights', 'none',
+    result = run_command('train', data, '--arch', 'test_efficientnet', '--size', 32, '--weights', 'none',
                        '--fine-tune-epochs', 2, '--lr', .006, '--batch-size', 16, '--out', 'demo/runs', '--name',
                        'first', cwd=tmp_path)
     # what follows depends on the photos
@@ -76,7 +76,7 @@ def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
                                              re.sub(r'test_\w+', 'NETWORK', re.sub(r'[\d.]+', '0',
             words(line))).strip()))
     # README's val is larger
-    real = {shape(o) for o in (told.stderr + told.stdout).splitlines()
+    real = {shape(o) for o in (result.stderr + result.stdout).splitlines()
             if not o.startswith(('warning: ', 'everything is called low'))}
     shown = [o for o in block('demo').splitlines() if o and not o.startswith(('demo/data', 'drew', '…', 'look at'))]
     assert len(shown) > 8 and {shape(o) for o in shown} == real
@@ -100,23 +100,23 @@ def test_the_installed_command_is_the_one_under_test():
 
 
 def test_the_near_duplicates_that_readme_tells_of_are_those_of_the_benchmark():
-    found = json.loads((ROOT/'benchmarks'/'near-duplicates.json').read_text())
+    actual = json.loads((ROOT/'benchmarks'/'near-duplicates.json').read_text())
     for kind in ('drawn', 'real'):
-        unmet = {o['edit'] for o in found[kind]['rows'] if o['bar'] and o['recall'] < o['bar']}
-        assert found[kind]['precision'] >= .99 and unmet <= ({'screenshot with black bars'} if kind == 'drawn'
+        unmet = {o['edit'] for o in actual[kind]['rows'] if o['bar'] and o['recall'] < o['bar']}
+        assert actual[kind]['precision'] >= .99 and unmet <= ({'screenshot with black bars'} if kind == 'drawn'
                                                              else set()), unmet
-    lowest = min(o['recall'] for o in found['real']['rows'] if o['bar'])
-    shown = next(o['recall'] for o in found['drawn']['rows'] if o['edit'].startswith('screenshot'))
-    drawn, real = found['drawn'], found['real']
+    lowest = min(o['recall'] for o in actual['real']['rows'] if o['bar'])
+    shown = next(o['recall'] for o in actual['drawn']['rows'] if o['edit'].startswith('screenshot'))
+    sample, real = actual['drawn'], actual['real']
     wrong = f'{len(real["wrong"])} of {real["pairs"]:,} pairs were wrong'
     assert f'at least {int(lowest * 100)} % of each kind; {wrong}' in HOW
     assert f'{shown:.0%}'.replace('%', ' % of the\nscreenshots') in HOW
-    assert f'and {100 * (1 - drawn["precision"]):.1f} % of its pairs are wrong' in HOW
+    assert f'and {100 * (1 - sample["precision"]):.1f} % of its pairs are wrong' in HOW
 
 
 def test_check_grows_as_it_should():
-    found = json.loads((ROOT/'benchmarks'/'check.json').read_text())
-    assert .8 <= found['ratio'] <= 1.2 and found['bytes_a_photo'] < 1024 and found['rows'][-1]['photos'] >= 20_000
+    actual = json.loads((ROOT/'benchmarks'/'check.json').read_text())
+    assert .8 <= actual['ratio'] <= 1.2 and actual['bytes_a_photo'] < 1024 and actual['rows'][-1]['photos'] >= 20_000
 
 
 def measured():
@@ -137,13 +137,13 @@ def test_the_bars_that_could_be_measured_are_met():
 
 def test_the_ratios_that_readme_shows_are_those_of_the_benchmark():
     shown = dict(re.findall(r'^\| ([^|]+) \| ([\d.]+) \|', HOW.split('## How fast')[1], re.M))
-    found = {o['what']: f"{o['median']:.3g}" for o in measured() if o['ratio'].startswith(('stock', 'import'))}
-    assert shown and shown.items() <= found.items()
+    actual = {o['what']: f"{o['median']:.3g}" for o in measured() if o['ratio'].startswith(('stock', 'import'))}
+    assert shown and shown.items() <= actual.items()
 
 
 def test_training_takes_little_memory_for_each_photo():
-    found = json.loads((ROOT/'benchmarks'/'memory.json').read_text())
-    assert found['bytes_a_photo'] < 1024 and found['rows'][-1]['photos'] >= 100_000
+    actual = json.loads((ROOT/'benchmarks'/'memory.json').read_text())
+    assert actual['bytes_a_photo'] < 1024 and actual['rows'][-1]['photos'] >= 100_000
 
 
 def test_the_default_number_of_views_is_one_that_the_measurement_supports():

@@ -16,15 +16,15 @@ def stopped(data, out, name, at, how=signal.SIGKILL, wait=0., options=OPTIONS):
     and what it said.
     """
     command = [COMMAND, 'train', str(data), '--out', str(out), '--name', name, '--resume', *options]
-    said = []
+    text = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         for line in process.stderr:
-            said.append(line)
+            text.append(line)
             if at in line: break
         try: process.wait(wait or .01)
         except subprocess.TimeoutExpired: process.send_signal(how)
-        said += process.stderr.readlines()
-    return process.returncode, ''.join(said)
+        text += process.stderr.readlines()
+    return process.returncode, ''.join(text)
 
 
 @pytest.mark.slow
@@ -34,8 +34,8 @@ def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
     moments = ['photos in', 'test_efficientnet at', 'head        1/4', 'head        2/4', 'fine-tune   3/4',
                'best epoch']
     for at in moments:
-        code, said = stopped(data, tmp_path, 'killed', at, options=options)
-        assert code == -signal.SIGKILL, said
+        code, text = stopped(data, tmp_path, 'killed', at, options=options)
+        assert code == -signal.SIGKILL, text
         assert (not (tmp_path/'killed'/'history.csv').exists()
                 or (tmp_path/'killed'/'history.csv').read_text().endswith('\n'))
     assert not Run(tmp_path/'killed').finished
@@ -72,8 +72,8 @@ def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained,
 @pytest.mark.parametrize(('how', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how, code):
     options = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2, workers=2))
-    found, said = stopped(data, tmp_path, 'asked', 'head        1/4', how, wait=.3, options=options)
-    assert found == code and '--name asked --resume' in said and 'Traceback' not in said, said
+    actual, text = stopped(data, tmp_path, 'asked', 'head        1/4', how, wait=.3, options=options)
+    assert actual == code and '--name asked --resume' in text and 'Traceback' not in text, text
     ended = run_command('train', data, '--out', tmp_path, '--name', 'asked', '--resume', *options)
     assert ended.returncode == 0, ended.stderr
     same(run, Run(tmp_path/'asked'))
@@ -88,25 +88,26 @@ def half(data, tmp_path_factory):
 
 
 def test_changed_options_are_refused_by_name(half, data):
-    told = typed('train', data, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS, '--lr', '0.01',
+    result = typed('train', data, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS, '--lr', '0.01',
                  '--seed', '7')
-    assert told.returncode == 1 and '--lr was 0.005, now 0.01' in told.stderr and '--seed was 42, now 7' in told.stderr
+    assert (result.returncode == 1 and '--lr was 0.005, now 0.01' in result.stderr
+            and '--seed was 42, now 7' in result.stderr)
 
 
 def test_changed_photos_are_refused_by_name(half, copy):
     (copy/'train'/'revolver'/'0004.jpg').unlink()
-    told = typed('train', copy, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS)
-    assert told.returncode == 1 and 'train/revolver had 8 photos, now 7' in told.stderr
+    result = typed('train', copy, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS)
+    assert result.returncode == 1 and 'train/revolver had 8 photos, now 7' in result.stderr
 
 
 def test_without_resume_nothing_is_overwritten(half, data):
-    told = typed('train', data, '--out', half.path.parent, '--name', 'half', *OPTIONS)
-    assert told.returncode == 1 and 'nothing is overwritten' in told.stderr
+    result = typed('train', data, '--out', half.path.parent, '--name', 'half', *OPTIONS)
+    assert result.returncode == 1 and 'nothing is overwritten' in result.stderr
 
 
 def test_an_unfinished_run_is_not_judged(half, data):
-    told = typed('evaluate', half.path, data)
-    assert told.returncode == 1 and 'not finished' in told.stderr
+    result = typed('evaluate', half.path, data)
+    assert result.returncode == 1 and 'not finished' in result.stderr
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(half, run, data, tmp_path):

@@ -12,7 +12,7 @@ from basegun_fastai.data.folders import layout_faults
 
 
 @pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
+def sample(tmp_path_factory):
     "Twenty drawn photos of each class."
     from basegun_fastai.data.demo import demo_data
     out = tmp_path_factory.mktemp('drawn')
@@ -21,17 +21,17 @@ def drawn(tmp_path_factory):
 
 
 @pytest.fixture
-def photos(drawn, tmp_path):
+def photos(sample, tmp_path):
     "A copy of them that a test may spoil, in a folder with a space."
-    shutil.copytree(drawn, tmp_path/'mes photos', copy_function=os.link)
+    shutil.copytree(sample, tmp_path/'mes photos', copy_function=os.link)
     return tmp_path/'mes photos'
 
 
-def made(photos, out, *options):
+def make_split(photos, out, *options):
     "Make a split; return what split.csv says of each file, after checking that it is true."
     before = tree(photos)
-    told = typed('split', photos, out, *options)
-    assert told.returncode == 0 and told.stdout == f'{out}\n', told.stderr
+    result = typed('split', photos, out, *options)
+    assert result.returncode == 0 and result.stdout == f'{out}\n', result.stderr
     assert {k: v for k, v in tree(photos).items()} == before
     rows = list(csv.DictReader((out/'split.csv').open()))
     there = [o for o in rows if o['split'] != 'left-out']
@@ -45,27 +45,27 @@ def sides(rows): return {file: o['split'] for file, o in rows.items()}
 
 
 def test_every_class_gives_its_share(photos, tmp_path):
-    rows = made(photos, tmp_path/'a')
+    rows = make_split(photos, tmp_path/'a')
     assert layout_faults(tmp_path/'a') == []
     for label in os.listdir(photos): assert sum(o['label'] == label and o['split'] == 'val' for o in rows.values()) == 4
-    assert sum(o == 'val' for o in sides(made(photos, tmp_path/'b', '--val', .45)).values()) == 6 * 9
+    assert sum(o == 'val' for o in sides(make_split(photos, tmp_path/'b', '--val', .45)).values()) == 6 * 9
 
 
 def test_the_same_seed_makes_the_same_split_whatever_the_order_on_the_disk(photos, tmp_path):
-    first = sides(made(photos, tmp_path/'a'))
+    first = sides(make_split(photos, tmp_path/'a'))
     other = tmp_path/'other'
     for o in sorted(photos.rglob('*.*'), reverse=True):
         (other/o.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(o, other/o.parent.name/o.name)
-    assert sides(made(other, tmp_path/'b')) == first
-    assert sides(made(photos, tmp_path/'c', '--seed', 7)) != first
+    assert sides(make_split(other, tmp_path/'b')) == first
+    assert sides(make_split(photos, tmp_path/'c', '--seed', 7)) != first
 
 
 def test_names_do_not_matter(photos, tmp_path):
-    first = made(photos, tmp_path/'a')
+    first = make_split(photos, tmp_path/'a')
     for folder in photos.iterdir():
         for i, o in enumerate(sorted(folder.iterdir(), reverse=True)): o.rename(folder/f'renamed {i}{o.suffix}')
-    again = made(photos, tmp_path/'b')
+    again = make_split(photos, tmp_path/'b')
     assert {o['sha256']: o['split'] for o in again.values()} == {o['sha256']: o['split'] for o in first.values()}
 
 
@@ -79,7 +79,7 @@ def test_photos_that_look_alike_stay_together(photos, tmp_path):
         image.save(folder/'wrapped.png')
         families[folder.name] = [source.name, 'half.jpg', 'mirrored.jpg', 'wrapped.png']
     for seed in range(3):
-        rows = made(photos, tmp_path/f'{seed}', '--seed', seed)
+        rows = make_split(photos, tmp_path/f'{seed}', '--seed', seed)
         for label, names in families.items():
             assert len({rows[f'{label}/{o}']['split'] for o in names}) == len({rows[f'{label}/{o}']['group']
                 for o in names}) == 1
@@ -87,16 +87,16 @@ def test_photos_that_look_alike_stay_together(photos, tmp_path):
 
 
 def test_links_take_no_space(photos, tmp_path):
-    rows = made(photos, tmp_path/'a', '--link')
+    rows = make_split(photos, tmp_path/'a', '--link')
     for file, o in rows.items():
         assert (tmp_path/'a'/o['split']/file).samefile(photos/file) and not (tmp_path/'a'/o['split']/file).is_symlink()
 
 
 def refused(photos, out, words, *options):
     before = tree(photos.parent)
-    told = typed('split', photos, out, *options)
-    assert told.returncode == 1 and not told.stdout and 'Traceback' not in told.stderr
-    assert all(o in told.stderr for o in words), told.stderr
+    result = typed('split', photos, out, *options)
+    assert result.returncode == 1 and not result.stdout and 'Traceback' not in result.stderr
+    assert all(o in result.stderr for o in words), result.stderr
     assert tree(photos.parent) == before
 
 
@@ -116,8 +116,8 @@ def test_the_same_photo_under_two_labels_is_refused(photos, tmp_path):
 def test_unreadable_photos_are_refused_or_left_aside(photos, tmp_path):
     (photos/'revolver'/'bad.jpg').write_bytes(b'x')
     refused(photos, tmp_path/'out', ['bad.jpg', '--skip-unreadable'])
-    told = typed('split', photos, tmp_path/'out', '--skip-unreadable')
-    assert told.returncode == 0 and 'left aside' in told.stderr and not list((tmp_path/'out').rglob('bad.jpg'))
+    result = typed('split', photos, tmp_path/'out', '--skip-unreadable')
+    assert result.returncode == 0 and 'left aside' in result.stderr and not list((tmp_path/'out').rglob('bad.jpg'))
 
 
 def test_a_class_of_one_photo_is_refused(photos, tmp_path):
@@ -146,20 +146,20 @@ def test_photos_under_two_labels_are_an_error_or_are_left_out(photos, tmp_path):
     content = (photos/'revolver'/first).read_bytes()
     (photos/'epaule_a_pompe'/'copy.jpg').write_bytes(content)
     (photos/'revolver'/'again.jpg').write_bytes(content + b'tail')  # the same pixels
-    told = typed('split', photos, tmp_path/'a')
-    assert told.returncode == 1 and '--conflicts leave-out' in told.stderr and 'copy.jpg' in told.stderr
+    result = typed('split', photos, tmp_path/'a')
+    assert result.returncode == 1 and '--conflicts leave-out' in result.stderr and 'copy.jpg' in result.stderr
     assert not (tmp_path/'a').exists()
-    rows = made(photos, tmp_path/'a', '--conflicts', 'leave-out')
+    rows = make_split(photos, tmp_path/'a', '--conflicts', 'leave-out')
     left = {o for o, row in rows.items() if row['split'] == 'left-out'}
     assert left == {'epaule_a_pompe/copy.jpg', 'revolver/again.jpg', f'revolver/{first}'}
     assert len(rows) == 20 * 6 + 2 and layout_faults(tmp_path/'a') == []
-    told = typed('split', photos, tmp_path/'b', '--conflicts', 'drop')
-    assert told.returncode == 1 and 'give error or leave-out' in told.stderr
+    result = typed('split', photos, tmp_path/'b', '--conflicts', 'drop')
+    assert result.returncode == 1 and 'give error or leave-out' in result.stderr
 
 
 def test_a_class_whose_photos_are_all_under_two_labels_is_named(photos, tmp_path):
     shutil.copytree(photos/'revolver', photos/'pistolet')
-    told = typed('split', photos, tmp_path/'a', '--conflicts', 'leave-out')
-    assert told.returncode == 1 and not (tmp_path/'a').exists()
+    result = typed('split', photos, tmp_path/'a', '--conflicts', 'leave-out')
+    assert result.returncode == 1 and not (tmp_path/'a').exists()
     for label in ('revolver', 'pistolet'):
-        assert f"class '{label}' has no photo that is under its label alone" in told.stderr
+        assert f"class '{label}' has no photo that is under its label alone" in result.stderr

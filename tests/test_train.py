@@ -93,8 +93,8 @@ def test_the_weights_are_those_of_a_plain_timm_network(run, data):
     model.load_state_dict(load_file(run.weights))
     mean, std = (torch.tensor(config.architecture[o])[:, None, None] for o in ('mean', 'std'))
     photos = torch.stack([(torch.tensor(pixels(data/o, 32)).permute(2, 0, 1) / 255 - mean) / std for o in rows.file])
-    with torch.no_grad(): found = model(photos).softmax(1)
-    assert np.abs(found.numpy() - rows[config.classes].to_numpy()).max() < 1e-4
+    with torch.no_grad(): actual = model(photos).softmax(1)
+    assert np.abs(actual.numpy() - rows[config.classes].to_numpy()).max() < 1e-4
 
 
 def test_fastai_opens_the_learner_in_a_process_of_its_own(run, data, tmp_path):
@@ -108,9 +108,9 @@ def test_fastai_opens_the_learner_in_a_process_of_its_own(run, data, tmp_path):
         'open(sys.argv[1], "w").write(json.dumps(ask(sys.argv[2], sys.argv[3:])))', tmp_path/'said.json', run.learner,
         *[data/o for o in rows.file]], cwd=tmp_path, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr
-    label, first, found, vocab = json.loads((tmp_path/'said.json').read_text())
+    label, first, actual, vocab = json.loads((tmp_path/'said.json').read_text())
     assert vocab == run.config.classes and label == rows.predicted[0]
-    assert np.abs(np.array(found) - rows[vocab].to_numpy()).max() < 1e-4 and np.allclose(first, found[0], atol=1e-5)
+    assert np.abs(np.array(actual) - rows[vocab].to_numpy()).max() < 1e-4 and np.allclose(first, actual[0], atol=1e-5)
 
 
 def read_curves(run, split):
@@ -133,9 +133,9 @@ def test_tensorboard_reads_the_curves_back(run):
     assert [o.step for o in val_events.Images('confusion matrix')] == [1, 2, 3, 4]
     [grid] = train_events.Images('augmented photos')
     assert (grid.width, grid.height) == (4 * 34 + 2, 4 * 34 + 2)
-    seen = np.asarray(Image.open(BytesIO(grid.encoded_image_string)))[2:34, 2:34]
+    calls = np.asarray(Image.open(BytesIO(grid.encoded_image_string)))[2:34, 2:34]
     # a photo, neither white nor black
-    assert seen.std() > 10 and 60 < np.median(seen) < 200
+    assert calls.std() > 10 and 60 < np.median(calls) < 200
 
 
 def test_two_runs_with_one_seed_are_identical_and_workers_change_nothing(run, data, tmp_path):
@@ -180,8 +180,8 @@ def test_random_weights_skip_the_head_and_train_at_one_rate(data, tmp_path, caps
 
 def test_the_body_of_a_head_training_is_that_of_the_file(data, weights, tmp_path):
     train(data, head_epochs=2, fine_tune_epochs=0, out=tmp_path, name='head', **TINY | dict(weights=str(weights)))
-    given, trained = load_file(weights), load_file(tmp_path/'head'/'model.safetensors')
-    assert all(torch.equal(trained[k], v) for k, v in given.items() if not k.startswith('classifier.'))
+    inputs, trained = load_file(weights), load_file(tmp_path/'head'/'model.safetensors')
+    assert all(torch.equal(trained[k], v) for k, v in inputs.items() if not k.startswith('classifier.'))
     stages = Run(tmp_path/'head').config.resolved.stages
     assert [o.items() >= dict(name='head', epochs=2, body_rate=0., head_rate=.005).items() for o in stages] == [True]
 
@@ -195,9 +195,9 @@ def test_fine_tuning_rates_are_smaller_and_smaller_still_in_the_body(data, weigh
 
 
 def test_both_stages_leave_the_statistics_that_came_with_the_weights(pretrained, weights):
-    given, trained = load_file(weights), load_file(pretrained.weights)
-    statistics = [k for k in given if 'running_' in k]
-    assert len(statistics) > 20 and all(torch.equal(trained[k], given[k]) for k in statistics)
+    inputs, trained = load_file(weights), load_file(pretrained.weights)
+    statistics = [k for k in inputs if 'running_' in k]
+    assert len(statistics) > 20 and all(torch.equal(trained[k], inputs[k]) for k in statistics)
 
 
 def test_the_loss_that_epochs_are_compared_by_is_that_of_what_is_kept(pretrained):
@@ -284,8 +284,8 @@ def test_a_training_without_enough_memory_goes_on_with_half_the_batch(data, tmp_
     monkeypatch.setattr(EpochSeed, 'before_train', hungry)
     train(data, fine_tune_epochs=4, out=tmp_path, name='run', **TINY)
     run = Run(tmp_path/'run')
-    said = capsys.readouterr().err
-    assert 'out of memory with batches of 16: going on with batches of 8 from the last finished epoch' in said
+    text = capsys.readouterr().err
+    assert 'out of memory with batches of 16: going on with batches of 8 from the last finished epoch' in text
     assert run.finished and run.config.resolved.batch_size == 8 and run.config.resolved.halved_from == [16]
     assert rows(run).epoch.tolist() == [1, 2, 3, 4] and json.loads((run.path/'metrics.json').read_text())['n'] == 24
 
@@ -321,6 +321,6 @@ def test_a_run_without_an_option_of_today_cannot_be_continued_and_that_is_told(d
     config = Run(tmp_path/'run').config
     del config.options['head_views']
     Run(tmp_path/'run').save_config(config)
-    told = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', '--fine-tune-epochs', 1,
+    result = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', '--fine-tune-epochs', 1,
                  *as_arguments(**TINY))
-    assert told.returncode == 1 and '--head-views was not there, now 2' in told.stderr
+    assert result.returncode == 1 and '--head-views was not there, now 2' in result.stderr

@@ -73,7 +73,7 @@ _PAGE = """<!doctype html>
 {% macro photo(file, name=file) %}<figure>{% if file in shown %}<img alt="{{ file|printable }}" src="data:image/jpeg;base64,{{ shown[file] }}">{% endif %}
 <figcaption title="{{ file|printable }}">{{ name|printable }}</figcaption></figure>{% endmacro %}
 <h1>{{ name }}</h1>
-<div class="totals">{% for key in ('photos', 'ok', 'warned', 'refused') %}<div><b id="{{ key }}">{{ found[key] }}</b>
+<div class="totals">{% for key in ('photos', 'ok', 'warned', 'refused') %}<div><b id="{{ key }}">{{ summary[key] }}</b>
 {{ 'files' if key == 'photos' else key }}</div>{% endfor %}</div>
 <h2>What is wrong</h2>
 {% if not kinds %}<p>Nothing was found.</p>{% endif %}
@@ -126,7 +126,7 @@ def check_page(
     environment = Environment(autoescape=True, trim_blocks=True)
     environment.filters['printable'] = printable
     return environment.from_string(_PAGE).render(
-        name=Path(data).resolve().name, style=_STYLE, shown=images, found=summary, counts=counts, splits=SPLITS,
+        name=Path(data).resolve().name, style=_STYLE, shown=images, summary=summary, counts=counts, splits=SPLITS,
         titles=_TITLES, kinds=list(Counter((o.level, o.kind) for o in problems).items()),
         labels=sorted({*counts['train'], *counts['val']}),
         most=max([1, *counts['train'].values(), *counts['val'].values()]), pairs=[o for o in pairs if o[1]],

@@ -92,8 +92,8 @@ def filling(data, table, tmp_path):
 def disk(tmp_path):
     "A file system of 2 MiB, which only root can make."
     (tmp_path/'disk').mkdir()
-    made = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', tmp_path/'disk'], capture_output=True)
-    if made.returncode: pytest.skip('no right to mount a small disk')
+    mount = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', tmp_path/'disk'], capture_output=True)
+    if mount.returncode: pytest.skip('no right to mount a small disk')
     yield tmp_path/'disk'
     subprocess.run(['umount', '-l', tmp_path/'disk'], check=True)
 
@@ -114,7 +114,7 @@ def make_read_only(disk): subprocess.run(['mount', '-o', 'remount,ro', disk], ch
 def opened(data, table, folder, side=SIDE): return open_cache(data, [(side, table)], folder)
 
 
-def read(made, data, table): return {o: made(Path(data)/o, SIDE) for o in table.file}
+def read(cache, data, table): return {o: cache(Path(data)/o, SIDE) for o in table.file}
 
 
 def squares(data, table, folder): return read(opened(data, table, folder), data, table)
@@ -132,7 +132,8 @@ def kept(folder):
     return sum(o.read(i) is not None for o in map(SquareFile, folder.glob('*.squares')) for i in range(o.photos))
 
 
-def same(found, right): return found.keys() == right.keys() and all(np.array_equal(found[o], right[o]) for o in right)
+def same(actual, right):
+    return actual.keys() == right.keys() and all(np.array_equal(actual[o], right[o]) for o in right)
 
 
 def changed(content, at, new): return content[:at] + new + content[at+len(new):]
@@ -145,7 +146,7 @@ def replace(file, by):
     file.write_bytes(content + b'\0')
 
 
-def counted(patch):
+def counter(patch):
     "Note every photo file that is read from now on."
     files, plain = [], photo.photo_bytes
     def noting(file):
@@ -156,9 +157,9 @@ def counted(patch):
 
 
 @contextmanager
-def loaders(data, table, made, workers):
+def loaders(data, table, cache, workers):
     from basegun_fastai.model.loaders import dataloaders
-    dls = dataloaders(data, sized(32, SIDE, mean=(0, 0, 0), std=(1, 1, 1)), table, 16, workers, 'cpu', made)
+    dls = dataloaders(data, sized(32, SIDE, mean=(0, 0, 0), std=(1, 1, 1)), table, 16, workers, 'cpu', cache)
     try: yield dls
     finally:
         for dl in dls.loaders: dl.close()
@@ -169,25 +170,25 @@ def two_sides(data, table, folder):
 
 
 def trained(data, out, name, **options):
-    told = typed('train', data, '--out', out, '--name', name, *OPTIONS, *as_arguments(**options))
-    assert told.returncode == 0 and 'Traceback' not in told.stderr, told.stderr
+    result = typed('train', data, '--out', out, '--name', name, *OPTIONS, *as_arguments(**options))
+    assert result.returncode == 0 and 'Traceback' not in result.stderr, result.stderr
     return out/name
 
 
 @pytest.fixture(scope='module')
 def runs(data, tmp_path_factory):
     "Trainings without a cache, with an empty and a full one, and with two workers; then the caches are removed."
-    out, before, made, files = tmp_path_factory.mktemp('runs'), tree(data), {}, {}
+    out, before, place, files = tmp_path_factory.mktemp('runs'), tree(data), {}, {}
     caches = out/'le cache à côté', out/'of two workers'
     with pytest.MonkeyPatch.context() as patch:
         for name, folder in dict(off='off', cold=caches[0], warm=caches[0]).items():
-            files[name] = counted(patch)
-            made[name] = trained(data, out, name, cache=folder)
+            files[name] = counter(patch)
+            place[name] = trained(data, out, name, cache=folder)
             patch.undo()
-    made['workers'] = trained(data, out, 'workers', cache=caches[1], workers=2)
+    place['workers'] = trained(data, out, 'workers', cache=caches[1], workers=2)
     full = [kept(o) for o in caches]
     for o in caches: shutil.rmtree(o)
-    return SimpleNamespace(made=made, files=files, full=full, cache=caches[0], unchanged=tree(data) == before)
+    return SimpleNamespace(place=place, files=files, full=full, cache=caches[0], unchanged=tree(data) == before)
 
 
 @pytest.mark.parametrize('file', ['model.safetensors', 'predictions-val.csv', 'metrics.json'])
@@ -214,16 +215,16 @@ def test_an_exported_learner_knows_nothing_of_the_cache(runs, data):
     pieces = [inside.read(o) for o in inside.namelist()]
     assert len(pieces) > 1 and not [o for o in pieces if b'squares' in o or runs.cache.name.encode() in o]
     learn = load_learner(pkl)
-    found = learn.get_preds(dl=learn.dls.test_dl([data/o for o in rows.file]))[0].numpy()
-    assert not runs.cache.exists() and np.abs(found - rows[list(learn.dls.vocab)].to_numpy()).max() < 1e-5
+    actual = learn.get_preds(dl=learn.dls.test_dl([data/o for o in rows.file]))[0].numpy()
+    assert not runs.cache.exists() and np.abs(actual - rows[list(learn.dls.vocab)].to_numpy()).max() < 1e-5
 
 
 def test_a_run_may_go_on_with_another_cache(runs, data, tmp_path):
     shutil.copytree(runs.made['cold'], tmp_path/'run')
     config = json.loads((tmp_path/'run'/'config.json').read_text())
     (tmp_path/'run'/'config.json').write_text(json.dumps(config | dict(state='running')))
-    told = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', *OPTIONS, '--cache', tmp_path/'other')
-    assert told.returncode == 0 and kept(tmp_path/'other') == 72, told.stderr
+    result = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', *OPTIONS, '--cache', tmp_path/'other')
+    assert result.returncode == 0 and kept(tmp_path/'other') == 72, result.stderr
     assert (tmp_path/'run'/'model.safetensors').read_bytes() == (runs.made['off']/'model.safetensors').read_bytes()
 
 
@@ -232,15 +233,15 @@ def test_a_cache_inside_the_data_is_refused(data, tmp_path, where):
     (tmp_path/'link').symlink_to(data/'train')
     folder = {'inside': data/'squares', 'the data itself': data, 'a link': tmp_path/'link'/'squares'}[where]
     before = tree(data)
-    told = typed('train', data, '--out', tmp_path/'out', *OPTIONS, '--cache', folder)
-    assert told.returncode == 1 and '--cache' in told.stderr and 'lies inside the data' in told.stderr
+    result = typed('train', data, '--out', tmp_path/'out', *OPTIONS, '--cache', folder)
+    assert result.returncode == 1 and '--cache' in result.stderr and 'lies inside the data' in result.stderr
     assert tree(data) == before and not (tmp_path/'out').exists()
 
 
 def test_a_cache_below_a_file_is_refused(data, tmp_path):
     (tmp_path/'file').touch()
-    told = typed('train', data, '--out', tmp_path/'out', *OPTIONS, '--cache', tmp_path/'file'/'squares')
-    assert told.returncode == 1 and "file' is a file" in told.stderr and not (tmp_path/'out').exists()
+    result = typed('train', data, '--out', tmp_path/'out', *OPTIONS, '--cache', tmp_path/'file'/'squares')
+    assert result.returncode == 1 and "file' is a file" in result.stderr and not (tmp_path/'out').exists()
 
 
 def test_off_makes_nothing(data, table, home): assert opened(data, table, 'off') is None and not home.exists()
@@ -251,8 +252,8 @@ def test_two_processes_fill_one_file_at_once(filling, table, expected, tmp_path)
     for o in both:
         o.stdin.write('\n' * 73)
         o.stdin.flush()
-    said = [o.communicate() for o in both]
-    assert [len(out.splitlines()) for out, _ in said] == [72, 72] and not any(err for _, err in said), said
+    text = [o.communicate() for o in both]
+    assert [len(out.splitlines()) for out, _ in text] == [72, 72] and not any(err for _, err in text), text
     assert len(list((tmp_path/'cache').iterdir())) == 1 and kept(tmp_path/'cache') == 72
     assert same(squares(NOWHERE, table, tmp_path/'cache'), expected)
 
@@ -283,10 +284,10 @@ def test_a_spawned_process_reads_the_same_squares(data, table, expected, tmp_pat
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, 'asking', raising=False)
     file, where, names = filled(data, table, tmp_path/'cache'), NOWHERE if there else data, table.file[::9].tolist()
-    made = opened(where, table, tmp_path/'cache')
+    place = opened(where, table, tmp_path/'cache')
     if not there: file.unlink()
     process = multiprocessing.get_context('spawn').Process(target=importlib.import_module('asking').ask, args=(
-        tmp_path/'found.npy', made, [f'{where}/{o}' for o in names], SIDE))
+        tmp_path/'found.npy', place, [f'{where}/{o}' for o in names], SIDE))
     process.start()
     process.join(60)
     assert process.exitcode == 0 and (np.load(tmp_path/'found.npy') == [expected[o] for o in names]).all()
@@ -358,22 +359,22 @@ def test_a_file_of_something_else_is_told_and_the_photos_are_right(data, table, 
 @pytest.mark.parametrize('length', [0, 1000, 50000])
 def test_a_file_that_is_cut_while_it_is_used_harms_nothing(data, table, expected, tmp_path, length):
     file = filled(data, table, tmp_path)
-    made = opened(data, table, tmp_path)
+    place = opened(data, table, tmp_path)
     os.truncate(file, length)
-    for _ in range(2): assert same(read(made, data, table), expected)
+    for _ in range(2): assert same(read(place, data, table), expected)
 
 
 def test_squares_of_another_decoder_are_not_used(data, table, expected, tmp_path, monkeypatch, capsys):
     filled(data, table, tmp_path)
     monkeypatch.setattr('basegun_fastai.data.contents.DECODER', 99)
-    files = counted(monkeypatch)
+    files = counter(monkeypatch)
     assert same(squares(data, table, tmp_path), expected) and len(files) == 72
     assert 'of another version' in capsys.readouterr().err
 
 
 def test_a_named_folder_with_too_little_room_is_an_error(data, disk, tmp_path):
-    told = typed('train', data, '--out', tmp_path/'out', *OPTIONS, *as_arguments(size=128, cache=disk/'cache'))
-    assert told.returncode == 1 and '--cache off' in told.stderr and 'are needed' in told.stderr, told.stderr
+    result = typed('train', data, '--out', tmp_path/'out', *OPTIONS, *as_arguments(size=128, cache=disk/'cache'))
+    assert result.returncode == 1 and '--cache off' in result.stderr and 'are needed' in result.stderr, result.stderr
     assert not (tmp_path/'out').exists() and not any((disk/'cache').iterdir())
 
 
@@ -391,33 +392,34 @@ def test_no_room_for_the_file_itself_leaves_nothing(data, table, disk):
 
 
 def test_a_disk_that_fills_up_is_told_once(data, table, expected, disk, capsys):
-    made, first = opened(data, table, disk), table.head(5)
-    read(made, data, first)
+    place, first = opened(data, table, disk), table.head(5)
+    read(place, data, first)
     fill_up(disk)
-    for _ in range(2): assert same(read(made, data, table), expected)
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1 and 'No space left' in said and str(disk) in said
+    for _ in range(2): assert same(read(place, data, table), expected)
+    text = capsys.readouterr().err
+    assert len(text.splitlines()) == 1 and 'No space left' in text and str(disk) in text
     (disk/'filler').unlink()
     assert same(squares(NOWHERE, first, disk), {o: expected[o] for o in first.file})
     assert same(squares(data, table, disk), expected) and kept(disk) == 72
 
 
 def test_a_disk_that_fills_up_is_told_twice_at_most_by_two_workers(data, table, disk, capfd):
-    made = two_sides(data, table, disk)
+    place = two_sides(data, table, disk)
     fill_up(disk, left=5 * 4096)
-    with loaders(data, table, made, 2) as dls:
+    with loaders(data, table, place, 2) as dls:
         for _ in range(2):
             assert len(list(dls.train)) == 3
-            seen = torch.cat([x for x, _ in dls.valid]).permute(0, 2, 3, 1)
-            assert np.array_equal((seen * 255).round(), [pixels(o, 32) for o in dls.valid.items])
+            calls = torch.cat([x for x, _ in dls.valid]).permute(0, 2, 3, 1)
+            assert np.array_equal((calls * 255).round(), [pixels(o, 32) for o in dls.valid.items])
     assert 1 <= capfd.readouterr().err.count('No space left') <= 2 and kept(disk) < 72
 
 
 def test_auto_goes_on_where_nothing_can_be_written(runs, data, disk, tmp_path, monkeypatch):
     make_read_only(disk)
     monkeypatch.setenv('XDG_CACHE_HOME', str(disk/'home'))
-    told = typed('train', data, '--out', tmp_path, '--name', 'run', *OPTIONS)
-    assert told.returncode == 0 and told.stderr.count("basegun-fastai/squares' cannot hold them") == 1, told.stderr
+    result = typed('train', data, '--out', tmp_path, '--name', 'run', *OPTIONS)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("basegun-fastai/squares' cannot hold them") == 1, result.stderr
     assert (tmp_path/'run'/'model.safetensors').read_bytes() == (runs.made['off']/'model.safetensors').read_bytes()
 
 
@@ -459,40 +461,40 @@ def test_a_photo_that_is_replaced_between_two_trainings_is_seen(copy, table, exp
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('name', [ONE, JUDGED])
 def test_a_photo_that_is_replaced_before_its_first_reading_is_an_error(copy, table, tmp_path, workers, name):
-    made = two_sides(copy, table, tmp_path/'cache')
+    place = two_sides(copy, table, tmp_path/'cache')
     replace(copy/name, copy/OTHER)
-    with loaders(copy, table, made, workers) as dls:
-        with pytest.raises(ChangedPhoto, match=f'{name}.*has changed') as told: list(dls[name == JUDGED])
-        traceback.clear_frames(told.tb)  # they hold the workers
+    with loaders(copy, table, place, workers) as dls:
+        with pytest.raises(ChangedPhoto, match=f'{name}.*has changed') as result: list(dls[name == JUDGED])
+        traceback.clear_frames(result.tb)  # they hold the workers
 
 
 def test_a_worker_says_in_one_line_that_a_photo_has_changed(copy, table, tmp_path):
-    made = two_sides(copy, table, tmp_path/'cache')
+    place = two_sides(copy, table, tmp_path/'cache')
     replace(copy/JUDGED, copy/OTHER)
-    with loaders(copy, table, made, 2) as dls:
-        with pytest.raises(ChangedPhoto) as told: list(dls.valid)
-        traceback.clear_frames(told.tb)
-    assert len(str(told.value).splitlines()) == 1
+    with loaders(copy, table, place, 2) as dls:
+        with pytest.raises(ChangedPhoto) as result: list(dls.valid)
+        traceback.clear_frames(result.tb)
+    assert len(str(result.value).splitlines()) == 1
 
 
 def test_a_photo_that_is_replaced_after_its_first_reading_stays_what_was_examined(copy, table, expected, tmp_path):
-    made = opened(copy, table, tmp_path/'cache')
-    read(made, copy, table)
+    place = opened(copy, table, tmp_path/'cache')
+    read(place, copy, table)
     replace(copy/ONE, copy/OTHER)
-    assert same(read(made, copy, table), expected)
+    assert same(read(place, copy, table), expected)
 
 
 def test_a_photo_that_is_gone_before_its_first_reading_is_named(copy, table, tmp_path):
-    made = opened(copy, table, tmp_path/'cache')
+    place = opened(copy, table, tmp_path/'cache')
     (copy/ONE).unlink()
-    with pytest.raises(UnreadablePhoto, match=ONE): made(copy/ONE, SIDE)
+    with pytest.raises(UnreadablePhoto, match=ONE): place(copy/ONE, SIDE)
 
 
 def test_photos_that_are_moved_or_renamed_keep_their_squares(data, table, expected, tmp_path):
     filled(data, table, tmp_path)
     renamed = table.assign(file=[f'autre/{o}' for o in table.file])
-    found = squares(NOWHERE, renamed, tmp_path)
-    assert same(found, {f'autre/{k}': v for k, v in expected.items()}) and len(list(tmp_path.iterdir())) == 1
+    actual = squares(NOWHERE, renamed, tmp_path)
+    assert same(actual, {f'autre/{k}': v for k, v in expected.items()}) and len(list(tmp_path.iterdir())) == 1
 
 
 def test_new_photos_alone_get_new_places(data, table, expected, tmp_path):
@@ -526,8 +528,8 @@ def test_odd_photos_are_kept(odd, tmp_path, capsys):
     assert len(table) == 24 and not table.reason.any() and sum(o.endswith('00') for o in table.digest) >= 4
     cache, right = tmp_path/'cache \udce9', {o: pixels(odd/o, 24) for o in table.file}
     for data in (odd, Path(NOWHERE)):
-        made = open_cache(data, [(24, table[table.split == o]) for o in ('train', 'val')], cache)  # of one side
-        assert same({o: made(data/o, 24) for o in table.file}, right)
+        place = open_cache(data, [(24, table[table.split == o]) for o in ('train', 'val')], cache)  # of one side
+        assert same({o: place(data/o, 24) for o in table.file}, right)
     [file] = cache.iterdir()
     assert kept(cache) == 20 == SquareFile(file).photos and not capsys.readouterr().err
 
@@ -539,19 +541,19 @@ def test_a_training_on_odd_photos(odd, tmp_path):
 
 
 def test_what_has_no_place_is_read_as_it_is(data, table, expected, tmp_path):
-    made, other = opened(data, table[table.split == 'val'], tmp_path/'cache'), tmp_path/'0002.jpg'
+    place, other = opened(data, table[table.split == 'val'], tmp_path/'cache'), tmp_path/'0002.jpg'
     shutil.copy(data/ONE, other)
-    for o in (data/ONE, other, str(other), other.read_bytes()): assert np.array_equal(made(o, SIDE), expected[ONE])
-    assert np.array_equal(made(data/JUDGED, 20), pixels(data/JUDGED, 20)) and kept(tmp_path/'cache') == 0
+    for o in (data/ONE, other, str(other), other.read_bytes()): assert np.array_equal(place(o, SIDE), expected[ONE])
+    assert np.array_equal(place(data/JUDGED, 20), pixels(data/JUDGED, 20)) and kept(tmp_path/'cache') == 0
 
 
 def test_a_photo_elsewhere_is_not_taken_for_one_of_the_same_name(data, table, expected, tmp_path, monkeypatch):
-    made = opened(data, table, tmp_path/'cache')
-    read(made, data, table)
+    place = opened(data, table, tmp_path/'cache')
+    read(place, data, table)
     (tmp_path/ONE).parent.mkdir(parents=True)
     shutil.copy(data/OTHER, tmp_path/ONE)
     monkeypatch.chdir(tmp_path)
-    assert np.array_equal(made(ONE, SIDE), expected[OTHER])
+    assert np.array_equal(place(ONE, SIDE), expected[OTHER])
 
 
 def test_data_may_be_the_working_folder(data, table, expected, tmp_path, monkeypatch):
@@ -562,20 +564,20 @@ def test_data_may_be_the_working_folder(data, table, expected, tmp_path, monkeyp
 def test_the_cache_is_listed_and_cleared_under_a_training(home, data, expected):
     table = known_contents(data, list_photos(data))
     file = filled(data, table, home/'squares')
-    made, before, told = opened(NOWHERE, table, 'auto'), tree(home), typed('cache')
-    assert told.returncode == 0 and f'{SIDE:>6} ' in told.stdout and file.stem.split('-')[1] in told.stdout
-    assert '1 data set,' in told.stdout and str(home/'squares') in told.stdout and tree(home) == before
-    told = typed('cache', '--clear')
-    assert told.returncode == 0 and 'removed' in told.stdout and not [o for o in home.rglob('*') if o.is_file()]
-    assert same(read(made, NOWHERE, table), expected)
+    place, before, result = opened(NOWHERE, table, 'auto'), tree(home), typed('cache')
+    assert result.returncode == 0 and f'{SIDE:>6} ' in result.stdout and file.stem.split('-')[1] in result.stdout
+    assert '1 data set,' in result.stdout and str(home/'squares') in result.stdout and tree(home) == before
+    result = typed('cache', '--clear')
+    assert result.returncode == 0 and 'removed' in result.stdout and not [o for o in home.rglob('*') if o.is_file()]
+    assert same(read(place, NOWHERE, table), expected)
     assert 'nothing is kept' in typed('cache').stdout
 
 
 def test_a_place_is_filled_after_the_cache_was_cleared(home, data, table, expected, monkeypatch):
-    made = opened(data, table, 'auto')
+    place = opened(data, table, 'auto')
     assert typed('cache', '--clear').returncode == 0 and not any((home/'squares').iterdir())
-    files = counted(monkeypatch)
-    for _ in range(2): assert same(read(made, data, table), expected)
+    files = counter(monkeypatch)
+    for _ in range(2): assert same(read(place, data, table), expected)
     assert len(files) == 72
 
 
@@ -586,12 +588,12 @@ def test_clearing_a_folder_removes_squares_and_nothing_else(home, data, table, t
     (folder/'notes.txt').touch()
     (folder/f'.{"0" * 16}.new').touch()  # as a process leaves that was killed when it made a file
     (folder/'.run.new').mkdir()  # as a training leaves that was killed when it began a run here
-    told = typed('cache', '--clear', '--folder', folder)
-    assert told.returncode == 0 and sorted(o.name for o in folder.iterdir()) == ['.run.new', 'notes.txt'], told
+    result = typed('cache', '--clear', '--folder', folder)
+    assert result.returncode == 0 and sorted(o.name for o in folder.iterdir()) == ['.run.new', 'notes.txt'], result
     assert len(list((home/'contents').iterdir())) == 1
 
 
 def test_a_cache_that_is_not_there(home, tmp_path):
-    told = typed('cache', '--folder', tmp_path/'nowhere')
-    assert told.returncode == 1 and 'no such folder' in told.stderr
+    result = typed('cache', '--folder', tmp_path/'nowhere')
+    assert result.returncode == 1 and 'no such folder' in result.stderr
     for o in ([], ['--clear']): assert typed('cache', *o).returncode == 0 and not home.exists()

@@ -25,7 +25,7 @@ def file(image, format='PNG', **options):
 def three(colours): return Image.fromarray(np.repeat(np.repeat(np.array([colours], np.uint8), 48, 0), 48, 1))
 def centres(image):
     return np.array([image.getpixel((image.width * (2 * i + 1) // 6, image.height // 2)) for i in range(3)]).astype(int)
-def close(found, wanted, by=2): assert np.abs(np.asarray(found) - np.asarray(wanted)).max() <= by, (found, wanted)
+def close(actual, wanted, by=2): assert np.abs(np.asarray(actual) - np.asarray(wanted)).max() <= by, (actual, wanted)
 
 
 @pytest.mark.parametrize('format', LOSSLESS)

@@ -113,13 +113,13 @@ def test_the_fingerprint_of_a_part_does_not_depend_on_its_place(data):
 
 
 def test_evaluating_says_how_the_photos_are_related_to_the_training(run, data, copy, tmp_path):
-    def said(folder, out): return typed('evaluate', run.path, folder, '--out', tmp_path/out).stderr
-    assert 'these are the val photos of the training' in said(data,
-                                                              'a') and 'these are the val photos' in said(data/'val',
+    def text(folder, out): return typed('evaluate', run.path, folder, '--out', tmp_path/out).stderr
+    assert 'these are the val photos of the training' in text(data,
+                                                              'a') and 'these are the val photos' in text(data/'val',
         'b')
-    assert 'warning: these are the photos that the run was trained on' in said(data/'train', 'c')
+    assert 'warning: these are the photos that the run was trained on' in text(data/'train', 'c')
     sorted((copy/'val'/'revolver').iterdir())[-1].unlink()
-    assert 'these 23 photos are not the 24 val photos of the training' in said(copy, 'd')
+    assert 'these 23 photos are not the 24 val photos of the training' in text(copy, 'd')
 
 
 def test_a_resume_on_other_photos_is_refused(copy, tmp_path):
@@ -133,8 +133,8 @@ def test_a_resume_on_other_photos_is_refused(copy, tmp_path):
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content + b'more')
-    told = typed('train', copy, '--out', tmp_path/'runs', '--name', 'a', '--resume', *options)
-    assert told.returncode == 1 and 'the photos are not the same' in told.stderr
+    result = typed('train', copy, '--out', tmp_path/'runs', '--name', 'a', '--resume', *options)
+    assert result.returncode == 1 and 'the photos are not the same' in result.stderr
 
 
 def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
@@ -153,8 +153,8 @@ def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
 
 def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
     before = tree(copy)
-    told = subprocess.run([COMMAND, 'train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',
+    result = subprocess.run([COMMAND, 'train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',
                            *as_arguments(**TINY)], capture_output=True, text=True, timeout=300,
                           env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
                                                 MPLCONFIGDIR=str(tmp_path/'matplotlib')))
-    assert told.returncode == 0 and told.stderr.count('lies inside the data') == 2 and tree(copy) == before
+    assert result.returncode == 0 and result.stderr.count('lies inside the data') == 2 and tree(copy) == before

@@ -48,13 +48,13 @@ def test_nothing_is_a_bar_where_nothing_would_remain(photo):
 
 def closest(a, b):
     "The part that is closest, if one is close enough to be looked at."
-    found = [(rows[0, 2], first or second) for first, second, rows in crop_candidates(a, b) if len(rows)]
-    return np.array([min(found)[1]]) if found else None
+    actual = [(rows[0, 2], first or second) for first, second, rows in crop_candidates(a, b) if len(rows)]
+    return np.array([min(actual)[1]]) if actual else None
 
 
 @pytest.mark.parametrize('share', [.1, .15, .2])
 def test_nine_in_ten_parts_are_found_wherever_they_were_cut(share):
-    random, found, wrong = np.random.default_rng(0), 0, 0
+    random, actual, wrong = np.random.default_rng(0), 0, 0
     for seed in range(50):
         photo = grainy(seed, (640, 480))
         width, height = (round(o * (1 - share)) for o in photo.size)
@@ -62,10 +62,10 @@ def test_nine_in_ten_parts_are_found_wherever_they_were_cut(share):
         photos = [o.resize((128, 96)) for o in (photo, photo.crop((x, y, x + width, y + height)), grainy(seed + 1))]
         whole, part, other = (np.array([crop_record(o, thumbnail(o), None)]) for o in photos)
         which = closest(whole, part) if seed % 2 else closest(part, whole)
-        found += which is not None and part_correlation(photos[:1], photos[1:2], which)[0] >= PART_FIT
+        actual += which is not None and part_correlation(photos[:1], photos[1:2], which)[0] >= PART_FIT
         which = closest(other, part)
         wrong += which is not None and part_correlation(photos[2:], photos[1:2], which)[0] >= PART_FIT
-    assert found >= 45 and not wrong
+    assert actual >= 45 and not wrong
 
 
 def test_records_come_back_as_they_were_added():
@@ -75,9 +75,9 @@ def test_records_come_back_as_they_were_added():
         for o in wanted: records.add(o.tobytes())
         records.add(b'')
         rows = random.permutation(10_001)
-        found = records.read(rows)
+        actual = records.read(rows)
         assert len(records.read(rows[:0])) == 0
-    assert found.tobytes() == np.append(wanted, np.zeros(1, RECORD))[rows].tobytes()
+    assert actual.tobytes() == np.append(wanted, np.zeros(1, RECORD))[rows].tobytes()
 
 
 @pytest.fixture

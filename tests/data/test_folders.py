@@ -37,8 +37,8 @@ def test_all_faults_are_told_at_once(copy):
     faults = '\n'.join(layout_faults(copy))
     for part in ("class 'Revolver' is in train/ but not in val/", "class 'revolver' is in val/ but not in train/",
                  "epaule_a_pompe' holds no photo", "vieux' is a folder inside a class"): assert part in faults
-    with pytest.raises(BasegunError) as found: list_photos(copy)
-    assert str(found.value) == faults
+    with pytest.raises(BasegunError) as actual: list_photos(copy)
+    assert str(actual.value) == faults
 
 
 def test_one_class_is_not_enough(copy):

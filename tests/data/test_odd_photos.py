@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from heic import heic, tiled
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, inputs, settings
 from hypothesis import strategies as st
 from PIL import Image
 from profiles import P3, PROFILES, chromaticities, chunk, ink_profile, tagged
@@ -116,15 +116,15 @@ def photos():
     rgb, other, alpha, grey = (Image.fromarray(noise(*shape, *o, seed=i)) for i, o in enumerate([[3], [3], [4], []]))
     deep, single = noise(*shape, most=2**16, kind=np.uint16), noise(*shape, 3).tobytes()
     both, mixed = dict(save_all=True, append_images=[other]), rgb.quantize(64)
-    found = {o: saved(rgb, o) for o in FORMATS}
-    found |= {f'{o} with EXIF': saved(rgb, o, exif=exif) for o in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIC')}
-    found |= {f'{o} with alpha': saved(alpha, o) for o in ('PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIC')}
-    found |= {f'{o} with a profile': saved(rgb, o, icc_profile=PROFILES['Display P3'][0])
+    actual = {o: saved(rgb, o) for o in FORMATS}
+    actual |= {f'{o} with EXIF': saved(rgb, o, exif=exif) for o in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIC')}
+    actual |= {f'{o} with alpha': saved(alpha, o) for o in ('PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIC')}
+    actual |= {f'{o} with a profile': saved(rgb, o, icc_profile=PROFILES['Display P3'][0])
               for o in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIC')}
-    found |= {f'animated {o}': saved(rgb, o, duration=100, **both) for o in ('GIF', 'WEBP', 'PNG', 'AVIF')}
-    found |= {f'TIFF in {o}': saved(rgb, 'TIFF', compression=o)
+    actual |= {f'animated {o}': saved(rgb, o, duration=100, **both) for o in ('GIF', 'WEBP', 'PNG', 'AVIF')}
+    actual |= {f'TIFF in {o}': saved(rgb, 'TIFF', compression=o)
               for o in ('tiff_lzw', 'tiff_adobe_deflate', 'jpeg', 'packbits')}
-    return found | {
+    return actual | {
         'MPO': saved(rgb, 'MPO', exif=exif, **both),
         'progressive JPEG': saved(rgb, 'JPEG', progressive=True, quality=95),
         'JPEG with restarts': saved(rgb, 'JPEG', restart_marker_blocks=3),
@@ -194,8 +194,9 @@ def mended(content):
 def damaged(content, plan):
     "Damage a photo at some places: the plan has 9 bytes for each."
     content = bytearray(content)
-    for kind, near, high, low, size, pick, *new in zip(*[iter(plan)] * 9, strict=True):
-        at = (low % 80, -low - 1, high << 8 | low, high << 7 | low)[near % 4] % (len(content) + 1)  # headers, ends
+    for kind, neighbours, high, low, size, pick, *new in zip(*[iter(plan)] * 9, strict=True):
+        # headers, ends
+        at = (low % 80, -low - 1, high << 8 | low, high << 7 | low)[neighbours % 4] % (len(content) + 1)
         size, new = size % 64 + 1, NUMBERS[new[0] % len(NUMBERS)] if pick % 2 else bytes(new)
         match kind % 8:
             case 0 | 1 | 2: content[at:at+1] = bytes(o ^ 1 << size % 8 for o in content[at:at+1])
@@ -214,16 +215,16 @@ def properties(check):
     def random_bytes(content): check(content)
     def behind(start, size, content): check(mended(start[:size] + content))
     def truncated(content, size):
-        found = check(content[:size % (len(content) + 1)])
-        assert isinstance(found, str) or np.array_equal(found, whole(content)), 'what is left is shown as the whole'
+        actual = check(content[:size % (len(content) + 1)])
+        assert isinstance(actual, str) or np.array_equal(actual, whole(content)), 'what is left is shown as the whole'
     def spoilt(content, count, plan, mend): check((mended if mend else bytes)(damaged(content, plan[:9*count])))
     def spliced(a, b, end, start): check(mended(a[:end % (len(a) + 1)] + b[start % (len(b) + 1):]))
     return dict(zip(PROPERTIES, [
-        (300, given(st.binary(max_size=2000))(random_bytes)),
-        (800, given(known, st.integers(4, 200), st.binary(max_size=1000))(behind)),
-        (1200, given(known, place)(truncated)),
-        (2000, given(known, st.integers(1, 20), plan, st.booleans())(spoilt)),
-        (700, given(known, known, place, place)(spliced))], strict=True))
+        (300, inputs(st.binary(max_size=2000))(random_bytes)),
+        (800, inputs(known, st.integers(4, 200), st.binary(max_size=1000))(behind)),
+        (1200, inputs(known, place)(truncated)),
+        (2000, inputs(known, st.integers(1, 20), plan, st.booleans())(spoilt)),
+        (700, inputs(known, known, place, place)(spliced))], strict=True))
 
 
 def memory(field):
@@ -233,14 +234,14 @@ def memory(field):
 
 def decoded(source):
     "Decode a photo in both ways, and return the pixels or the reason of the first."
-    found = []
+    actual = []
     for decode in (lambda: pixels(source, 64), lambda: read_photo(source)):
         for timer, seconds in MAX_SECONDS.items(): signal.setitimer(getattr(signal, timer), seconds)
-        try: found.append(decode())
+        try: actual.append(decode())
         except UnreadablePhoto as error:
             assert error.reason.strip() and not isinstance(error.__cause__, MemoryError), error
-            found.append(error.reason)
-    square, photo = found
+            actual.append(error.reason)
+    square, photo = actual
     assert isinstance(square, str) or (square.shape, square.dtype) == ((64, 64, 3), np.uint8)
     assert isinstance(photo, str) or photo.mode == 'RGB'
     return square
@@ -257,12 +258,12 @@ def main(last, what, most=None):
 
     def check(source):
         Path(last).write_bytes(base64.b64encode(source) if isinstance(source, bytes) else os.fsencode(source))
-        found = decoded(source)
+        actual = decoded(source)
         for timer in MAX_SECONDS: signal.setitimer(getattr(signal, timer), 0)
         if memory('VmHWM') - held > MAX_MEMORY:  # which stays, so that there is no simpler example
             print(f'it took {memory("VmHWM") - held >> 20} MiB', flush=True)
             os._exit(1)
-        return found
+        return actual
 
     if examples:
         number, test = examples
@@ -284,8 +285,8 @@ def outcome(folder, what):
     environment = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None,
         [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH')])))
     ended = subprocess.run(command, capture_output=True, text=True, errors='replace', env=environment)
-    said = f'{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}'
-    if ended.returncode: pytest.fail(f'exit {ended.returncode} at {last.read_text(errors="replace")}\n{said}')
+    text = f'{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}'
+    if ended.returncode: pytest.fail(f'exit {ended.returncode} at {last.read_text(errors="replace")}\n{text}')
     print(ended.stdout)
     return ended.stdout
 
@@ -299,12 +300,12 @@ def test_whatever_comes_in_pixels_or_a_reason_come_out(what, tmp_path): outcome(
 def test_the_costliest_photos_are_bounded(tmp_path):
     (tmp_path/'bombs').mkdir()
     for name, content in bombs().items(): (tmp_path/'bombs'/name).write_bytes(content)
-    told = outcome(tmp_path, tmp_path/'bombs')
+    result = outcome(tmp_path, tmp_path/'bombs')
     for answer in ('5 read', '1 it is HEIC of 168 MiB', '1 it has 60000 × 60000', '2 it is a run-length', '2 its tags',
                    '1 it has 70002 tags', '1 its tiles', '1 in several scans', '1 it has 20000 scans',
                    '1 one of its sides has 15000000',
                    '1 one of its sides has 60000000'):
-        assert f'  {answer}' in told
+        assert f'  {answer}' in result
 
 
 @on_linux
@@ -327,8 +328,8 @@ def test_a_truncated_photo_is_an_error(kind, part):
     content = photos()[kind]
     if kind in ('MPO', 'animated GIF', 'animated PNG'):
         content = content[:len(content) // 2]  # the first of two photos is whole without the second
-    with pytest.raises(UnreadablePhoto) as found: pixels(content[:round(len(content) * part)], 64)
-    assert found.value.reason
+    with pytest.raises(UnreadablePhoto) as actual: pixels(content[:round(len(content) * part)], 64)
+    assert actual.value.reason
 
 
 if __name__ == '__main__': main(*sys.argv[1:])

@@ -41,8 +41,8 @@ def page(tmp_path_factory):
     Image.new('RGB', (300, 200), 'white').save(data/'train'/'revolver'/'white.png')
     for i in range(4): shutil.copy(data/'train'/'revolver'/'une photo, 4.jpg', data/'train'/'revolver'/f'again {i}.jpg')
     (data/'val'/'vide').mkdir()
-    told = typed('check', data, '--json', out/'found.json', '--report', out/'page.html')
-    assert told.returncode == 1 and 'Traceback' not in told.stderr
+    result = typed('check', data, '--json', out/'found.json', '--report', out/'page.html')
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
     return out/'page.html', json.loads((out/'found.json').read_text())
 
 
@@ -76,18 +76,18 @@ class Numbers(HTMLParser):
 
 
 def test_the_numbers_of_the_page_are_those_of_json(page, tmp_path):
-    file, found = page
+    file, actual = page
     shown = Numbers(browsed(file.as_uri(), tmp_path))
-    for key in ('photos', 'ok', 'warned', 'refused'): assert shown.found[key] == found[key]
-    labels = sorted({*found['counts']['train'], *found['counts']['val']})
+    for key in ('photos', 'ok', 'warned', 'refused'): assert shown.found[key] == actual[key]
+    labels = sorted({*actual['counts']['train'], *actual['counts']['val']})
     for split in ('train', 'val'):
-        for label in labels: assert shown.found[split, label] == found['counts'][split].get(label, 0)
+        for label in labels: assert shown.found[split, label] == actual['counts'][split].get(label, 0)
     for level in ('error', 'warning'):
-        for kind in {o['kind'] for o in found['problems'] if o['level'] == level}:
-            assert shown.found[level, kind] == sum((o['level'], o['kind']) == (level, kind) for o in found['problems'])
+        for kind in {o['kind'] for o in actual['problems'] if o['level'] == level}:
+            assert shown.found[level, kind] == sum((o['level'], o['kind']) == (level, kind) for o in actual['problems'])
     pictured = {'leak', 'conflict', 'near-duplicate', 'blank', 'repeated'}
-    assert sorted(shown.pairs) == sorted(o['kind'] for o in found['problems'] if o['kind'] in pictured)
-    assert pictured | {'unreadable', 'class-mismatch', 'few-val'} <= {o['kind'] for o in found['problems']}
+    assert sorted(shown.pairs) == sorted(o['kind'] for o in actual['problems'] if o['kind'] in pictured)
+    assert pictured | {'unreadable', 'class-mismatch', 'few-val'} <= {o['kind'] for o in actual['problems']}
 
 
 def test_the_page_needs_nothing_but_itself_and_runs_nothing(page):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from basegun_fastai.data import phash as alike
+from basegun_fastai.data import phash as module
 from basegun_fastai.data.phash import MARGIN, MAX_BITS, MAX_FIRST_BITS, MAX_NEIGHBOURS, MIRROR, aspect_and_hue, hamming
 from basegun_fastai.data.phash import is_near_duplicate, nearest, phash, registered_correlation, thumbnail
 
@@ -26,19 +26,19 @@ def changed(signatures, bits, random):
 
 
 def naive(queries, among):
-    found = []
+    actual = []
     for i, query in enumerate(queries):
         bits = np.bitwise_count(among ^ query)
         close = np.flatnonzero((bits.sum(1) <= MAX_BITS) & (bits[:, 0] <= MAX_FIRST_BITS))
-        found += sorted(((i, int(j), int(bits[j].sum())) for j in close), key=lambda o: (o[2], o[1]))[:MAX_NEIGHBOURS]
-    return sorted(found, key=lambda o: (o[0], o[2], o[1]))
+        actual += sorted(((i, int(j), int(bits[j].sum())) for j in close), key=lambda o: (o[2], o[1]))[:MAX_NEIGHBOURS]
+    return sorted(actual, key=lambda o: (o[0], o[2], o[1]))
 
 
 @pytest.mark.parametrize('chunk', [1, 7, 1024])
 @pytest.mark.parametrize('workers', [1, 3])
 def test_the_search_finds_what_a_comparison_bit_by_bit_finds(chunk, workers, monkeypatch):
     # many blocks
-    monkeypatch.setattr(alike, '_nearest_in_blocks', lambda *args, plain=alike._nearest_in_blocks: plain(*args[:-1],
+    monkeypatch.setattr(module, '_nearest_in_blocks', lambda *args, plain=module._nearest_in_blocks: plain(*args[:-1],
         100))
     random = np.random.default_rng(1)
     queries = random.integers(0, 2**64, (40, 4), dtype=np.uint64)

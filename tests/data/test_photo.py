@@ -134,8 +134,8 @@ def test_nothing_is_cut_off(size):
     (b'', 'empty'), (b'hello', 'none of'), (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'none of'),
     (b'\x89PNG\r\n\x1a\n', ''), (b'\xff\xd8\xff\xe0' + b'\0' * 50, '')])
 def test_what_is_no_photo(content, reason):
-    with pytest.raises(UnreadablePhoto) as found: pixels(content, 32)
-    assert reason in found.value.reason and found.value.reason
+    with pytest.raises(UnreadablePhoto) as actual: pixels(content, 32)
+    assert reason in actual.value.reason and actual.value.reason
 
 
 @pytest.mark.parametrize('kind', FORMATS)
@@ -145,8 +145,8 @@ def test_every_format_reads_and_its_half_does_not(kind, tmp_path):
     assert pixels(content, 64).shape == (64, 64, 3)
     file = tmp_path/'half.jpg'
     file.write_bytes(content[:len(content) // 2])
-    with pytest.raises(UnreadablePhoto) as found: pixels(file, 64)
-    assert found.value.path == str(file) and found.value.reason
+    with pytest.raises(UnreadablePhoto) as actual: pixels(file, 64)
+    assert actual.value.path == str(file) and actual.value.reason
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
@@ -182,8 +182,8 @@ def test_a_photo_is_known_by_its_content_and_not_by_its_name(name, tmp_path):
                             (b'\x7fELF\2\1\1', 'its content is none of'), (b'%PDF-1.7\n', 'it is a PDF'),
                             (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'it is SVG')):
         file.write_bytes(content)
-        with pytest.raises(UnreadablePhoto, match=reason) as found: pixels(str(file), 32)
-        assert found.value.path == str(file)
+        with pytest.raises(UnreadablePhoto, match=reason) as actual: pixels(str(file), 32)
+        assert actual.value.path == str(file)
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'JPEG'])
@@ -229,8 +229,8 @@ def a_socket(path):
 def test_what_is_no_file_is_an_error_at_once(make, reason, tmp_path):
     path = tmp_path/'photo.jpg'
     make(path)
-    with pytest.raises(UnreadablePhoto) as found: pixels(path, 32)
-    assert found.value.path == str(path) and reason in found.value.reason != ''
+    with pytest.raises(UnreadablePhoto) as actual: pixels(path, 32)
+    assert actual.value.path == str(path) and reason in actual.value.reason != ''
 
 
 @pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='nothing is forbidden to this user')
@@ -247,8 +247,8 @@ def test_a_name_that_is_no_text(tmp_path):
     with open(path, 'wb') as file: file.write(photos()['JPEG'])
     assert pixels(path, 32).shape == (32, 32, 3)
     with open(path, 'wb') as file: file.write(b'not a photo')
-    with pytest.raises(UnreadablePhoto, match='none of') as found: pixels(path, 32)
-    assert os.fsencode(found.value.path) == os.fsencode(path)
+    with pytest.raises(UnreadablePhoto, match='none of') as actual: pixels(path, 32)
+    assert os.fsencode(actual.value.path) == os.fsencode(path)
 
 
 def test_a_file_of_too_many_bytes_is_refused_and_not_read(tmp_path):

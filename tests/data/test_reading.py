@@ -52,11 +52,11 @@ def test_answers_come_in_order_whatever_the_number_of_processes(photos, workers)
 
 @pytest.mark.usefixtures('crashing')
 def test_a_decoder_that_crashes_or_hangs_costs_one_photo_each(photos):
-    found = list(answers(photos, names(photos), workers=2, seconds=1))
-    assert [o['reason'] for o in found[1:4]] == ['it crashes the decoder (SIGSEGV)',
+    actual = list(answers(photos, names(photos), workers=2, seconds=1))
+    assert [o['reason'] for o in actual[1:4]] == ['it crashes the decoder (SIGSEGV)',
                                                  'reading it takes more than 1 seconds',
                                                  'it crashes the decoder (exit code 7)']
-    assert [o.get('width') for o in found] == [60, None, None, None, *range(64, 100)]
+    assert [o.get('width') for o in actual] == [60, None, None, None, *range(64, 100)]
 
 
 @pytest.mark.usefixtures('crashing')
@@ -67,13 +67,13 @@ def test_check_reports_a_photo_that_crashes_the_decoder_and_goes_on(photos, tmp_
     for i, o in enumerate(sorted(photos.iterdir())):
         o.rename(tmp_path/'data'/('train', 'val')[i % 2]/'ab'[i // 2 % 2]/o.name)
     code = "import basegun_fastai.data.reading as r; r.MAX_SECONDS = 1; from basegun_fastai.cli import main; main()"
-    told = subprocess.run([sys.executable, '-c', code, 'check', tmp_path/'data', '--json', tmp_path/'found.json'],
+    result = subprocess.run([sys.executable, '-c', code, 'check', tmp_path/'data', '--json', tmp_path/'found.json'],
                           capture_output=True, text=True, timeout=120)
-    found = json.loads((tmp_path/'found.json').read_text())
-    reasons = sorted(o['message'].split(': ')[1] for o in found['problems'] if o['kind'] == 'unreadable')
-    assert told.returncode == 1 and len(reasons) == 3, told
+    actual = json.loads((tmp_path/'found.json').read_text())
+    reasons = sorted(o['message'].split(': ')[1] for o in actual['problems'] if o['kind'] == 'unreadable')
+    assert result.returncode == 1 and len(reasons) == 3, result
     assert 'SIGSEGV' in reasons[0] and 'exit code 7' in reasons[1] and 'more than 1' in reasons[2]
-    assert found['photos'] == 40 and found['refused'] == 3
+    assert actual['photos'] == 40 and actual['refused'] == 3
 
 
 def test_a_photo_that_takes_too_much_memory_is_an_error(photos, monkeypatch):
@@ -83,9 +83,9 @@ def test_a_photo_that_takes_too_much_memory_is_an_error(photos, monkeypatch):
     with pytest.raises(MemoryError): answer(photos/'00.png')
     Image.new('L', (7900, 7900)).save(photos/'99.png')
     code = 'import basegun_fastai.data.reading as r; r.MAX_MEMORY = 2**26; r.run_worker()'
-    told = subprocess.run([sys.executable, '-c', code, photos, 'examine', '60'], input='"99.png"\n"00.png"\n',
+    result = subprocess.run([sys.executable, '-c', code, photos, 'examine', '60'], input='"99.png"\n"00.png"\n',
                           capture_output=True, text=True, timeout=60)
-    large, small = told.stdout.splitlines()[1:]
+    large, small = result.stdout.splitlines()[1:]
     assert 'more memory than there is' in large and '"width": 60' in small
 
 
@@ -94,8 +94,8 @@ def test_files_that_are_no_photos_are_answered_at_once(photos):
     (photos/'loop').symlink_to('loop')
     (photos/'new\nline').write_text('x')
     (photos/os.fsdecode(b'caf\xe9')).write_bytes((photos/'00.png').read_bytes())
-    found = list(answers(photos, ['pipe', 'loop', 'gone', 'new\nline', os.fsdecode(b'caf\xe9'), '.'], seconds=20))
-    assert ['reason' in o for o in found] == [True, True, True, True, False, True]
+    actual = list(answers(photos, ['pipe', 'loop', 'gone', 'new\nline', os.fsdecode(b'caf\xe9'), '.'], seconds=20))
+    assert ['reason' in o for o in actual] == [True, True, True, True, False, True]
 
 
 def test_a_process_that_does_not_start_says_why(photos, tmp_path, monkeypatch):
@@ -120,9 +120,9 @@ def children(process=None):
 def test_no_process_outlives_its_use(photos):
     before = children()
     list(answers(photos, names(photos), workers=2))
-    found = answers(photos, names(photos), workers=2)
-    next(found)
-    found.close()
+    actual = answers(photos, names(photos), workers=2)
+    next(actual)
+    actual.close()
     with pytest.raises(ZeroDivisionError), Readers(photos) as readers: next(readers.answers(names(photos)))['width'] / 0
     assert children() <= before
 

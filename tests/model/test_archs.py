@@ -12,9 +12,9 @@ SIZES = {0: (224, 256), 1: (240, 256), 2: (288, 288), 3: (300, 320), 4: (380, 38
 
 @pytest.mark.parametrize('n', SIZES)
 def test_the_owners_sizes(n):
-    made = architecture(f'efficientnet_b{n}')
-    assert (made.size, made.before_crop) == SIZES[n] and made.classifier == 'classifier'
-    assert made.mean == (.485, .456, .406) and made.std == (.229, .224, .225)
+    arch = architecture(f'efficientnet_b{n}')
+    assert (arch.size, arch.before_crop) == SIZES[n] and arch.classifier == 'classifier'
+    assert arch.mean == (.485, .456, .406) and arch.std == (.229, .224, .225)
 
 
 @pytest.mark.parametrize('n', SIZES)
@@ -28,8 +28,8 @@ def test_tagged_weights_exist_and_the_network_has_n_blocks(n):
 
 
 def test_another_size_keeps_the_proportion():
-    made = architecture('efficientnet_b0', size=112)
-    assert (made.size, made.before_crop) == (112, 128)
+    arch = architecture('efficientnet_b0', size=112)
+    assert (arch.size, arch.before_crop) == (112, 128)
 
 
 @pytest.mark.parametrize(('typed', 'meant'),

@@ -13,20 +13,20 @@ from basegun_fastai.model.augment import FitInFrame, Reframe, augmentation
 from basegun_fastai.model.loaders import PhotoSquare, dataloaders
 from basegun_fastai.model.workers import seed_all
 
-MADE = architecture('test_efficientnet', size=32)
+ARCH = architecture('test_efficientnet', size=32)
 
 
 def test_an_augmentation_does_not_wait_for_the_device(data):
     from torch.utils._python_dispatch import TorchDispatchMode
     class Reads(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.aten._local_scalar_dense.default: found.append(func)
+            if func is torch.ops.aten._local_scalar_dense.default: actual.append(func)
             return func(*args, **kwargs or {})
-    found, dl = [], dataloaders(data, MADE, batch_size=16, workers=0).train
+    actual, dl = [], dataloaders(data, ARCH, batch_size=16, workers=0).train
     dl.before_iter()
     batch = dl.create_batch([dl.do_item(o) for o in range(4)])
     with Reads(): dl.after_batch(batch)
-    assert not found
+    assert not actual
 
 
 RED, BLUE = 0, 2
@@ -47,12 +47,12 @@ def wide(tmp_path_factory):
 def places(batch, mark):
     "Mean column, in 0 to 1, and area in pixels of a mark in each photo; NaN where it is not seen."
     other = BLUE if mark == RED else RED
-    seen = ((batch[:, mark] - batch[:, other]) > .3).float()                          # (n, height, width)
+    calls = ((batch[:, mark] - batch[:, other]) > .3).float()                          # (n, height, width)
     columns = torch.linspace(0, 1, batch.shape[-1])
-    return (seen.sum(1) * columns).sum(1) / seen.sum((1, 2)), seen.sum((1, 2))
+    return (calls.sum(1) * columns).sum(1) / calls.sum((1, 2)), calls.sum((1, 2))
 
 
-def drawn(photo, n, size, before_crop):
+def sample(photo, n, size, before_crop):
     "Draw `n` training looks at a photo."
     set_seed(0)
     square = PhotoSquare(size, before_crop)(photo, split_idx=0)
@@ -68,7 +68,7 @@ def train_photos(data, **options):
 
 
 def test_500_draws_never_mirror_and_keep_both_ends(wide):
-    batch = drawn(wide, 500, 128, 146)
+    batch = sample(wide, 500, 128, 146)
     (left, red), (right, blue) = places(batch, RED), places(batch, BLUE)
     assert (left < .25).all() and (right > .75).all()
     whole = 128 * 128 / 3 / 24                                                          # a mark's area, unaugmented
@@ -76,7 +76,7 @@ def test_500_draws_never_mirror_and_keep_both_ends(wide):
 
 
 def test_the_mirror_test_would_see_a_mirror(wide):
-    batch = Flip(p=.5)(TensorImage(drawn(wide, 64, 128, 146)), split_idx=0)
+    batch = Flip(p=.5)(TensorImage(sample(wide, 64, 128, 146)), split_idx=0)
     assert (places(torch.as_tensor(batch), RED)[0] > .5).any()
 
 
@@ -88,10 +88,10 @@ def test_the_outermost_pixels_survive_500_draws(size, tmp_path):
             for o, n in zip(corner, size, strict=True)]
         ImageDraw.Draw(image).rectangle(box, fill='black')
     image.save(tmp_path/'corners.png')
-    batch = drawn(tmp_path/'corners.png', 500, 128, 146)
+    batch = sample(tmp_path/'corners.png', 500, 128, 146)
     dark = torch.nn.functional.max_pool2d((batch.amax(1, keepdim=True) < .35).float(), 3, 1, 1)
-    halves = [dark[..., :64, :64], dark[..., :64, 64:], dark[..., 64:, :64], dark[..., 64:, 64:]]
-    assert all((o.sum((1, 2, 3)) > 0).all() for o in halves)
+    two_halves = [dark[..., :64, :64], dark[..., :64, 64:], dark[..., 64:, :64], dark[..., 64:, 64:]]
+    assert all((o.sum((1, 2, 3)) > 0).all() for o in two_halves)
 
 
 def test_room_holds_the_whole_photo_and_no_more():
@@ -121,7 +121,7 @@ def test_angles_are_uniform_in_five_degrees_for_every_photo():
 
 
 def test_every_training_photo_is_changed_in_light_and_place(wide):
-    batch = drawn(wide, 200, 64, 72)
+    batch = sample(wide, 200, 64, 72)
     same = (batch[:, None] - batch[None]).abs().amax((2, 3, 4)) < 1e-4
     assert same.sum() == 200                                                             # each equals only itself
     # neutral before the light changes
@@ -154,9 +154,9 @@ def test_the_share_of_turned_photos_is_the_one_that_is_asked_for():
     seed_all(1, 1)
     for p in (0., .3, 1.):
         reframe = Reframe(64, p_affine=p)
-        found = reframe(TensorImage(batch), split_idx=0)
+        actual = reframe(TensorImage(batch), split_idx=0)
         plain = interpolate(batch, (64, 64), mode='bicubic', antialias=True).clamp(0, 1)
-        share = (found - plain).abs().amax((1, 2, 3)).gt(1e-6).float().mean().item()
+        share = (actual - plain).abs().amax((1, 2, 3)).gt(1e-6).float().mean().item()
         assert share == pytest.approx(p, abs=.08), p
 
 

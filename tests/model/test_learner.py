@@ -86,22 +86,22 @@ def test_the_statistics_stay_in_a_compiled_network_whose_validation_comes_betwee
 
 def test_weights_of_classes_count_in_training_alone(dls, weights):
     from torch.nn.functional import cross_entropy
-    shares, seen = [4., 1., 1., 1., 1., .25], []
+    shares, calls = [4., 1., 1., 1., 1., .25], []
     class Seen(Callback):
         def after_loss(self):
             logits, labels = (o.detach().as_subclass(torch.Tensor) for o in (self.pred, self.yb[0]))
             weight = torch.tensor(shares) if self.training else None
-            seen.append((self.training, self.loss_grad.item(), cross_entropy(logits, labels, weight).item()))
+            calls.append((self.training, self.loss_grad.item(), cross_entropy(logits, labels, weight).item()))
     learn = learner(dls, TINY, weights, class_weights=shares)
     fitted(learn, cbs=Seen())
-    assert {o[0] for o in seen} == {True, False} and all(a == pytest.approx(b, rel=1e-5) for _, a, b in seen)
+    assert {o[0] for o in calls} == {True, False} and all(a == pytest.approx(b, rel=1e-5) for _, a, b in calls)
     assert learn.loss_func.func.weight is None  # what is kept of the learner judges as ever
 
 
 def test_balanced_weights_give_each_class_the_same_say():
     labels = ['b'] * 90 + ['a'] * 10
-    found = balanced_weights(labels)
-    assert found[0] * 10 == pytest.approx(found[1] * 90) and found[0] * 10 + found[1] * 90 == pytest.approx(100)
+    actual = balanced_weights(labels)
+    assert actual[0] * 10 == pytest.approx(actual[1] * 90) and actual[0] * 10 + actual[1] * 90 == pytest.approx(100)
 
 
 def test_biases_and_norms_do_not_decay(dls, weights):

@@ -24,9 +24,9 @@ def test_validation_has_no_randomness(data):
 def test_validation_shows_the_pixels_of_the_decoder(data):
     from basegun_fastai.data.photo import pixels
     dls = dataloaders(data, sized(48, 54, mean=(0, 0, 0), std=(1, 1, 1)), batch_size=8, workers=0)
-    seen = torch.cat([x for x, _ in dls.valid]).permute(0, 2, 3, 1) * 255
+    calls = torch.cat([x for x, _ in dls.valid]).permute(0, 2, 3, 1) * 255
     expected = np.stack([pixels(o, 48) for o in dls.valid.items])
-    assert np.abs(np.asarray(seen) - expected).max() < .01
+    assert np.abs(np.asarray(calls) - expected).max() < .01
 
 
 def test_the_split_and_the_classes_are_the_folders(data):
@@ -43,14 +43,14 @@ def test_every_train_photo_is_drawn_once_an_epoch(data):
 
 
 def test_workers_give_the_same_photos(data):
-    seen = []
+    calls = []
     for workers in (0, 2):
         set_seed(3)
         dls = dataloaders(data, sized(32, 36), batch_size=16, workers=workers)
         set_seed(4)
         for dl in dls.loaders: dl.rng.seed(5)
-        seen.append(torch.cat([torch.as_tensor(x) for x, _ in dls.valid]))
-    assert torch.equal(*seen)
+        calls.append(torch.cat([torch.as_tensor(x) for x, _ in dls.valid]))
+    assert torch.equal(*calls)
 
 
 def test_judging_keeps_the_order_of_the_table(data):

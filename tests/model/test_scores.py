@@ -13,7 +13,7 @@ def test_scores_are_those_of_scikit_learn_whatever_is_missing():
         labels, logits = torch.from_numpy(random.integers(0, 1 + seed % 5,
                                                           20)), torch.from_numpy(random.normal(size=(20, 5)))
         if seed % 2: logits[:, 3:] -= 99  # never predicted
-        said, counts = logits.argmax(1), confusion_counts(labels, logits)
-        assert accuracy_of(counts) == pytest.approx(accuracy_score(labels, said))
-        assert precision_of(counts) == pytest.approx(precision_score(labels, said, average='macro', zero_division=0))
-        assert recall_of(counts) == pytest.approx(recall_score(labels, said, average='macro', zero_division=0))
+        text, counts = logits.argmax(1), confusion_counts(labels, logits)
+        assert accuracy_of(counts) == pytest.approx(accuracy_score(labels, text))
+        assert precision_of(counts) == pytest.approx(precision_score(labels, text, average='macro', zero_division=0))
+        assert recall_of(counts) == pytest.approx(recall_score(labels, text, average='macro', zero_division=0))

@@ -37,14 +37,14 @@ def weights(tmp_path_factory):
                                   'mobilenetv3_small_050'])
 @pytest.mark.parametrize('head', HEADS)
 def test_any_network_trains_and_leaves_plain_weights(data, name, head):
-    made = architecture(name, size=None if 'vit' in name else 32)
-    loaders = dataloaders(data, made, batch_size=16, workers=0)
-    learn = learner(loaders, made, 'none', head)
+    arch = architecture(name, size=None if 'vit' in name else 32)
+    loaders = dataloaders(data, arch, batch_size=16, workers=0)
+    learn = learner(loaders, arch, 'none', head)
     learn.unfreeze()
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     x = loaders.valid.one_batch()[0]
     with torch.no_grad():
-        plain, own = plain_model(made, plain_state(learn.model, made.classifier))(x), learn.model.eval()(x)
+        plain, own = plain_model(arch, plain_state(learn.model, arch.classifier))(x), learn.model.eval()(x)
     assert torch.allclose(plain, own, atol=1e-4)
 
 

@@ -43,9 +43,9 @@ def test_worker_processes_stay_alive_and_can_be_let_go(data):
 
 
 def test_workers_of_a_loader_that_nobody_has_any_more_end_without_a_word(data):
-    told = subprocess.run([sys.executable, '-W', 'ignore', '-c', DROPPED, data], capture_output=True, text=True,
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', DROPPED, data], capture_output=True, text=True,
                           timeout=100)
-    assert (told.stdout, told.stderr) == ('False\n', '')
+    assert (result.stdout, result.stderr) == ('False\n', '')
 
 
 def test_an_epoch_that_is_broken_off_does_not_disturb_the_next(data):

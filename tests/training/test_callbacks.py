@@ -10,11 +10,11 @@ from basegun_fastai.model.workers import seed_all
 from basegun_fastai.run import Run
 from basegun_fastai.training.fit import Stage, fit
 
-MADE = architecture('test_efficientnet', size=32)
+ARCH = architecture('test_efficientnet', size=32)
 
 
 @pytest.fixture
-def learn(data): return learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, 'none')
+def learn(data): return learner(dataloaders(data, ARCH, batch_size=16, workers=0), ARCH, 'none')
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def trained(data, weights, tmp_path):
         run = Run(tmp_path/f'{average}')
         run.path.mkdir()
         seed_all(1, 0)
-        learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, weights)
+        learn = learner(dataloaders(data, ARCH, batch_size=16, workers=0), ARCH, weights)
         learn.add_cbs(callbacks)
         return learn, fit(learn, [Stage('fine-tune', 2, .001, .01, average=average)], run, 1, 'now')
     return train

@@ -9,19 +9,19 @@ from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.training.fit import Stage, find_rate, largest_batch_size, largest_power_of_two, out_of_memory
 from basegun_fastai.training.fit import plan_stages, trial_step
 
-MADE = architecture('test_efficientnet', size=32)
+ARCH = architecture('test_efficientnet', size=32)
 
 
 @pytest.fixture
-def learn(data): return learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, 'none')
+def learn(data): return learner(dataloaders(data, ARCH, batch_size=16, workers=0), ARCH, 'none')
 
 
 @pytest.mark.parametrize('limit', [0, 1, 2, 3, 63, 64, 65, 5000])
 def test_the_largest_power_of_two_is_found_from_below(limit):
     tried = []
     def fits(size): return tried.append(size) or size <= limit
-    found = largest_power_of_two(fits, 1024)
-    assert found == max([0] + [2 ** o for o in range(1, 11) if 2 ** o <= limit])
+    actual = largest_power_of_two(fits, 1024)
+    assert actual == max([0] + [2 ** o for o in range(1, 11) if 2 ** o <= limit])
     assert tried == sorted(tried) and sum(o > limit for o in tried) <= 1
 
 
@@ -30,8 +30,8 @@ def test_the_largest_power_of_two_is_found_from_below(limit):
 def test_a_trial_step_has_the_final_size_and_leaves_the_learner_alone(learn, stage, precision):
     sizes, before = [], {k: v.clone() for k, v in learn.model.state_dict().items()}
     learn.model[0].register_forward_pre_hook(lambda m, x: sizes.append((tuple(x[0].shape), m.training)))
-    trial_step(learn, Stage(stage, 1, 0., .1, precision), MADE.before_crop, 4)
-    assert {o for o in sizes if o[0][0] == 4} == {((4, 3, MADE.size, MADE.size), stage != 'head')} and len(sizes) >= 2
+    trial_step(learn, Stage(stage, 1, 0., .1, precision), ARCH.before_crop, 4)
+    assert {o for o in sizes if o[0][0] == 4} == {((4, 3, ARCH.size, ARCH.size), stage != 'head')} and len(sizes) >= 2
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 
@@ -48,12 +48,12 @@ def test_a_finder_that_cannot_see_a_rate_work_says_so(learn):
 
 @pytest.mark.parametrize('head', ['linear', 'bn-dropout'])
 def test_the_probe_of_the_batch_size_works_for_every_head(data, head):
-    learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, 'none', head)
-    assert largest_batch_size(learn, Stage('fine-tune', 1, .01, .01), MADE.before_crop) == 32
+    learn = learner(dataloaders(data, ARCH, batch_size=16, workers=0), ARCH, 'none', head)
+    assert largest_batch_size(learn, Stage('fine-tune', 1, .01, .01), ARCH.before_crop) == 32
 
 
-@pytest.mark.parametrize('said', ['CUDA error: out of memory', 'CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate',
+@pytest.mark.parametrize('text', ['CUDA error: out of memory', 'CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate',
                                   'GET was unable to find an engine to execute this computation after trying 9 plans.'])
-def test_other_words_for_too_little_memory_are_understood(said):
-    assert out_of_memory(RuntimeError(said)) and not out_of_memory(RuntimeError('mat1 and mat2 shapes cannot be '
+def test_other_words_for_too_little_memory_are_understood(text):
+    assert out_of_memory(RuntimeError(text)) and not out_of_memory(RuntimeError('mat1 and mat2 shapes cannot be '
                                                                                 'multiplied'))

@@ -19,7 +19,7 @@ from basegun_fastai.run import Run
 from basegun_fastai.train import train
 from basegun_fastai.training.frozen import FrozenBodyForward, Views, feature_loaders, fold_batch_norms, forward_only
 
-MADE = architecture('test_efficientnet', size=32)
+ARCH = architecture('test_efficientnet', size=32)
 
 
 @pytest.fixture(scope='module')
@@ -60,24 +60,24 @@ def test_the_head_learns_the_same_from_one_kept_view_as_from_that_view_live(data
 
 
 def test_features_are_those_of_the_augmented_photos(data, weights, tmp_path):
-    learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, weights)
+    learn = learner(dataloaders(data, ARCH, batch_size=16, workers=0), ARCH, weights)
     learn.freeze()
     with forward_only(learn.model[0], 'float32'):
-        found = feature_loaders(learn, 2, 42, tmp_path).train.dataset
+        actual = feature_loaders(learn, 2, 42, tmp_path).train.dataset
         whole = learn.dls.train.new(shuffle=False, drop_last=False)
         for view in range(2):
             seed_all(42, -1 - view)
             wanted = torch.cat([learn.model[0](xb) for xb, _ in whole])
-            assert os.pread(found.file.fileno(), wanted.nbytes, view * wanted.nbytes) == wanted.numpy().tobytes()
-    assert len(found) == 48 and not any(tmp_path.iterdir())
+            assert os.pread(actual.file.fileno(), wanted.nbytes, view * wanted.nbytes) == wanted.numpy().tobytes()
+    assert len(actual) == 48 and not any(tmp_path.iterdir())
 
 
 def test_each_view_of_a_photo_is_drawn_about_as_often(tmp_path):
     views = Views(tmp_path)
     for o in range(4): views.add([(torch.full((3, 2), float(o)), torch.arange(3))])
     seed_all(1, 1)
-    drawn = [int(views[1][0][0]) for _ in range(400)]
-    assert min(np.bincount(drawn, minlength=4)) > 60 and all(int(views[o][1]) == o for o in range(3))
+    sample = [int(views[1][0][0]) for _ in range(400)]
+    assert min(np.bincount(sample, minlength=4)) > 60 and all(int(views[o][1]) == o for o in range(3))
 
 
 def test_features_on_a_full_disk_say_so(tmp_path):
@@ -129,10 +129,10 @@ def test_every_other_view_of_the_features_is_unturned(data):
     from basegun_fastai.training.frozen import feature_loaders
     from basegun_fastai.model.archs import architecture
     from basegun_fastai.model.learner import learner
-    tiny, seen = architecture('test_efficientnet', size=32), []
+    tiny, calls = architecture('test_efficientnet', size=32), []
     learn = learner(dataloaders(data, tiny, batch_size=16, workers=0, p_affine=.5), tiny, 'none')
     [reframe] = [o for o in learn.dls.train.after_batch.fs if isinstance(o, Reframe)]
     learn.freeze()
-    learn.model[0].eval().register_forward_pre_hook(lambda *_: seen.append(reframe.p_affine))
+    learn.model[0].eval().register_forward_pre_hook(lambda *_: calls.append(reframe.p_affine))
     with torch.no_grad(): feature_loaders(learn, 3, 42, '.')
-    assert seen == [0.] * 3 + [1.] * 3 + [0.] * 3 + [0.] * 2 and reframe.p_affine == .5
+    assert calls == [0.] * 3 + [1.] * 3 + [0.] * 3 + [0.] * 2 and reframe.p_affine == .5

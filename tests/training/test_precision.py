@@ -13,7 +13,7 @@ from basegun_fastai.training.callbacks import Checkpoint, newest_checkpoint
 from basegun_fastai.training.fit import Stage, fit
 from basegun_fastai.training.precision import stage_precision
 
-MADE = architecture('test_efficientnet', size=32)
+ARCH = architecture('test_efficientnet', size=32)
 
 
 def rows(run): return pd.read_csv(run.history)
@@ -37,7 +37,7 @@ def test_half_precision_goes_on_with_the_scale_that_it_had(data, tmp_path, monke
         run = Run(tmp_path/name)
         run.path.mkdir(exist_ok=True)
         seed_all(1, 0)
-        learn = learner(dataloaders(data, MADE, batch_size=16, workers=0), MADE, 'none')
+        learn = learner(dataloaders(data, ARCH, batch_size=16, workers=0), ARCH, 'none')
         memory = fit(learn, [Stage('fine-tune', 3, .01, .01, 'float16')], run, 1, 'now')
         return [o['train_loss'] for o in memory.rows], newest_checkpoint(run, 'now')['scaler']
     whole = fitted('whole')
@@ -53,5 +53,5 @@ def test_half_precision_goes_on_with_the_scale_that_it_had(data, tmp_path, monke
 
 
 def test_half_precision_on_a_cpu_is_refused(data, tmp_path):
-    told = typed('train', data, '--out', tmp_path, '--name', 'run', *as_arguments(**TINY), '--precision', 'float16')
-    assert told.returncode == 1 and 'give bfloat16 or auto' in told.stderr and not any(tmp_path.iterdir())
+    result = typed('train', data, '--out', tmp_path, '--name', 'run', *as_arguments(**TINY), '--precision', 'float16')
+    assert result.returncode == 1 and 'give bfloat16 or auto' in result.stderr and not any(tmp_path.iterdir())

@@ -10,14 +10,14 @@ def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
     import weakref
 
     from basegun_fastai.training import setup as module
-    seen, plain = [], module.find_rate
+    calls, plain = [], module.find_rate
     def watched(learn):
-        seen.append(weakref.ref(learn.model))
+        calls.append(weakref.ref(learn.model))
         return plain(learn)
     monkeypatch.setattr(module, 'find_rate', watched)
     before = EpochSeed.before_train
     def looked(self):
-        if self.epochs_before == 0 and len(seen) == 1: seen.append(seen[0]() is None)
+        if self.epochs_before == 0 and len(calls) == 1: calls.append(calls[0]() is None)
         before(self)
     gc.disable()
     try:
@@ -25,4 +25,4 @@ def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
             patch.setattr(EpochSeed, 'before_train', looked)
             train(data, fine_tune_epochs=1, out=tmp_path, name='run', lr='auto', **TINY)
     finally: gc.enable()
-    assert seen[1] is True
+    assert calls[1] is True

@@ -13,20 +13,20 @@ from basegun_fastai.trust.groups import read_groups
 def test_a_column_with_a_value_for_each_photo_makes_no_groups(tmp_path, capsys):
     from basegun_fastai.trust.groups import write_groups
     from basegun_fastai.trust.predictions import Predictions
-    found = Predictions([f'{o}.jpg' for o in range(300)], ['a', 'b'], np.zeros(300, int), np.tile([1., 0.], (300, 1)))
+    actual = Predictions([f'{o}.jpg' for o in range(300)], ['a', 'b'], np.zeros(300, int), np.tile([1., 0.], (300, 1)))
     groups = pd.DataFrame(dict(number=[str(o) for o in range(300)], camera=['x', 'y'] * 150))
-    assert write_groups(found, groups, tmp_path).value.tolist() == ['x',
+    assert write_groups(actual, groups, tmp_path).value.tolist() == ['x',
         'y'] and 'number left out' in capsys.readouterr().err
-    assert list(write_groups(found, groups[['number']], tmp_path)) == list(pd.read_csv(tmp_path/'metrics-groups.csv'))
+    assert list(write_groups(actual, groups[['number']], tmp_path)) == list(pd.read_csv(tmp_path/'metrics-groups.csv'))
 
 
 CLASSES = ['autre_pistolet', 'fusil', 'revolver']
 
 
-def table(said, classes=CLASSES):
+def table(text, classes=CLASSES):
     "Rows of (file, label, predicted, confidence); the rest is left to the label."
     rows = []
-    for file, label, predicted, confidence in said:
+    for file, label, predicted, confidence in text:
         probabilities = dict.fromkeys(classes, 0.) | {label: 1 - confidence} | {predicted: confidence}
         rows.append([file, label, predicted, confidence, *probabilities.values()])
     return pd.DataFrame(rows, columns=['file', 'label', 'predicted', 'confidence', *classes])
@@ -65,9 +65,9 @@ def test_groups_go_beside_the_photos(tmp_path, capsys):
     csv.write_bytes('\ufeffcamera,file,year\r\nNikon,"val/a/2, ""x"".jpg",007\r\n\r\n'
                     ',val/a/1.jpg,NA\r\nX,nowhere,1\r\nNikon,"val/a/2, ""x"".jpg",007\r\n'.encode()
                     + b'"L\xc3\xa9ica",val/\xc3\xa9/"\xe9\n.jpg",2\r\n'.replace(b'val/\xc3\xa9/"', b'"val/\xc3\xa9/'))
-    found = read_groups(csv, FILES)
-    assert found.columns.tolist() == ['camera', 'year'] and found.index.tolist() == [0, 1, 2]
-    assert found.values.tolist() == [['', 'NA'], ['Nikon', '007'], ['Léica', '2']]
+    actual = read_groups(csv, FILES)
+    assert actual.columns.tolist() == ['camera', 'year'] and actual.index.tolist() == [0, 1, 2]
+    assert actual.values.tolist() == [['', 'NA'], ['Nikon', '007'], ['Léica', '2']]
     assert (capsys.readouterr().err
             == f"--groups '{csv}': 1 of its rows name no photo of these, the first one 'nowhere'\n")
 
@@ -88,8 +88,8 @@ def test_a_table_of_predictions_with_a_column_more_is_understood(tmp_path, capsy
 @pytest.mark.parametrize('content', FAULTS, ids=lambda o: repr(o[:20]))
 def test_every_fault_of_the_csv_is_told(content, tmp_path):
     (tmp_path/'g.csv').write_bytes(content)
-    with pytest.raises(BasegunError) as told: read_groups(tmp_path/'g.csv', FILES)
-    message = str(told.value)
+    with pytest.raises(BasegunError) as result: read_groups(tmp_path/'g.csv', FILES)
+    message = str(result.value)
     for o in FAULTS[content]: assert o in message
     lines = message.split('\n')
     assert len(lines) <= 7 and all(o.startswith(f"--groups '{tmp_path/'g.csv'}' ") and len(o) < 600 for o in lines)

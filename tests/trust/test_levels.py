@@ -6,15 +6,15 @@ from basegun_fastai.trust.levels import Levels, clopper_pearson_upper, find_leve
 from basegun_fastai.trust.levels import photos_needed, threshold
 
 
-def drawn(random, n):
+def sample(random, n):
     "Confidences, and answers that are right as often as these say."
     confidences = 1 - .5 * random.random(n) ** 3
     return confidences, random.random(n) < confidences
 
 
-def true_rate(found):
+def true_rate(actual):
     "Share of right answers above a threshold among all photos of `drawn`."
-    most = ((1 - found) / .5) ** (1 / 3)
+    most = ((1 - actual) / .5) ** (1 / 3)
     return 1 - .5 * most ** 3 / 4
 
 
@@ -34,15 +34,15 @@ def others(tmp_path):
 def test_a_promise_is_kept_but_for_its_risk(rate, n):
     random, kept = np.random.default_rng(0), []
     for _ in range(400):
-        found = threshold(*drawn(random, n), rate)
-        kept.append(found is None or true_rate(found) >= rate)
+        actual = threshold(*sample(random, n), rate)
+        kept.append(actual is None or true_rate(actual) >= rate)
     assert np.mean(kept) >= .95
 
 
 def test_a_threshold_is_not_higher_than_it_has_to_be():
     random = np.random.default_rng(0)
-    found = [threshold(*drawn(random, 20_000), .99) for _ in range(20)]
-    assert None not in found and np.mean([true_rate(o) for o in found]) < .994
+    actual = [threshold(*sample(random, 20_000), .99) for _ in range(20)]
+    assert None not in actual and np.mean([true_rate(o) for o in actual]) < .994
 
 
 def test_a_hundred_photos_promise_nothing_and_one_photo_harms_nothing():
@@ -60,8 +60,8 @@ def test_photos_that_are_equally_sure_are_on_one_side():
 def test_a_mistake_among_the_surest_is_not_the_end():
     confidences, right = np.linspace(1, .6, 5000), np.ones(5000, bool)
     right[3] = False
-    found = threshold(confidences, right, .99)
-    assert found is not None and (confidences >= found).sum() == 5000
+    actual = threshold(confidences, right, .99)
+    assert actual is not None and (confidences >= actual).sum() == 5000
 
 
 def test_the_bound_is_that_of_clopper_and_pearson():
@@ -74,10 +74,10 @@ def test_the_bound_is_that_of_clopper_and_pearson():
 
 def test_other_things_come_out_low_and_cost_what_they_cost():
     random = np.random.default_rng(0)
-    confidences, right = drawn(random, 5000)
+    confidences, right = sample(random, 5000)
     others = random.uniform(.2, .8, 400)
-    plain, found = find_levels(confidences, right), find_levels(confidences, right, ood=others)
-    assert (others >= found.low).mean() <= .05 and found.low >= plain.low and found.high >= found.low
+    plain, actual = find_levels(confidences, right), find_levels(confidences, right, ood=others)
+    assert (others >= actual.low).mean() <= .05 and actual.low >= plain.low and actual.high >= actual.low
     nothing = find_levels(confidences, right, ood=np.ones(400))
     assert nothing == Levels(None, None)
 
@@ -85,17 +85,17 @@ def test_other_things_come_out_low_and_cost_what_they_cost():
 def test_separation_is_that_of_its_definition():
     random = np.random.default_rng(0)
     guns, others = random.beta(8, 2, 500), random.beta(3, 3, 300)
-    found = ood_metrics(guns, others)
-    assert found['auroc'] == pytest.approx((guns[:, None] > others).mean(), abs=1e-6)
-    assert found['fpr95'] == pytest.approx((others >= np.sort(guns)[24]).mean(), abs=.01)
+    actual = ood_metrics(guns, others)
+    assert actual['auroc'] == pytest.approx((guns[:, None] > others).mean(), abs=1e-6)
+    assert actual['fpr95'] == pytest.approx((others >= np.sort(guns)[24]).mean(), abs=.01)
 
 
 def test_no_number_is_low(): assert Levels(.5, .9)(float('nan')) == 'low'
 
 
 def test_bands_cover_all_photos():
-    found = level_counts(Levels(.7, .95), *drawn(np.random.default_rng(0), 1000))
-    assert sum(o['n'] for o in found.values()) == 1000 and sum(o['share'] for o in found.values()) == pytest.approx(1)
-    for o in found.values(): assert o['interval'][0] <= o['right'] <= o['interval'][1]
+    actual = level_counts(Levels(.7, .95), *sample(np.random.default_rng(0), 1000))
+    assert sum(o['n'] for o in actual.values()) == 1000 and sum(o['share'] for o in actual.values()) == pytest.approx(1)
+    for o in actual.values(): assert o['interval'][0] <= o['right'] <= o['interval'][1]
     assert level_counts(Levels(None, None), np.ones(3), np.ones(3, bool))['high'] == dict(n=0, share=0., right=None,
         interval=None)

@@ -15,10 +15,10 @@ from basegun_fastai.trust.mistakes import confused_pairs, contact_sheet, suspect
 CLASSES = ['autre_pistolet', 'fusil', 'revolver']
 
 
-def table(said, classes=CLASSES):
+def table(answers, classes=CLASSES):
     "Rows of (file, label, predicted, confidence); the rest is left to the label."
     rows = []
-    for file, label, predicted, confidence in said:
+    for file, label, predicted, confidence in answers:
         probabilities = dict.fromkeys(classes, 0.) | {label: 1 - confidence} | {predicted: confidence}
         rows.append([file, label, predicted, confidence, *probabilities.values()])
     return pd.DataFrame(rows, columns=['file', 'label', 'predicted', 'confidence', *classes])
@@ -57,9 +57,9 @@ def opened(content):
 
 def of_colour(image, colour):
     "Box and count of the pixels near a colour."
-    near = (np.abs(np.asarray(image.convert('RGB')).astype(int) - colour) < 40).all(2)
-    y, x = np.nonzero(near)
-    return (x.min(), y.min(), x.max() + 1, y.max() + 1) if len(x) else None, int(near.sum())
+    neighbours = (np.abs(np.asarray(image.convert('RGB')).astype(int) - colour) < 40).all(2)
+    y, x = np.nonzero(neighbours)
+    return (x.min(), y.min(), x.max() + 1, y.max() + 1) if len(x) else None, int(neighbours.sum())
 
 
 def planted(seed, absent=()):
@@ -220,32 +220,32 @@ def test_planted_noise_is_found(absent, capfd):
     rows, flipped, true = planted(len(absent), absent)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        found = suspect_labels(rows.sample(frac=1, random_state=0), [f'c{o}' for o in range(10)])
+        actual = suspect_labels(rows.sample(frac=1, random_state=0), [f'c{o}' for o in range(10)])
     assert capfd.readouterr() == ('', '')
-    indices = found.file.str[:5].astype(int)
+    indices = actual.file.str[:5].astype(int)
     hits = set(indices) & set(flipped)
-    assert len(hits) >= .8 * len(flipped) and len(hits) >= .9 * len(found)
-    assert found.quality.is_monotonic_increasing and found.quality.iloc[0] < .01
-    assert np.mean([o == f'c{true[i]}' for i, o in zip(indices, found.suggested, strict=True)]) > .9
-    given = rows.set_index('file').loc[found.file]
-    assert (given.label.to_numpy() == found.label).all() and (given.confidence.to_numpy() == found.confidence).all()
+    assert len(hits) >= .8 * len(flipped) and len(hits) >= .9 * len(actual)
+    assert actual.quality.is_monotonic_increasing and actual.quality.iloc[0] < .01
+    assert np.mean([o == f'c{true[i]}' for i, o in zip(indices, actual.suggested, strict=True)]) > .9
+    inputs = rows.set_index('file').loc[actual.file]
+    assert (inputs.label.to_numpy() == actual.label).all() and (inputs.confidence.to_numpy() == actual.confidence).all()
 
 
 def test_a_class_of_one_wrong_photo_is_found():
     probabilities = np.full((41, 4), .01)
     probabilities[:20, 0] = probabilities[20:, 1] = .97
-    found = suspect_labels(judged(np.array([0] * 20 + [1] * 20 + [2]), probabilities, 'abcd'), list('abcd'))
-    assert found.values.tolist() == [['00040.jpg', 'c', 'b', .01, .97]]
+    actual = suspect_labels(judged(np.array([0] * 20 + [1] * 20 + [2]), probabilities, 'abcd'), list('abcd'))
+    assert actual.values.tolist() == [['00040.jpg', 'c', 'b', .01, .97]]
 
 
-@pytest.mark.parametrize(['labels', 'said'],
+@pytest.mark.parametrize(['labels', 'is_refused'],
                          [([], True), ([1], True), ([1, 1, 1], True), ([0, 0], True), ([0, 1, 2, 2], False)])
-def test_few_photos_or_all_right(labels, said, capsys):
-    found = suspect_labels(judged(np.array(labels, int), np.eye(3)[labels].reshape(-1, 3) * .9 + 1 / 30, CLASSES),
+def test_few_photos_or_all_right(labels, is_refused, capsys):
+    actual = suspect_labels(judged(np.array(labels, int), np.eye(3)[labels].reshape(-1, 3) * .9 + 1 / 30, CLASSES),
                            CLASSES)
-    assert len(found) == 0 and found.columns.tolist() == ['file', 'label', 'suggested', 'quality', 'confidence']
-    assert found.to_csv(index=False) == 'file,label,suggested,quality,confidence\n'
-    assert ('two classes' in capsys.readouterr().err) == said
+    assert len(actual) == 0 and actual.columns.tolist() == ['file', 'label', 'suggested', 'quality', 'confidence']
+    assert actual.to_csv(index=False) == 'file,label,suggested,quality,confidence\n'
+    assert ('two classes' in capsys.readouterr().err) == is_refused
 
 
 def test_probabilities_have_to_be_of_the_classes_and_numbers():

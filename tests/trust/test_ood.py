@@ -19,8 +19,9 @@ def others(tmp_path):
 
 def test_faults_of_other_things(data, copy, others, tmp_path):
     def refused(word, *arguments):
-        told = typed('train', data, '--out', tmp_path/'out', *as_arguments(**TINY), '--fine-tune-epochs', 1, *arguments)
-        assert told.returncode == 1 and word in told.stderr and not (tmp_path/'out').exists(), told
+        result = typed('train', data, '--out', tmp_path/'out', *as_arguments(**TINY), '--fine-tune-epochs', 1,
+                       *arguments)
+        assert result.returncode == 1 and word in result.stderr and not (tmp_path/'out').exists(), result
     refused("--not-a-gun: no folder '", '--not-a-gun', tmp_path/'nowhere')
     (others/'notes.txt').write_text('no photo')
     refused('--skip-unreadable', '--not-a-gun', others)
