@@ -12,6 +12,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from basegun_fastai.data.folders import SPLITS
 
+pytestmark = pytest.mark.slow
+
 
 def photo(folder, number=4):
     return sorted(folder.glob('*.jpg'))[number - 4 if number < 0

@@ -7,6 +7,8 @@ from conftest import COMMAND, as_arguments, run_command, tree, typed
 
 from basegun_fastai.cli import COMMANDS
 
+pytestmark = pytest.mark.slow
+
 
 def test_help_lists_every_command():
     result = run_command('-h')
@@ -79,7 +81,7 @@ def test_a_training_in_a_log_file(data, tmp_path):
 
 
 def test_what_nobody_foresaw_keeps_its_traceback():
-    code = ('import sys; from basegun_fastai import cli; cli.COMMANDS["archs"] = ("nowhere", "archs", ""); '
+    code = ('import sys; from basegun_fastai import cli; cli.COMMANDS["archs"] = ("nowhere", "archs", "", ()); '
             'sys.argv[1:] = ["archs"]; cli.main()')
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.returncode == 1 and 'Traceback' in result.stderr and 'ModuleNotFoundError' in result.stderr

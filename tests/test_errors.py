@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import COMMAND, as_arguments, run_command, tree, typed
 
+pytestmark = pytest.mark.slow
+
 TRAIN = dict(arch='test_efficientnet', size=32, weights='none', head_epochs=0, fine_tune_epochs=1, batch_size=16,
              workers=0)
 

@@ -15,6 +15,8 @@ from basegun_fastai.data.demo import demo_data
 from basegun_fastai.predict import load
 from basegun_fastai.train import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):

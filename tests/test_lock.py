@@ -12,6 +12,8 @@ from conftest import COMMAND, TINY, as_arguments, tree, typed
 from basegun_fastai.core import BasegunError
 from basegun_fastai.lock import hold
 
+pytestmark = pytest.mark.slow
+
 HOLDER = """
 import os, sys
 from basegun_fastai.lock import hold

@@ -9,6 +9,8 @@ from conftest import COMMAND, TINY, as_arguments, run_command
 
 from basegun_fastai.machine import read_at
 
+pytestmark = pytest.mark.slow
+
 NAMESPACE = ['unshare', '--mount'] if os.getuid() == 0 else ['unshare', '--map-root-user', '--mount']
 WORKERS = as_arguments(**TINY | dict(workers=2)) + ['--head-epochs', '1', '--fine-tune-epochs', '1', '--name', 'tiny']
 ODD = {'shm of 128 kB': 'mount -t tmpfs -o size=128k tmpfs /dev/shm',

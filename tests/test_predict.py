@@ -238,6 +238,7 @@ def test_json_that_means_the_same_or_nothing_at_all(spoilt, old, new):
     assert refused(spoilt, 'changed by hand', 'not edited')
 
 
+@pytest.mark.slow
 def test_json_of_any_depth_is_refused(spoilt):
     text = (spoilt/'model.json').read_text()
     for depth in range(800, 1000):  # somewhere in there reading still works, and writing no more
@@ -602,6 +603,7 @@ def test_threads_are_those_of_the_container(monkeypatch, tmp_path):
         assert predict._max_threads() == threads, text
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_package_without_its_dependencies_and_three_others_are_enough(exported, photos, tmp_path):
     def run(*command): subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)

@@ -65,6 +65,7 @@ def test_every_command_shown_is_one(command):
     anno_parser(getattr(import_module(f'basegun_fastai.{module}'), function)).parse_args(arguments)
 
 
+@pytest.mark.slow
 def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
     result = run_command('train', data, '--arch', 'test_efficientnet', '--size', 32, '--weights', 'none',
                        '--fine-tune-epochs', 2, '--lr', .006, '--batch-size', 16, '--out', 'demo/runs', '--name',

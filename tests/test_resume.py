@@ -8,6 +8,8 @@ from test_train import read_curves, same
 
 from basegun_fastai.run import Run
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2))
 
 
@@ -27,7 +29,6 @@ def stopped(data, out, name, at, how=signal.SIGKILL, wait=0., options=OPTIONS):
     return process.returncode, ''.join(text)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
     options = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2, workers=workers))
@@ -68,7 +69,6 @@ def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained,
     same(pretrained, Run(tmp_path/'broken off'))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('how', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how, code):
     options = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2, workers=2))

@@ -10,6 +10,8 @@ from PIL import Image
 
 from basegun_fastai.data.folders import layout_faults
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def sample(tmp_path_factory):

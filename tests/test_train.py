@@ -20,6 +20,8 @@ from basegun_fastai.run import Run
 from basegun_fastai.train import lr_find, train
 from basegun_fastai.training.callbacks import EpochSeed
 
+pytestmark = pytest.mark.slow
+
 FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json',
          'confusion-matrix.csv', 'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'confidence.png',
          'predictions-val.csv'}

@@ -31,6 +31,8 @@ from basegun_fastai.core import BasegunError
 from basegun_fastai.data.folders import list_photos
 from basegun_fastai.data.photo import UnreadablePhoto, pixels
 
+pytestmark = pytest.mark.slow
+
 SIDE = 36
 RECORD = SIDE * SIDE * 3 + 8
 NOWHERE = '/nowhere'  # data of which the squares alone can be read

@@ -112,6 +112,7 @@ def test_the_fingerprint_of_a_part_does_not_depend_on_its_place(data):
     assert part_fingerprint(whole) == part_fingerprint(flat) and fingerprint(whole) != fingerprint(flat)
 
 
+@pytest.mark.slow
 def test_evaluating_says_how_the_photos_are_related_to_the_training(run, data, copy, tmp_path):
     def text(folder, out): return typed('evaluate', run.path, folder, '--out', tmp_path/out).stderr
     assert 'these are the val photos of the training' in text(data,
@@ -151,6 +152,7 @@ def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
                                                           data)).set_index('file').reason[file] == '' and read == [file]
 
 
+@pytest.mark.slow
 def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
     before = tree(copy)
     result = subprocess.run([COMMAND, 'train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',

@@ -1,4 +1,5 @@
 "The drawn data set makes the point it is drawn for."
+import pytest
 from conftest import tree
 from PIL import ExifTags, Image
 
@@ -18,6 +19,7 @@ def test_six_of_baseguns_classes_long_and_hand_guns():
     assert set(GUNS) <= BASEGUN and len(GUNS) >= 6 and LONG and LONG < set(GUNS)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_bytes_and_another_seed_others(data, tmp_path):
     demo_data(tmp_path/'same', photos_per_class=8)
     demo_data(tmp_path/'other', photos_per_class=8, seed=1)

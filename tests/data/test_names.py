@@ -33,6 +33,7 @@ def odd(tmp_path_factory):
 def read(file): return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
+@pytest.mark.slow
 def test_classes_named_like_columns_go_through_every_command(odd, tmp_path):
     assert typed('check', odd).returncode == 0
     done = typed('train', odd, *as_arguments(**TINY), '--fine-tune-epochs', 1, '--out', tmp_path, '--name', 'run')

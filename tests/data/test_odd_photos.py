@@ -29,6 +29,8 @@ from profiles import P3, PROFILES, chromaticities, chunk, ink_profile, tagged
 from basegun_fastai.data.formats import FORMATS
 from basegun_fastai.data.photo import MAX_DECODED, MAX_PIXELS, UnreadablePhoto, pixels, read_photo
 
+pytestmark = pytest.mark.slow
+
 MAX_MEMORY = 5 * 2**28  # that decoding may add: 20 bytes for each of the pixels that are decoded at once
 MAX_SECONDS = dict(ITIMER_PROF=8, ITIMER_REAL=100)  # of one decoding: of the processor, and by a busy machine's clock
 PROPERTIES = ['random bytes', 'bytes behind a beginning', 'truncated', 'damaged', 'spliced']

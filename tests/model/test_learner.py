@@ -75,6 +75,7 @@ def test_the_statistics_of_a_network_from_nothing_move(dls):
     assert all(not torch.equal(v, before[k]) for k, v in statistics(learn.model).items())
 
 
+@pytest.mark.slow
 def test_the_statistics_stay_in_a_compiled_network_whose_validation_comes_between(dls, weights):
     learn = learner(dls, TINY, weights)
     before = statistics(learn.model)

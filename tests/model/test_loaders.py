@@ -2,6 +2,7 @@
 import tracemalloc
 from pathlib import Path
 
+import pytest
 import numpy as np
 import torch
 from conftest import sized
@@ -61,6 +62,7 @@ def test_judging_keeps_the_order_of_the_table(data):
     assert [dls.vocab[o] for o in labels] == table.label.tolist()
 
 
+@pytest.mark.slow
 def test_what_is_known_of_a_photo_takes_less_than_a_kilobyte(tmp_path):
     random, sizes = np.random.default_rng(0), {}
     for n in (500, 2500):

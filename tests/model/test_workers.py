@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from conftest import sized
 
@@ -42,6 +43,7 @@ def test_worker_processes_stay_alive_and_can_be_let_go(data):
     assert not any(os.path.exists(f'/proc/{o}') for o in first)
 
 
+@pytest.mark.slow
 def test_workers_of_a_loader_that_nobody_has_any_more_end_without_a_word(data):
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', DROPPED, data], capture_output=True, text=True,
                           timeout=100)

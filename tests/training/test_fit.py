@@ -41,6 +41,7 @@ def test_stages_without_epochs_are_left_out():
     assert plan_stages(0, 3, .01, False)[0].rate == .01 and isinstance(plan_stages(0, 3, .01, True)[0].rate, slice)
 
 
+@pytest.mark.slow
 def test_a_finder_that_cannot_see_a_rate_work_says_so(learn):
     learn.loss_func = lambda pred, target: pred.sum() * torch.tensor(float('nan')) + target.sum() * 0
     with pytest.raises(BasegunError, match='--lr 0.005'): find_rate(learn)

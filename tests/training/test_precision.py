@@ -24,6 +24,7 @@ def test_the_number_format_is_the_one_asked_for():
         frozen=False) == 'float32'
 
 
+@pytest.mark.slow
 def test_fine_tuning_in_bfloat16_trains_and_is_noted(data, tmp_path):
     train(data, fine_tune_epochs=1, out=tmp_path, name='b', precision='bfloat16', **TINY)
     assert Run(tmp_path/'b').config.resolved.stages[0]['precision'] == 'bfloat16'
@@ -32,6 +33,7 @@ def test_fine_tuning_in_bfloat16_trains_and_is_noted(data, tmp_path):
     assert a != b and a == pytest.approx(b, abs=.1)
 
 
+@pytest.mark.slow
 def test_half_precision_goes_on_with_the_scale_that_it_had(data, tmp_path, monkeypatch):
     def fitted(name):
         run = Run(tmp_path/name)

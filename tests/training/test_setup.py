@@ -1,10 +1,12 @@
 "What the steps of a training share, and what the options leave open."
+import pytest
 from conftest import TINY
 
 from basegun_fastai.train import train
 from basegun_fastai.training.callbacks import EpochSeed
 
 
+@pytest.mark.slow
 def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
     import gc
     import weakref
