@@ -9,6 +9,8 @@ from conftest import TINY, tree, typed
 
 from basegun_fastai.train import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def others(tmp_path):

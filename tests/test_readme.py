@@ -34,6 +34,7 @@ def test_the_kinds_of_problems_are_those_of_check():
     assert {o for row in table.splitlines()[2:] for o in re.findall('`([a-z-]+)`', row.split('|')[1])} == {*WORST_FIRST}
 
 
+@pytest.mark.slow
 def test_the_lines_of_python_that_readme_shows_run(run, data, tmp_path, monkeypatch):
     from basegun_fastai.export import export
     code = re.search(r'## In Python\n\n((?:    .*\n|\n)+)', README)[1]

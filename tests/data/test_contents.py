@@ -123,6 +123,7 @@ def test_evaluating_says_how_the_photos_are_related_to_the_training(run, data, c
     assert 'these 23 photos are not the 24 val photos of the training' in text(copy, 'd')
 
 
+@pytest.mark.slow
 def test_a_resume_on_other_photos_is_refused(copy, tmp_path):
     options = as_arguments(arch='test_efficientnet', size=32, weights='none', fine_tune_epochs=1, batch_size=16,
                            workers=0)

@@ -52,6 +52,7 @@ def closest(a, b):
     return np.array([min(actual)[1]]) if actual else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('share', [.1, .15, .2])
 def test_nine_in_ten_parts_are_found_wherever_they_were_cut(share):
     random, actual, wrong = np.random.default_rng(0), 0, 0

@@ -27,6 +27,7 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(data, tmp_path):
     assert not set(contents(tmp_path/'other').values()) & {v for v in contents(data).values() if v}
 
 
+@pytest.mark.slow
 def test_more_photos_leave_the_first_ones_as_they_were(data, tmp_path):
     demo_data(tmp_path/'more', photos_per_class=9)
     assert contents(data/'train').items() <= contents(tmp_path/'more'/'train').items()

@@ -60,6 +60,7 @@ def test_classes_named_like_columns_go_through_every_command(odd, tmp_path):
         assert 'class file' in rows[0] and 'class class label' in rows[0] and 'predicted' in rows[0]
 
 
+@pytest.mark.slow
 def test_a_table_with_other_columns_is_refused_in_words(tmp_path, run, data):
     import shutil
     shutil.copytree(run.path, tmp_path/'run')

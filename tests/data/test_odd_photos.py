@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from heic import heic, tiled
-from hypothesis import HealthCheck, inputs, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from profiles import P3, PROFILES, chromaticities, chunk, ink_profile, tagged
@@ -222,11 +222,11 @@ def properties(check):
     def spoilt(content, count, plan, mend): check((mended if mend else bytes)(damaged(content, plan[:9*count])))
     def spliced(a, b, end, start): check(mended(a[:end % (len(a) + 1)] + b[start % (len(b) + 1):]))
     return dict(zip(PROPERTIES, [
-        (300, inputs(st.binary(max_size=2000))(random_bytes)),
-        (800, inputs(known, st.integers(4, 200), st.binary(max_size=1000))(behind)),
-        (1200, inputs(known, place)(truncated)),
-        (2000, inputs(known, st.integers(1, 20), plan, st.booleans())(spoilt)),
-        (700, inputs(known, known, place, place)(spliced))], strict=True))
+        (300, given(st.binary(max_size=2000))(random_bytes)),
+        (800, given(known, st.integers(4, 200), st.binary(max_size=1000))(behind)),
+        (1200, given(known, place)(truncated)),
+        (2000, given(known, st.integers(1, 20), plan, st.booleans())(spoilt)),
+        (700, given(known, known, place, place)(spliced))], strict=True))
 
 
 def memory(field):

@@ -11,6 +11,8 @@ import pytest
 from conftest import typed
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ['autre_pistolet', 'epaule_a_levier_sous_garde', 'epaule_a_pompe', 'epaule_a_un_coup_par_canon',
            'epaule_a_verrou', 'epaule_mecanisme_ancien',
            'epaule_semi_auto_style_chasse', 'epaule_semi_auto_style_militaire_milieu_20e', 'pistolet_mecanisme_ancien',

@@ -59,6 +59,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_photo_each(photos):
     assert [o.get('width') for o in actual] == [60, None, None, None, *range(64, 100)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('crashing')
 def test_check_reports_a_photo_that_crashes_the_decoder_and_goes_on(photos, tmp_path):
     import json

@@ -33,6 +33,7 @@ def weights(tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['test_efficientnet', 'test_resnet', 'test_convnext', 'test_vit', 'test_nfnet',
                                   'mobilenetv3_small_050'])
 @pytest.mark.parametrize('head', HEADS)

@@ -10,6 +10,8 @@ from basegun_fastai.model.workers import seed_all
 from basegun_fastai.run import Run
 from basegun_fastai.training.fit import Stage, fit
 
+pytestmark = pytest.mark.slow
+
 ARCH = architecture('test_efficientnet', size=32)
 
 

@@ -47,6 +47,7 @@ def test_a_finder_that_cannot_see_a_rate_work_says_so(learn):
     with pytest.raises(BasegunError, match='--lr 0.005'): find_rate(learn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', ['linear', 'bn-dropout'])
 def test_the_probe_of_the_batch_size_works_for_every_head(data, head):
     learn = learner(dataloaders(data, ARCH, batch_size=16, workers=0), ARCH, 'none', head)

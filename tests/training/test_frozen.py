@@ -48,6 +48,7 @@ class Crossed(nn.Module):
     def forward(self, x): return self.norm(self.second(self.first(x).relu())).mean((2, 3))
 
 
+@pytest.mark.slow
 def test_the_head_learns_the_same_from_one_kept_view_as_from_that_view_live(data, weights, tmp_path):
     options = TINY | dict(weights=weights, head_epochs=1, fine_tune_epochs=0, out=tmp_path, precision='float32')
     for views in (0, 1): train(data, name=f'{views}', head_views=views, **options)
@@ -59,6 +60,7 @@ def test_the_head_learns_the_same_from_one_kept_view_as_from_that_view_live(data
     assert events[0] == events[1]
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_augmented_photos(data, weights, tmp_path):
     learn = learner(dataloaders(data, ARCH, batch_size=16, workers=0), ARCH, weights)
     learn.freeze()
@@ -125,6 +127,7 @@ def test_a_network_that_cannot_be_folded_is_used_as_it_is_and_that_is_said(capsy
                           atol=1e-6) and 'cannot be folded' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_other_view_of_the_features_is_unturned(data):
     from basegun_fastai.training.frozen import feature_loaders
     from basegun_fastai.model.archs import architecture

@@ -17,6 +17,7 @@ def others(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_faults_of_other_things(data, copy, others, tmp_path):
     def refused(word, *arguments):
         result = typed('train', data, '--out', tmp_path/'out', *as_arguments(**TINY), '--fine-tune-epochs', 1,
