@@ -19,14 +19,17 @@ from .data.names import confusable, difference
 from .data.photo import DECODER
 from .lock import hold
 from .machine import worker_faults
+from .model.archs import run_architecture
 from .run import Config, Run
 from .training.options import DEVICES
 from .trust.confidence import run_confidence
+from .trust.evidence import confused_overlays
 from .trust.groups import read_groups, write_groups
 from .trust.levels import Levels
 from .trust.mistakes import write_mistakes
 from .trust.ood import list_ood_photos, read_ood_photos
-from .trust.predictions import Predictions, logits_and_labels, ood_confidences, predictions
+from .trust.predictions import Predictions, logits_and_labels, ood_confidences, prediction_rows
+from .trust.predictions import predictions
 from .trust.tables import summary, write_tables
 
 # %% ../nbs/evaluate.ipynb #d97ea9ed
@@ -116,7 +119,9 @@ def _predict(run, data, table, workers, device, ood_photos):
     dls, model = run_loaders(run, data, table, workers, device), trained_model(run)
     preds = predictions(model, dls, table.file.tolist())
     dls.valid.close()
-    return preds, None if ood_photos is None else ood_confidences(model, dls, ood_photos)
+    ood = None if ood_photos is None else ood_confidences(model, dls, ood_photos)
+    side = run_architecture(run.config).size
+    return preds, ood, confused_overlays(model, dls, data, prediction_rows(preds), side)
 
 # %% ../nbs/evaluate.ipynb #855e5ff5
 def evaluate(
@@ -143,9 +148,9 @@ def evaluate(
         _say_what_differs(config, data, table)
         ood_photos = None if not_a_gun is None else read_ood_photos(not_a_gun, skip_unreadable, {*table.digest})
         temperature, levels, rates = run_confidence(run)
-        preds, ood = _predict(run, data, table, workers, device, ood_photos)
+        preds, ood, overlays = _predict(run, data, table, workers, device, ood_photos)
         with whole_folder(out) as folder:
             numbers = write_tables(preds, folder, ood, temperature=temperature, levels=levels, **rates)
-            write_mistakes(preds, data, folder)
+            write_mistakes(preds, data, folder, overlays)
             if known is not None: write_groups(preds, known.loc[table.file], folder)
     print(summary(numbers, out))

@@ -27,6 +27,7 @@ from .lock import hold
 from .model.archs import run_architecture
 from .predict import load
 from .run import Run
+from .trust.evidence import MAX_ERROR
 from .trust.predictions import prediction_columns
 
 if TYPE_CHECKING:
@@ -72,19 +73,28 @@ def _read_rows(run, data):
 # %% ../nbs/export.ipynb #dbca25ba
 def serving_network(
     run: Run, # A finished run
-) -> torch.nn.Module: # Takes `uint8` of shape `(n, size, size, 3)`, gives probabilities `(n, classes)`
+) -> torch.nn.Module: # Takes `uint8` of shape `(n, size, size, 3)`, gives probabilities `(n, classes)` and, where
+                      # `layer` is
+                      # there, evidence `(n, classes, h, w)`
     "Make the network that takes photos and gives probabilities."
     import torch
 
     from basegun_fastai.model.weights import trained_model
+    from basegun_fastai.trust.evidence import dense_layer, evidence
     arch, net = run_architecture(run.config), trained_model(run)
     class ServingNetwork(torch.nn.Module):
         def __init__(self):
             super().__init__()
             mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in (arch.mean, arch.std))
             self.net, self.scale, self.shift = net, torch.nn.Buffer(1 / (255 * std)), torch.nn.Buffer(-mean / std)
+            self.layer = dense_layer(net, arch.size)
+
+        def normalised(self, photos): return photos.permute(0, 3, 1, 2).contiguous().float() * self.scale + self.shift
+
         def forward(self, photos):
-            return self.net(photos.permute(0, 3, 1, 2).contiguous().float() * self.scale + self.shift).softmax(1)
+            if self.layer is None: return self.net(self.normalised(photos)).softmax(1)
+            features = self.net.forward_features(self.normalised(photos))
+            return self.net.forward_head(features).softmax(1), evidence(features, self.layer)
     return ServingNetwork().eval()
 
 # %% ../nbs/export.ipynb #f9d2eb9f
@@ -109,10 +119,11 @@ def onnx_model(
     "Turn a network into ONNX."
     import torch
     photos = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    outputs = 1 if getattr(network, 'layer', None) is None else 2
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter('ignore')  # of PyTorch's own parts, about each other
         model = torch.onnx.export(network, (photos,), dynamo=True, input_names=['photos'],
-                                  output_names=['probabilities'], verbose=False,
+                                  output_names=['probabilities', 'evidence'][:outputs], verbose=False,
                                  dynamic_shapes=(dict([(0, torch.export.Dim('n', min=1, max=2**16))]),)).model_proto
     _use_global_pool(model.graph)
     for o in [model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info,
@@ -139,6 +150,33 @@ def description(
 # %% ../nbs/export.ipynb #5b6d40ad
 MAX_DIFFERENCE = 1e-4
 
+def _answer_faults(batch, weights, model, photos):
+    "Compare four answers; returns the largest difference, and a message for each photo with another answer."
+    probs = {'in the training': batch.iloc[:, 4:].to_numpy()}
+    probs |= {f'by model.onnx{how}': np.array([list(o.probabilities.values()) for o in answers]) for how, answers in
+              (('', [model(o) for o in photos]), (', several at once', model.batch(photos)))}
+    labels, faults, largest = weights.argmax(1), [], 0.
+    for how, others in probs.items():
+        difference = np.abs(others - weights).max(1)
+        largest = max(largest, float(difference.max()))
+        is_bad = (others.argmax(1) != labels) | ~(difference <= MAX_DIFFERENCE)
+        faults += [f"'{file}' was called {model.classes[a]} {how}, {model.classes[b]} by model.safetensors; "
+                   f'probabilities differ by {by:.2g}'
+                   for file, a, b, by in zip(batch.file[is_bad], others.argmax(1)[is_bad], labels[is_bad],
+                                             difference[is_bad], strict=True)]
+    return largest, faults
+
+def _evidence_faults(batch, network, model, squares):
+    "Compare what the evidence of the ONNX file adds up to with the logits."
+    import torch
+    photos = network.normalised(torch.from_numpy(squares))
+    logits = network.net(photos).numpy()
+    bias = 0 if network.layer.bias is None else network.layer.bias.detach().numpy()
+    apart = np.abs(model.evidence(squares).mean((2, 3)) + bias - logits).max(1) / np.maximum(1, np.abs(logits).max(1))
+    return [f"'{file}': its evidence adds up to something else than its logits, by {by:.2g} of the largest"
+            for file, by in zip(batch.file, apart, strict=True) if not by <= MAX_ERROR]
+
+# %% ../nbs/export.ipynb #418fd7ab
 def differences(
     rows: pd.DataFrame, # Some of `predictions-val.csv`
     data: Path, # The folder that its files are relative to
@@ -155,19 +193,12 @@ def differences(
         except UnreadablePhoto as err:
             raise BasegunError(
                 f'{err}. It was read in the training: give the photos of the training as --data') from err
-        with torch.inference_mode(): weights = network(torch.from_numpy(squares)).numpy()
-        probs = {'in the training': batch.iloc[:, 4:].to_numpy()}
-        probs |= {f'by model.onnx{how}': np.array([list(o.probabilities.values()) for o in answers]) for how, answers in
-                  (('', [model(o) for o in photos]), (', several at once', model.batch(photos)))}
-        labels = weights.argmax(1)
-        for how, others in probs.items():
-            difference = np.abs(others - weights).max(1)
-            largest = max(largest, float(difference.max()))
-            is_bad = (others.argmax(1) != labels) | ~(difference <= MAX_DIFFERENCE)
-            faults += [f"'{file}' was called {model.classes[a]} {how}, {model.classes[b]} by model.safetensors; "
-                       f'probabilities differ by {by:.2g}'
-                       for file, a, b, by in zip(batch.file[is_bad], others.argmax(1)[is_bad], labels[is_bad],
-                                                 difference[is_bad], strict=True)]
+        with torch.inference_mode():
+            outputs = network(torch.from_numpy(squares))
+            weights = (outputs if network.layer is None else outputs[0]).numpy()
+            if network.layer is not None: faults += _evidence_faults(batch, network, model, squares)
+        apart, others = _answer_faults(batch, weights, model, photos)
+        largest, faults = max(largest, apart), faults + others
     return largest, faults
 
 # %% ../nbs/export.ipynb #9b1ba85e
@@ -198,10 +229,13 @@ def _make_export(run, data, out):
         largest, faults = differences(rows, data, network, folder)
         if faults[5:]: faults[5:] = [f'and {len(faults) - 5} more']
         if faults: raise BasegunError('\n'.join([f"'{run.path}' is not exported, since the answers differ:", *faults,
-            'Was a photo changed since the training, give the photos of the training as --data; else report '
+            'If a photo was changed since the training, give the photos of the training as --data; else report '
             'this, and do not serve the run']))
     say(f"{number_of(len(rows))} get{'s' if len(rows) == 1 else ''} the same answer in the training, from "
         f'model.safetensors and from model.onnx; probabilities differ by {largest:.1g} at most')
+    if network.layer is None:
+        say('this network has no exact evidence, since its last layer does not stand on the mean over '
+            'places: its answers cannot be explained')
     print(out)
 
 # %% ../nbs/export.ipynb #7667827e

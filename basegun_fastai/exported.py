@@ -137,6 +137,17 @@ def _signature(session):
     return [[name, kind, 'n' if not isinstance(n, int) else n, *rest]
             for name, kind, n, *rest in shapes], essentials_text
 
+def _shape_fault(shapes, about):
+    n = len(about['classes'])
+    expected = [['photos', 'tensor(uint8)', 'n', about['size'], about['size'], 3],
+                ['probabilities', 'tensor(float)', 'n', n]]
+    if shapes[:2] != expected: return f'takes and gives {printable(repr(shapes)):.300}, not {expected}'
+    evidence = shapes[2:]  # of networks that have some
+    sound = not evidence or len(evidence) == 1 and evidence[0][:4] == ['evidence', 'tensor(float)', 'n', n] and (
+        [type(o) for o in evidence[0][4:]] == [int, int] and min(evidence[0][4:]) > 0)
+    return None if sound else f'gives {printable(repr(evidence)):.300} beside its probabilities'
+
+# %% ../nbs/exported.ipynb #59492d25
 def open_session(
     file: Path, # model.onnx
     about: dict, # What `read_description` returned
@@ -152,10 +163,8 @@ def open_session(
         shapes, essentials_text = _signature(session)
     except Exception as err: raise BasegunError(f"'{file}' cannot be opened by onnxruntime {onnxruntime.__version__}: "
         f'{printable(str(err)):.300}. {EXPORT_AGAIN}, or install a newer onnxruntime') from err
-    expected = [['photos', 'tensor(uint8)', 'n', about['size'], about['size'], 3],
-                ['probabilities', 'tensor(float)', 'n', len(about['classes'])]]
-    if shapes != expected:
-        raise BasegunError(f"'{file}' takes and gives {printable(repr(shapes)):.300}, not {expected}. {EXPORT_AGAIN}")
+    fault = _shape_fault(shapes, about)
+    if fault: raise BasegunError(f"'{file}' {fault}. {EXPORT_AGAIN}")
     if essentials_text != json.dumps(essentials(about), sort_keys=True): raise BasegunError(
         f"'{file}' is of another model than model.json: it says {essentials_text:.300}. {EXPORT_AGAIN}")
     return session

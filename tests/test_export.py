@@ -55,7 +55,8 @@ def test_two_hundred_photos_get_one_answer_from_everything(place):
     from basegun_fastai.export import serving_network
     from basegun_fastai.data.photo import pixels
     with torch.no_grad():
-        weights = serving_network(Run(place/'run'))(torch.from_numpy(np.stack([pixels(o, 48) for o in photos]))).numpy()
+        weights = serving_network(Run(place/'run'))(torch.from_numpy(np.stack([pixels(o, 48)
+            for o in photos])))[0].numpy()
     one = np.array([list(model(o).probabilities.values()) for o in photos])
     result = run_command('predict', place/'served', place/'data'/'val')
     typed_rows = pd.read_csv(pd.io.common.StringIO(result.stdout))
@@ -192,3 +193,100 @@ def test_nothing_is_unpickled(place, tmp_path, command):
 
 
 def test_the_command_is_installed(): assert run_command('export', '-h').returncode == 0 and COMMAND
+
+
+# Evidence
+
+@pytest.fixture(scope='module')
+def photos(place): return [place/'data'/o for o in pd.read_csv(place/'run'/'predictions-val.csv').file]
+
+
+def trained(run):
+    from basegun_fastai.model.weights import trained_model
+    from basegun_fastai.run import Run
+    return trained_model(Run(run))
+
+
+def normalised(squares, run):
+    import torch
+
+    from basegun_fastai.run import Run
+    arch = Run(run).config.architecture
+    mean, std = (torch.tensor(arch[o])[:, None, None] for o in ('mean', 'std'))
+    return (torch.from_numpy(squares).permute(0, 3, 1, 2) / 255 - mean) / std
+
+
+def test_evidence_of_onnx_of_torch_and_by_hand_is_one_and_adds_up_to_the_logits(place, photos):
+    import torch
+
+    from basegun_fastai.data.photo import pixels
+    from basegun_fastai.trust.evidence import dense_layer, evidence
+    model, net = load(place/'served'), trained(place/'run')
+    layer, squares = dense_layer(net, 48), np.stack([pixels(o, 48) for o in photos])
+    assert len(squares) >= 200
+    with torch.no_grad():
+        x = normalised(squares, place/'run')
+        features, logits = net.forward_features(x), net(x).numpy()
+        by_torch = evidence(features, layer).numpy()
+    by_hand = np.einsum('nkhw,ck->nchw', features.numpy(), layer.weight.detach().numpy())
+    by_onnx = np.concatenate([model.evidence(squares[i:i+16]) for i in range(0, len(squares), 16)])
+    size = np.abs(by_hand).max()
+    assert np.abs(by_torch - by_hand).max() <= 1e-5 * size and np.abs(by_onnx - by_hand).max() <= 1e-5 * size
+    summed = by_onnx.mean((2, 3)) + layer.bias.detach().numpy()
+    assert np.abs(summed - logits).max() <= 1e-5 * max(1, np.abs(logits).max())
+
+
+def test_an_explanation_is_of_the_same_answer(place, photos):
+    model = load(place/'served')
+    for photo in photos[::20]:
+        told_why, answer = model.explain(photo), model(photo)
+        assert told_why.answer.label == answer.label and abs(told_why.answer.confidence - answer.confidence) < 1e-6
+        second = sorted(answer.probabilities, key=answer.probabilities.get)[-2]
+        assert told_why.runner_up == second and 0 <= told_why.on_padding <= 1 and 0 <= told_why.on_border <= 1
+        assert told_why.evidence.shape[0] == len(model.classes) and told_why.picture().width > 600
+
+
+def test_predict_leaves_a_picture_a_photo(place, photos, tmp_path):
+    (tmp_path/'damaged.jpg').write_bytes(photos[0].read_bytes()[:500])
+    result = typed('predict', place/'served', *photos[:3], tmp_path/'damaged.jpg', '--explain', tmp_path/'why', '--out',
+                   tmp_path/'rows.csv')
+    assert result.returncode == 1 and '1 of 4 photos could not be read' in result.stderr
+    rows = pd.read_csv(tmp_path/'rows.csv')
+    assert sorted(os.listdir(tmp_path/'why')) == rows.picture.dropna().tolist() == [f'{i:06d}.jpg' for i in (1, 2, 3)]
+    assert rows.on_padding.dropna().between(0, 1).all() and rows.runner_up.isna().tolist() == [False] * 3 + [True]
+    assert rows.error.notna().tolist() == [False] * 3 + [True]
+
+
+def test_a_folder_of_explanations_that_exists_is_refused(place, photos, tmp_path):
+    (tmp_path/'why').mkdir()
+    result = typed('predict', place/'served', photos[0], '--explain', tmp_path/'why')
+    assert result.returncode == 1 and 'give another --explain' in result.stderr and not os.listdir(tmp_path/'why')
+
+
+def test_evidence_that_does_not_add_up_is_not_exported(place, copied, monkeypatch, tmp_path):
+    from basegun_fastai.trust import evidence as module
+    plain, calls = module.evidence, []
+    def wrong(features, layer):
+        calls.append(1)
+        return plain(features, layer) * (1 if len(calls) == 1 else 1.01)  # the first is the look at the network
+    monkeypatch.setattr(module, 'evidence', wrong)
+    result = typed('export', copied, '--data', place/'data', '--out', tmp_path/'out')
+    assert result.returncode == 1 and 'adds up to something else' in result.stderr and not (tmp_path/'out').exists()
+
+
+def test_a_head_with_batch_norm_is_explained_too(data, tmp_path):
+    from conftest import TINY
+    train(data, out=tmp_path, name='run', fine_tune_epochs=1, head='bn-dropout', **TINY)
+    assert typed('export', tmp_path/'run', '--out', tmp_path/'served').returncode == 0
+    assert load(tmp_path/'served').has_evidence
+
+
+def test_a_network_without_evidence_is_exported_and_says_so(data, tmp_path):
+    from conftest import TINY
+    train(data, out=tmp_path, name='run', fine_tune_epochs=1, **TINY | dict(arch='test_convnext'))
+    result = typed('export', tmp_path/'run', '--out', tmp_path/'served')
+    assert result.returncode == 0 and result.stderr.count('no exact evidence') == 1
+    photo = next((data/'val').glob('*/*'))
+    assert typed('predict', tmp_path/'served', photo).returncode == 0
+    result = typed('predict', tmp_path/'served', photo, '--explain', tmp_path/'why')
+    assert result.returncode == 1 and 'has no evidence' in result.stderr and not (tmp_path/'why').exists()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DECODED', 'MAX_SIDE', 'NEUTRAL', 'MAX_NUMBERS', 'MAX_SCANS', 'MAX_HEIC_BYTES',
-           'MIN_DRAFT_SCALE', 'DECODER', 'photo_bytes', 'UnreadablePhoto', 'read_photo', 'photo_header', 'pixels']
+           'MIN_DRAFT_SCALE', 'DECODER', 'photo_bytes', 'UnreadablePhoto', 'read_photo', 'photo_header', 'in_square',
+           'pixels']
 
 # %% ../../nbs/data/photo.ipynb #b9334c8e
 import os
@@ -239,12 +240,19 @@ def photo_header(
         with _open(content) as image: return format_of(content), *image.size
 
 # %% ../../nbs/data/photo.ipynb #23c6c573
+def in_square(
+    photo: Image.Image, # RGB, of at most `side` pixels a side
+    side: int, # Width and height of the square
+) -> tuple[np.ndarray, tuple]: # `uint8` of shape `(side, side, 3)`; left, top, right and bottom of the photo, as
+                               # shares of it
+    "Centre a photo on a square of `NEUTRAL`."
+    square, left, top = Image.new('RGB', (side, side), NEUTRAL), (side - photo.width) // 2, (side - photo.height) // 2
+    square.paste(photo, (left, top))
+    return np.array(square), tuple(o / side for o in (left, top, left + photo.width, top + photo.height))
+
 def pixels(
     source: Path|str|bytes, # A file, or the bytes of one
     side: int, # Width and height of the square
 ) -> np.ndarray: # `uint8` of shape `(side, side, 3)`; raises `UnreadablePhoto`
     "Read a photo as a square that holds all of it, centred on `NEUTRAL`."
-    photo = read_photo(source, side)
-    square = Image.new('RGB', (side, side), NEUTRAL)
-    square.paste(photo, ((side - photo.width) // 2, (side - photo.height) // 2))
-    return np.array(square)
+    return in_square(read_photo(source, side), side)[0]

@@ -105,6 +105,7 @@ def contact_sheet(
     part: pd.DataFrame, # Rows as `predictions.prediction_rows` makes them, in the order to show them in
     title: str, # What stands on top
     pictures: dict[str, dict]|None = None, # What `reading.answer` said of each file; empty reads them
+    overlays: dict[str, Image.Image]|None = None, # The evidence over each file, to be shown under the photo
 ) -> bytes: # A JPEG; with more than `MAX_SHEET` photos it shows the first ones and says how many there are more
     "Lay photos out to be looked at."
     shown, more = part.iloc[:MAX_SHEET], len(part) - MAX_SHEET
@@ -112,7 +113,8 @@ def contact_sheet(
     label_probabilities = probabilities[np.arange(len(shown)), _label_columns(shown)]
     pictures = _pictures(data, files.tolist()) if pictures is None else pictures
     columns = min(max(len(shown), 4), _COLUMNS)
-    width, wide, high = columns * (_SIDE + _GAP) + _GAP, _SIDE + _GAP, _SIDE + 2 * _LINE + 2 * _GAP
+    under = _SIDE + _GAP if overlays else 0
+    width, wide, high = columns * (_SIDE + _GAP) + _GAP, _SIDE + _GAP, _SIDE + under + 2 * _LINE + 2 * _GAP
     lines = _wrap_text(_legible(title), _TITLE, width - 2 * _GAP)
     top = 2 * _GAP + 24 * len(lines)
     bottom = top + high * -(-len(shown) // columns)
@@ -121,7 +123,8 @@ def contact_sheet(
     for i, file in enumerate(files):
         left, above = _GAP + i % columns * wide, top + i // columns * high
         _draw_photo(sheet, left, above, pictures[file])
-        _draw_caption(sheet, left, above + _SIDE + 3, confidence[i], label_probabilities[i], file)
+        if overlays and file in overlays: sheet.paste(overlays[file], (left, above + under))
+        _draw_caption(sheet, left, above + _SIDE + under + 3, confidence[i], label_probabilities[i], file)
     rest = f'and {more} more: predictions-val.csv names them all'
     if more > 0: ImageDraw.Draw(sheet).text((_GAP, bottom), rest, 'black', _BOLD)
     out = BytesIO()
@@ -143,6 +146,7 @@ def write_sheets(
     rows: pd.DataFrame, # As `predictions.prediction_rows` makes them
     folder: Path, # Where `confused/` goes; it exists
     workers: int|None = None, # Processes that read photos; empty means one a core
+    overlays: dict[str, Image.Image]|None = None, # The evidence over each confused file
 ) -> list[Path]: # A contact sheet for each confused pair, that with most photos first; no folder is made for none
     "Write `confused/<true> as <predicted>.jpg` for each pair of classes that was confused."
     pairs, confused, written, used_names = confused_pairs(rows), Tables(folder).sheets, [], set()
@@ -152,7 +156,7 @@ def write_sheets(
         name = _sheet_name(true, predicted, used_names)
         used_names.add(name.casefold())
         title = f"{true}, taken for {predicted}: {len(part)} photo{'s' if len(part) > 1 else ''}"
-        written.append(write_whole(confused/f'{name}.jpg', contact_sheet(data, part, title, pictures)))
+        written.append(write_whole(confused/f'{name}.jpg', contact_sheet(data, part, title, pictures, overlays)))
     for old in {*confused.glob('* as *.jpg'), *confused.glob('.*.tmp')} - set(written): old.unlink()
     return written
 
@@ -190,9 +194,10 @@ def write_mistakes(
     preds: Predictions, # What the model said
     data: Path, # The folder that its files are relative to
     folder: Path, # Where `confused/` and `suspect-labels.csv` go; it exists
+    overlays: dict[str, Image.Image]|None = None, # The evidence over each confused file
 ) -> None: # Nothing
     "Write what a person should look at."
     rows = prediction_rows(preds)
-    write_sheets(data, rows, folder)
+    write_sheets(data, rows, folder, overlays=overlays)
     write_whole(Tables(folder).suspects, suspect_labels(rows, preds.classes).to_csv(index=False, float_format='%.7g',
         lineterminator='\n'))
