@@ -9,30 +9,37 @@ left out where there is none). Then, on val:
 - deletion and insertion: the probability of the answer while places are greyed out, or brought in, in the order of the
   evidence, of a random order, and of Grad-CAM (`pip install grad-cam`; left out where it is not installed);
 - pointing (drawn guns): share of the positive evidence on the gun, beside the share of the photo that the gun covers;
-- mirror pair (drawn guns): which half of the gun the evidence for one of the pair against the other lies on.
+- mirror pair (drawn guns): which half of the gun the evidence for one of the pair against the other lies on;
+- latency: EfficientNet-B0 at 224 pixels in onnxruntime, asked for probabilities alone and for evidence too, over
+  the time of the same network exported without evidence.
 """
 import json
 import os
+import statistics
+import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import onnxruntime
 import timm
 import torch
 from scipy.stats import spearmanr
 
-from basegun_fastai.core import say
+from basegun_fastai.core import cores, say
 from basegun_fastai.data.demo import GUNS, demo_data, draw_photo_and_mask
 from basegun_fastai.data.photo import NEUTRAL, in_square, pixels
+from basegun_fastai.export import onnx_model
 from basegun_fastai.model.archs import run_architecture
 from basegun_fastai.model.weights import trained_model
 from basegun_fastai.run import Run
 from basegun_fastai.train import train
 from basegun_fastai.trust.evidence import coverage, dense_layer, evidence
 
-HERE, PHOTOS = Path(__file__).parent, 60
+HERE, PHOTOS = Path(__file__).parent, 30
 REAL = Path(os.environ.get('BASEGUN_REAL', HERE.parents[1]/'shared'/'real'))
 
 
@@ -165,6 +172,41 @@ def mirror_pair(judged, classes, n=20):
     return right / (2 * n), float(np.mean(shares))
 
 
+class Serving(torch.nn.Module):
+    "B0 as `export.serving_network` makes it, with or without evidence."
+
+    def __init__(self, explained):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = timm.create_model('efficientnet_b0', num_classes=12).eval()
+        self.layer = dense_layer(self.net, 224) if explained else None
+
+    def forward(self, photos):
+        features = self.net.forward_features(photos.permute(0, 3, 1, 2).contiguous().float() / 255)
+        probs = self.net.forward_head(features).softmax(1)
+        return probs if self.layer is None else (probs, evidence(features, self.layer))
+
+
+def latency(repeats=200):
+    "Ratios of medians, in turn: probabilities alone, and evidence too, over a network without evidence."
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    plain, explained = (onnxruntime.InferenceSession(onnx_model(Serving(o).eval(), 224).SerializeToString(), options)
+                        for o in (False, True))
+    alone = onnxruntime.RunOptions()
+    alone.only_execute_path_to_fetches = True
+    photo, seconds = dict(photos=np.zeros((1, 224, 224, 3), np.uint8)), [[], [], []]
+    asks = [partial(plain.run, ['probabilities'], photo), partial(explained.run, ['probabilities'], photo, alone),
+            partial(explained.run, ['probabilities', 'evidence'], photo)]
+    for _ in range(repeats):
+        for ask, times in zip(asks, seconds, strict=True):
+            started = time.perf_counter()
+            ask()
+            times.append(time.perf_counter() - started)
+    without, alone, both = (statistics.median(o[10:]) for o in seconds)
+    return dict(milliseconds=1000 * without, probabilities=alone / without, evidence=both / without)
+
+
 def main():
     torch.set_num_threads(2)
     rows = []
@@ -190,6 +232,8 @@ def main():
                 row |= dict(zip(('pair_right', 'pair_in_middle'), mirror_pair(judged, classes), strict=True))
             rows.append(row)
             print(json.dumps(row, indent=1))
+    rows.append(dict(photos='latency', **latency()))
+    print(json.dumps(rows[-1], indent=1))
     (HERE/'evidence.json').write_text(json.dumps(rows, indent=1) + '\n')
 
 

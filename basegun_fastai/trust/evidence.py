@@ -78,7 +78,7 @@ def misplaced_shares(
     return float((positive * (1 - photo)).sum() / total), float((positive * (photo - middle)).sum() / total)
 
 # %% ../../nbs/trust/evidence.ipynb #65fd2c3b
-SCALE = 10.  # logits for which a colour is full
+SCALE = 25.  # logits for which a colour is full
 _COOL, _WARM = (np.array(o, np.float32) for o in ((40, 90, 200), (205, 50, 20)))
 
 def colours(
@@ -88,7 +88,8 @@ def colours(
     "Lay evidence over a photo."
     side = len(square)
     smooth = Image.fromarray(difference.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
-    strength = (np.asarray(smooth) / SCALE).clip(-1, 1)[..., None]
+    share = (np.asarray(smooth) / SCALE).clip(-1, 1)[..., None]
+    strength = np.sign(share) * np.sqrt(np.abs(share))  # so that little evidence is seen too
     grey = np.asarray(Image.fromarray(square).convert('L'), np.float32)[..., None].repeat(3, 2) * .75 + 50
     return Image.fromarray((grey + np.abs(strength) * .8 * (np.where(strength > 0, _WARM,
         _COOL) - grey)).astype(np.uint8))
