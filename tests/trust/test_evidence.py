@@ -88,3 +88,18 @@ def test_any_name_can_be_written():
     assert legible('銃', font) == '\\u9283' and legible('\udce9\n', font) == '\\udce9\\n'
     page = explanation_picture(np.zeros((48, 48, 3), np.uint8), np.ones((3, 3)), ['é' * 300, '銃', ''])
     assert isinstance(page, Image.Image) and page.size == (664, 410)
+
+
+def test_overlays_are_of_the_wrong_answers_alone(run, data):
+    import pandas as pd
+
+    from basegun_fastai.data.folders import list_photos
+    from basegun_fastai.model.loaders import run_loaders
+    from basegun_fastai.model.weights import trained_model
+    from basegun_fastai.trust.evidence import confused_overlays
+    rows = pd.read_csv(run.predictions).assign(confidence=1.)
+    wrong = rows[rows.label != rows.predicted]
+    dls = run_loaders(run, data, list_photos(data, 'classes'), 0, 'cpu')
+    overlays = confused_overlays(trained_model(run), dls, data, rows, 32)
+    assert {*overlays} == {*wrong.file} and all(o.size == (128, 128) for o in overlays.values())
+    assert confused_overlays(trained_model(run), dls, data, rows[rows.label == rows.predicted], 32) == {}
