@@ -28,8 +28,7 @@ from .trust.groups import read_groups, write_groups
 from .trust.levels import Levels
 from .trust.mistakes import write_mistakes
 from .trust.ood import list_ood_photos, read_ood_photos
-from .trust.predictions import Predictions, logits_and_labels, ood_confidences, prediction_rows
-from .trust.predictions import predictions
+from .trust.predictions import Predictions, logits_and_labels, ood_confidences, predictions
 from .trust.tables import summary, write_tables
 
 # %% ../nbs/evaluate.ipynb #d97ea9ed
@@ -121,7 +120,7 @@ def _predict(run, data, table, workers, device, ood_photos):
     dls.valid.close()
     ood = None if ood_photos is None else ood_confidences(model, dls, ood_photos)
     side = run_architecture(run.config).size
-    return preds, ood, confused_overlays(model, dls, data, prediction_rows(preds), side)
+    return preds, ood, confused_overlays(model, dls, data, preds, side)
 
 # %% ../nbs/evaluate.ipynb #855e5ff5
 def evaluate(

@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from ..data.photo import UnreadablePhoto, pixels
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
     from fastai.data.core import DataLoaders
+
+    from basegun_fastai.trust.predictions import Predictions
 
 # %% auto #0
 __all__ = ['MAX_ERROR', 'BORDER', 'SCALE', 'OVERLAY_SIDE', 'dense_layer', 'evidence', 'coverage', 'misplaced_shares', 'colours',
@@ -140,21 +141,21 @@ def confused_overlays(
     network: torch.nn.Module, # timm's, trained, with its temperature in the last layer
     dls: DataLoaders, # As `loaders.run_loaders` makes them
     data: Path, # The folder that the files are relative to
-    rows: pd.DataFrame, # As `predictions.prediction_rows` makes them
+    preds: Predictions, # What it said of photos whose files are relative to `data`
     side: int, # Width and height of the network's photos
 ) -> dict[str, Image.Image]: # By file, for each row whose answer is wrong; empty for a network without evidence
     "Lay the evidence for each wrong answer, against the true class, over its photo."
     import torch
-    classes, wrong = list(dls.vocab), rows[rows.label != rows.predicted]
+    wrong = np.flatnonzero(~preds.right)
     layer, overlays = dense_layer(network.cpu(), side) if len(wrong) else None, {}
     if layer is None: return {}
     network.to(dls.device)
-    dl = dls.test_dl([str(Path(data)/o) for o in wrong.file])
+    dl = dls.test_dl([str(Path(data)/preds.files[o]) for o in wrong])
     with torch.no_grad():
         maps = [evidence(network.forward_features(x.as_subclass(torch.Tensor)), layer).cpu().numpy() for (x,) in dl]
     dl.close()
-    for o, places in zip(wrong.itertuples(), np.concatenate(maps), strict=True):
-        difference = places[classes.index(o.predicted)] - places[classes.index(o.label)]
-        try: overlays[o.file] = colours(difference, pixels(Path(data)/o.file, OVERLAY_SIDE))
+    for o, places in zip(wrong, np.concatenate(maps), strict=True):
+        difference, file = places[preds.predicted[o]] - places[preds.labels[o]], preds.files[o]
+        try: overlays[file] = colours(difference, pixels(Path(data)/file, OVERLAY_SIDE))
         except UnreadablePhoto: continue  # its place on the sheet says so
     return overlays

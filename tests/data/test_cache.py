@@ -195,7 +195,7 @@ def runs(data, tmp_path_factory):
 
 @pytest.mark.parametrize('file', ['model.safetensors', 'predictions-val.csv', 'metrics.json'])
 def test_the_cache_changes_the_time_alone(runs, file):
-    first, *others = [(o/file).read_bytes() for o in runs.made.values()]
+    first, *others = [(o/file).read_bytes() for o in runs.place.values()]
     assert len(others) == 3 and all(o == first for o in others)
 
 
@@ -212,7 +212,7 @@ def test_nothing_in_the_data_is_changed(runs): assert runs.unchanged
 @pytest.mark.filterwarnings('ignore:load_learner')
 def test_an_exported_learner_knows_nothing_of_the_cache(runs, data):
     from fastai.learner import load_learner
-    pkl, rows = runs.made['warm']/'learner.pkl', pd.read_csv(runs.made['off']/'predictions-val.csv')
+    pkl, rows = runs.place['warm']/'learner.pkl', pd.read_csv(runs.place['off']/'predictions-val.csv')
     inside = zipfile.ZipFile(pkl)
     pieces = [inside.read(o) for o in inside.namelist()]
     assert len(pieces) > 1 and not [o for o in pieces if b'squares' in o or runs.cache.name.encode() in o]
@@ -222,12 +222,12 @@ def test_an_exported_learner_knows_nothing_of_the_cache(runs, data):
 
 
 def test_a_run_may_go_on_with_another_cache(runs, data, tmp_path):
-    shutil.copytree(runs.made['cold'], tmp_path/'run')
+    shutil.copytree(runs.place['cold'], tmp_path/'run')
     config = json.loads((tmp_path/'run'/'config.json').read_text())
     (tmp_path/'run'/'config.json').write_text(json.dumps(config | dict(state='running')))
     result = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', *OPTIONS, '--cache', tmp_path/'other')
     assert result.returncode == 0 and kept(tmp_path/'other') == 72, result.stderr
-    assert (tmp_path/'run'/'model.safetensors').read_bytes() == (runs.made['off']/'model.safetensors').read_bytes()
+    assert (tmp_path/'run'/'model.safetensors').read_bytes() == (runs.place['off']/'model.safetensors').read_bytes()
 
 
 @pytest.mark.parametrize('where', ['inside', 'the data itself', 'a link'])
@@ -422,7 +422,7 @@ def test_auto_goes_on_where_nothing_can_be_written(runs, data, disk, tmp_path, m
     result = typed('train', data, '--out', tmp_path, '--name', 'run', *OPTIONS)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("basegun-fastai/squares' cannot hold them") == 1, result.stderr
-    assert (tmp_path/'run'/'model.safetensors').read_bytes() == (runs.made['off']/'model.safetensors').read_bytes()
+    assert (tmp_path/'run'/'model.safetensors').read_bytes() == (runs.place['off']/'model.safetensors').read_bytes()
 
 
 def test_a_named_folder_that_cannot_be_written_is_an_error(data, table, disk):

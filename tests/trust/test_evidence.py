@@ -91,15 +91,14 @@ def test_any_name_can_be_written():
 
 
 def test_overlays_are_of_the_wrong_answers_alone(run, data):
-    import pandas as pd
-
     from basegun_fastai.data.folders import list_photos
     from basegun_fastai.model.loaders import run_loaders
     from basegun_fastai.model.weights import trained_model
     from basegun_fastai.trust.evidence import confused_overlays
-    rows = pd.read_csv(run.predictions).assign(confidence=1.)
-    wrong = rows[rows.label != rows.predicted]
-    dls = run_loaders(run, data, list_photos(data, 'classes'), 0, 'cpu')
-    overlays = confused_overlays(trained_model(run), dls, data, rows, 32)
-    assert {*overlays} == {*wrong.file} and all(o.size == (128, 128) for o in overlays.values())
-    assert confused_overlays(trained_model(run), dls, data, rows[rows.label == rows.predicted], 32) == {}
+    from basegun_fastai.trust.predictions import predictions
+    photos = list_photos(data, 'classes')
+    dls = run_loaders(run, data, photos, 0, 'cpu')
+    preds = predictions(trained_model(run), dls, photos.file.tolist())
+    overlays = confused_overlays(trained_model(run), dls, data, preds, 32)
+    assert {*overlays} == {o for o, right in zip(preds.files, preds.right, strict=True) if not right} and overlays
+    assert all(o.size == (128, 128) for o in overlays.values())
