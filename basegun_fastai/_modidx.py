@@ -706,6 +706,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'basegun_fastai.predict._explain': ('predict.html#_explain', 'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict._faults': ('predict.html#_faults', 'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict._lines': ('predict.html#_lines', 'basegun_fastai/predict.py'),
+                                        'basegun_fastai.predict._make_folder': ('predict.html#_make_folder', 'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict._max_threads': ('predict.html#_max_threads', 'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict._no_evidence': ('predict.html#_no_evidence', 'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict._open_output': ('predict.html#_open_output', 'basegun_fastai/predict.py'),

@@ -177,16 +177,17 @@ def out_faults(
     out: Path, # Folder that a command is to make
     data: Path, # Folder with the photos
     option: str = '--out', # What the user would change
+    place: str = '', # By what the user says where it is, if that is not `option`
 ) -> list[str]: # A message for each fault
     "Say why `out` cannot be made."
-    out = Path(out)
+    out, place = Path(out), place or option
     above = next(o for o in out.absolute().parents if o.exists())
     checks = [
         (os.path.lexists(out), f"'{out}' exists, and nothing is overwritten: give another {option}"),
-        (fault := inside_fault(out, data, 'give an --out elsewhere'), fault),
+        (fault := inside_fault(out, data, f'give an {place} elsewhere'), fault),
         (not above.is_dir(), f"'{above}' is a file, so '{out}' cannot be made: give another {option}"),
         (above.is_dir() and not os.access(above, os.W_OK | os.X_OK),
-         f"'{above}' cannot be written: give an --out elsewhere")]
+         f"'{above}' cannot be written: give an {place} elsewhere")]
     return [message for wrong, message in checks if wrong]
 
 # %% ../nbs/core.ipynb #69a9d03a

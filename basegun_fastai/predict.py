@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -254,7 +254,13 @@ def _faults(exported, photos, out, explain=None):
             faults.append(f"--out '{out}': there is no folder '{out.parent}'; make it first")
     if explain is not None:
         faults += [f for o in (exported, *photos) if os.path.exists(o) for f in out_faults(explain, o, '--explain')]
+        if explain == out: faults.append(f"--explain '{explain}' is --out too: give another folder")
     return [*dict.fromkeys(filter(None, faults))]
+
+@contextmanager
+def _make_folder(path):
+    if path is None: return (yield)
+    with hold(path, new=True), whole_folder(path) as folder: yield folder
 
 @contextmanager
 def _open_output(out):
@@ -280,13 +286,13 @@ def predict(
     explain: Path = None, # Folder to make for a picture of each photo with the evidence for its answer
 ) -> None: # Nothing; raises `BasegunError` at the end where a photo could not be read
     "Say what each photo shows, a row a photo."
-    exported, photos, out, explain = Path(exported), [Path(o)
-                                                      for o in photos], out and Path(out), explain and Path(explain)
+    exported, photos = Path(exported), [Path(o) for o in photos]
+    out, explain = out and Path(out), explain and Path(explain)
     raise_faults(_faults(exported, photos, out, explain))
     model, counts = load(exported, threads=1), [0, 0]
     if explain and not model.has_evidence: raise BasegunError(_no_evidence(exported))
     rows = answers(model.explain if explain else model, list_files(photos), _max_threads())
-    with whole_folder(explain) if explain else nullcontext() as folder, _open_output(out) as file:
+    with _make_folder(explain) as folder, _open_output(out) as file:
         lines = _lines(rows, model.classes, json, counts, folder)
         plain = out and not json  # a file keeps the bytes of a name that is no text; right in JSON too
         _write(file, lines if plain else (o.encode('utf-8', 'backslashreplace').decode() for o in lines), counts,

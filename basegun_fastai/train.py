@@ -191,7 +191,7 @@ def train(
     "Train a classifier on two folders of photos, judge it, and leave a run folder."
     options = _options(**locals())
     run = Run(options.out/(name or run_name(str(arch))))
-    faults = [] if resume and run.exists else out_faults(run.path, data, '--name, or --resume to continue it')
+    faults = [] if resume and run.exists else out_faults(run.path, data, '--name, or --resume to continue it', '--out')
     with hold(run.path, unless=options.faults() + faults, new=not resume): numbers = _train(run, options, faults)
     from basegun_fastai.trust.tables import summary
     print(summary(numbers, run.path))
@@ -228,5 +228,5 @@ def lr_find(
     "Find a learning rate: leave its curve as lr-find.csv and lr-find.png, and print the suggestion."
     options = _options(data, **kwargs)
     run = Run(options.out/(options.name or 'lr-find_' + run_name(str(options.arch))))
-    faults = out_faults(run.path, data, '--name')
+    faults = out_faults(run.path, data, '--name', '--out')
     with hold(run.path, unless=options.faults() + faults, new=True): _find_rate(run, options, faults)

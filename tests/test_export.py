@@ -263,6 +263,26 @@ def test_a_folder_of_explanations_that_exists_is_refused(place, photos, tmp_path
     assert result.returncode == 1 and 'give another --explain' in result.stderr and not os.listdir(tmp_path/'why')
 
 
+@pytest.mark.parametrize(('options', 'words'), [
+    (['--explain', 'data/why'], "'data/why' lies inside the data 'data'"),
+    (['--explain', 'why', '--out', 'why'], 'is --out too')])
+def test_a_place_for_explanations_that_cannot_be_is_told_by_its_option(place, monkeypatch, tmp_path, options, words):
+    (tmp_path/'data').symlink_to(place/'data'/'val')
+    before = tree(place/'data')
+    monkeypatch.chdir(tmp_path)
+    result = typed('predict', place/'served', 'data', *options)
+    assert result.returncode == 1 and words in result.stderr and os.listdir(tmp_path) == ['data']
+    assert ('give an --explain elsewhere' in result.stderr) == (options[1] == 'data/why')
+    assert '--out elsewhere' not in result.stderr and tree(place/'data') == before
+
+
+def test_two_commands_do_not_make_one_folder_of_explanations(place, photos, tmp_path):
+    from basegun_fastai.lock import hold
+    with hold(tmp_path/'why', new=True):
+        result = run_command('predict', place/'served', photos[0], '--explain', tmp_path/'why')
+    assert result.returncode == 1 and 'is being written by' in result.stderr and not (tmp_path/'why').exists()
+
+
 def test_evidence_that_does_not_add_up_is_not_exported(place, copied, monkeypatch, tmp_path):
     from basegun_fastai.trust import evidence as module
     plain, calls = module.evidence, []
