@@ -26,9 +26,10 @@ from .trust.confidence import run_confidence
 from .trust.evidence import confused_overlays
 from .trust.groups import read_groups, write_groups
 from .trust.levels import Levels
-from .trust.mistakes import write_mistakes
+from .trust.mistakes import confused_pairs, sheet_files, write_mistakes
 from .trust.ood import list_ood_photos, read_ood_photos
-from .trust.predictions import Predictions, logits_and_labels, ood_confidences, predictions
+from .trust.predictions import Predictions, logits_and_labels, ood_confidences, prediction_rows
+from .trust.predictions import predictions
 from .trust.tables import summary, write_tables
 
 # %% ../nbs/evaluate.ipynb #d97ea9ed
@@ -119,8 +120,14 @@ def _predict(run, data, table, workers, device, ood_photos):
     preds = predictions(model, dls, table.file.tolist())
     dls.valid.close()
     ood = None if ood_photos is None else ood_confidences(model, dls, ood_photos)
-    side = run_architecture(run.config).size
-    return preds, ood, confused_overlays(model, dls, data, preds, side)
+    return preds, ood, _overlays(run, data, dls, model, preds)
+
+def _overlays(run, data, dls, model, preds):
+    "What the contact sheets show under each photo, by file."
+    files, at = sheet_files(confused_pairs(prediction_rows(preds))), {o: i for i, o in enumerate(preds.files)}
+    pairs = np.array([(preds.predicted[i], preds.labels[i]) for i in map(at.get, files)])
+    overlays = confused_overlays(model, dls, run_architecture(run.config), [str(data/o) for o in files], pairs)
+    return dict(zip(files, overlays, strict=False))  # none for a network without evidence
 
 # %% ../nbs/evaluate.ipynb #855e5ff5
 def evaluate(

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.photo import UnreadablePhoto, pixels
-
 if TYPE_CHECKING:
     import torch
     from fastai.data.core import DataLoaders
 
-    from basegun_fastai.trust.predictions import Predictions
+    from basegun_fastai.model.archs import Architecture
 
 # %% auto #0
 __all__ = ['MAX_ERROR', 'BORDER', 'SCALE', 'OVERLAY_SIDE', 'dense_layer', 'evidence', 'coverage', 'misplaced_shares', 'colours',
@@ -140,22 +138,25 @@ OVERLAY_SIDE = 128  # pixels, as the photos of a contact sheet
 def confused_overlays(
     network: torch.nn.Module, # timm's, trained, with its temperature in the last layer
     dls: DataLoaders, # As `loaders.run_loaders` makes them
-    data: Path, # The folder that the files are relative to
-    preds: Predictions, # What it said of photos whose files are relative to `data`
-    side: int, # Width and height of the network's photos
-) -> dict[str, Image.Image]: # By file, for each row whose answer is wrong; empty for a network without evidence
-    "Lay the evidence for each wrong answer, against the true class, over its photo."
+    architecture: Architecture, # Of the network
+    photos: list[str], # Files to explain
+    pairs: np.ndarray, # For each the class that was answered and the true one, shape `(n, 2)`, in index order
+) -> list[Image.Image]: # One a photo; none for a network without evidence
+    "Lay the evidence for wrong answers, against the true classes, over the photos."
     import torch
-    wrong = np.flatnonzero(~preds.right)
-    layer, overlays = dense_layer(network.cpu(), side) if len(wrong) else None, {}
-    if layer is None: return {}
+    layer, overlays, pairs = dense_layer(network.cpu(), architecture.size) if photos else None, [], iter(pairs)
+    if layer is None: return []
     network.to(dls.device)
-    dl = dls.test_dl([str(Path(data)/preds.files[o]) for o in wrong])
+    mean, std = (np.array(o, np.float32) for o in (architecture.mean, architecture.std))
+    dl = dls.test_dl(photos)
     with torch.no_grad():
-        maps = [evidence(network.forward_features(x.as_subclass(torch.Tensor)), layer).cpu().numpy() for (x,) in dl]
+        for (x,) in dl:
+            x = x.as_subclass(torch.Tensor)
+            maps = evidence(network.forward_features(x), layer).cpu().numpy()
+            squares = x.permute(0, 2, 3, 1).cpu().numpy() * std + mean  # what the network saw, decoded once
+            for places, square, (answer, truth) in zip(maps, squares, pairs, strict=False):
+                photo = Image.fromarray((square * 255).round().clip(0, 255).astype(np.uint8))
+                small = np.asarray(photo.resize((OVERLAY_SIDE,) * 2, Image.Resampling.BICUBIC))
+                overlays.append(colours(places[answer] - places[truth], small))
     dl.close()
-    for o, places in zip(wrong, np.concatenate(maps), strict=True):
-        difference, file = places[preds.predicted[o]] - places[preds.labels[o]], preds.files[o]
-        try: overlays[file] = colours(difference, pixels(Path(data)/file, OVERLAY_SIDE))
-        except UnreadablePhoto: continue  # its place on the sheet says so
     return overlays

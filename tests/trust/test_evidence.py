@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageFont
 from scipy.stats import spearmanr
 
-from basegun_fastai.trust.evidence import SCALE, _font, colours, coverage, dense_layer, evidence, explanation_picture
-from basegun_fastai.trust.evidence import legible, misplaced_shares
+from basegun_fastai.trust.evidence import SCALE, _font, colours, confused_overlays, coverage, dense_layer, evidence
+from basegun_fastai.trust.evidence import explanation_picture, legible, misplaced_shares
 
 
 def trained(name, seed=0, classes=5):
@@ -90,15 +90,17 @@ def test_any_name_can_be_written():
     assert isinstance(page, Image.Image) and page.size == (664, 410)
 
 
-def test_overlays_are_of_the_wrong_answers_alone(run, data):
+def test_overlays_are_of_the_photos_and_pairs_that_are_asked_for(run, data):
     from basegun_fastai.data.folders import list_photos
+    from basegun_fastai.model.archs import run_architecture
     from basegun_fastai.model.loaders import run_loaders
     from basegun_fastai.model.weights import trained_model
-    from basegun_fastai.trust.evidence import confused_overlays
-    from basegun_fastai.trust.predictions import predictions
-    photos = list_photos(data, 'classes')
-    dls = run_loaders(run, data, photos, 0, 'cpu')
-    preds = predictions(trained_model(run), dls, photos.file.tolist())
-    overlays = confused_overlays(trained_model(run), dls, data, preds, 32)
-    assert {*overlays} == {o for o, right in zip(preds.files, preds.right, strict=True) if not right} and overlays
-    assert all(o.size == (128, 128) for o in overlays.values())
+    arch, photos = run_architecture(run.config), [str(o) for o in sorted((data/'val').glob('*/*'))[::3]]
+    dls, net = run_loaders(run, data, list_photos(data, 'classes'), 0, 'cpu'), trained_model(run)
+    overlays = confused_overlays(net, dls, arch, photos, np.array([(0, 1)] * len(photos)))
+    against = confused_overlays(net, dls, arch, photos, np.array([(1, 0)] * len(photos)))
+    assert len(overlays) == len(photos) and all(o.size == (128, 128) for o in overlays)
+    for a, b in zip(overlays, against, strict=True):  # what speaks for one speaks against the other
+        warmth = [(np.asarray(o, float)[..., 0] - np.asarray(o, float)[..., 2]).mean() for o in (a, b)]
+        assert warmth[0] * warmth[1] < 0 or max(map(abs, warmth)) < 1
+    assert confused_overlays(net, dls, arch, [], np.empty((0, 2), int)) == []
