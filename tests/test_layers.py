@@ -11,7 +11,7 @@ WINGS = {
     'data': 'colour formats photo names walk phash blank crops reading folders contents near_duplicates problems '
             'pages demo cache',
     'model': 'archs device optimiser scores augment workers loaders weights learner',
-    'trust': 'calibration levels predictions confidence ood mistakes groups tables evidence',
+    'trust': 'calibration levels predictions confidence ood captions mistakes groups tables evidence',
     'training': 'precision frozen callbacks fit options setup finish',
     'commands': 'exported check split evaluate train predict export',
     'cli': 'cli',

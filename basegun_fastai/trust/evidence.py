@@ -5,12 +5,12 @@
 # %% ../../nbs/trust/evidence.ipynb #3bdfbf90
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .captions import caption_font, fit_text, legible
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MAX_ERROR', 'BORDER', 'SCALE', 'OVERLAY_SIDE', 'dense_layer', 'evidence', 'coverage', 'misplaced_shares', 'colours',
-           'legible', 'explanation_picture', 'confused_overlays']
+           'explanation_picture', 'confused_overlays']
 
 # %% ../../nbs/trust/evidence.ipynb #7dfafa5b
 MAX_ERROR = 1e-4  # between a logit and what the evidence adds up to, as a share of the largest logit or of 1
@@ -90,30 +90,10 @@ def colours(
     share = (np.asarray(smooth) / SCALE).clip(-1, 1)[..., None]
     strength = np.sign(share) * np.sqrt(np.abs(share))  # so that little evidence is seen too
     grey = np.asarray(Image.fromarray(square).convert('L'), np.float32)[..., None].repeat(3, 2) * .75 + 50
-    return Image.fromarray((grey + np.abs(strength) * .8 * (np.where(strength > 0, _WARM,
-        _COOL) - grey)).astype(np.uint8))
-
-def _font(size):
-    "Matplotlib's, which has accents; Pillow's own on a server without it."
-    place = find_spec('matplotlib')
-    file = place and Path(place.submodule_search_locations[0])/'mpl-data'/'fonts'/'ttf'/'DejaVuSans.ttf'
-    return ImageFont.truetype(file, size) if file and file.is_file() else ImageFont.load_default(size)
+    colour = np.where(strength > 0, _WARM, _COOL)
+    return Image.fromarray((grey + np.abs(strength) * .8 * (colour - grey)).astype(np.uint8))
 
 # %% ../../nbs/trust/evidence.ipynb #a4e2596d
-def legible(
-    text: str, # A name, perhaps in any script
-    font: ImageFont.FreeTypeFont, # What it is to be written with
-) -> str: # With an escape for each character that the font lacks
-    "Write a name so that two names never look the same."
-    missing = bytes(font.getmask('\uffff'))
-    def has(o): return o == ' ' or o.isprintable() and bytes(font.getmask(o)) != missing
-    return ''.join(o if has(o) else o.encode('unicode_escape', 'surrogatepass').decode() for o in text)
-
-def _fit_width(text, font, width):
-    if font.getlength(text) <= width: return text
-    n = next(n for n in range(len(text), 0, -1) if font.getlength(text[:n] + '…') <= width)
-    return text[:n] + '…'
-
 def explanation_picture(
     square: np.ndarray, # What the network saw, `uint8` of shape `(side, side, 3)`
     difference: np.ndarray, # Evidence for the answer against another class, `(h, w)`, in logits
@@ -121,10 +101,10 @@ def explanation_picture(
     height: int = 320, # Of the two pictures
 ) -> Image.Image: # Both side by side, and the text
     "Draw an explained answer."
-    font = _font(16)
+    font = caption_font(16)
     photo = Image.fromarray(square).resize((height, height), Image.Resampling.BICUBIC)
     overlay = colours(difference, np.asarray(photo))
-    texts = [_fit_width(legible(o, font), font, 2 * height + 8) for o in lines]
+    texts = [fit_text(legible(o), font, 2 * height + 8) for o in lines]
     page = Image.new('RGB', (2 * height + 24, height + 24 + 22 * len(texts)), 'white')
     page.paste(photo, (8, 8))
     page.paste(overlay, (height + 16, 8))

@@ -6,26 +6,22 @@
 __all__ = ['MAX_SHEET', 'confused_pairs', 'sheet_files', 'contact_sheet', 'write_sheets', 'suspect_labels', 'write_mistakes']
 
 # %% ../../nbs/trust/mistakes.ipynb #a7a2c800
-import re
-import unicodedata
 import warnings
 from base64 import b64decode
-from bisect import bisect_right
 from contextlib import redirect_stderr, redirect_stdout
 from hashlib import sha256
 from io import BytesIO, StringIO
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..core import printable, say, write_whole
 from ..data.contents import progress
 from ..data.reading import answers
 from ..run import Tables
+from .captions import caption_font, fit_text, legible, wrap_text
 from .predictions import Predictions, prediction_rows
 
 # %% ../../nbs/trust/mistakes.ipynb #55dbc75e
@@ -49,36 +45,10 @@ def confused_pairs(
         if label[i] != predicted[i]: pairs.setdefault((label[i], predicted[i]), []).append(i)
     return {pair: rows.iloc[pairs[pair]] for pair in sorted(pairs, key=lambda o: (-len(pairs[o]), o))}
 
-# %% ../../nbs/trust/mistakes.ipynb #ff8dc725
-_FONTS = Path(matplotlib.get_data_path())/'fonts'/'ttf'
-_TITLE, _BOLD, _PLAIN = (ImageFont.truetype(_FONTS/file, size) for file, size in
-                         (('DejaVuSans-Bold.ttf', 18), ('DejaVuSans-Bold.ttf', 14), ('DejaVuSans.ttf', 11)))
-_HAS = set.intersection(*(set(FT2Font(str(_FONTS/f'DejaVuSans{o}.ttf')).get_charmap()) for o in ('', '-Bold')))
-
-def _legible(text):
-    text = printable(unicodedata.normalize('NFC', text))
-    return ''.join(o if ord(o) in _HAS else o.encode('unicode_escape').decode() for o in text)
-
-# %% ../../nbs/trust/mistakes.ipynb #1b379587
-def _fit_text(text, font, width):
-    def cut(n): return f'{text[:n - n // 2]}…{text[len(text) - n // 2:]}'
-    if font.getlength(text) <= width: return text
-    return cut(bisect_right(range(1, len(text)), width, key=lambda n: font.getlength(cut(n))))
-
-def _wrap_text(text, font, width):
-    lines = ['']
-    for word in re.findall(r'\S+\s*', text):
-        if lines[-1] and font.getlength(lines[-1] + word.rstrip()) > width: lines.append('')
-        lines[-1] += word
-        while font.getlength(lines[-1].rstrip()) > width:
-            long = lines.pop()
-            n = bisect_right(range(1, len(long)), width, key=lambda n: font.getlength(long[:n])) or 1
-            lines += [long[:n], long[n:]]
-    return [o.rstrip() for o in lines]
-
 # %% ../../nbs/trust/mistakes.ipynb #ea8fb886
 MAX_SHEET = 60  # photos: more than a person looks at
 _SIDE, _GAP, _LINE, _COLUMNS = 128, 12, 16, 8
+_TITLE, _BOLD, _PLAIN = caption_font(18, bold=True), caption_font(14, bold=True), caption_font(11)
 
 def _pictures(data, files, workers=None):
     return dict(zip(files, progress(answers(data, files, 'picture', workers), len(files), 'shrinking'), strict=True))
@@ -96,14 +66,14 @@ def _draw_photo(sheet, left, top, answer):
         picture = Image.open(BytesIO(b64decode(answer['picture'])))
         return sheet.paste(picture, (middle - picture.width // 2, top + (_SIDE - picture.height) // 2))
     draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline='#999')
-    lines = _wrap_text(f"cannot be read any more: {_legible(answer['reason'])}", _PLAIN, _SIDE - 8)
+    lines = wrap_text(f"cannot be read any more: {legible(answer['reason'])}", _PLAIN, _SIDE - 8)
     for i, line in enumerate(lines[:7]): draw.text((left + 4, top + 4 + i * _LINE), line, '#b00', _PLAIN)
 
 def _draw_caption(sheet, left, top, confidence, label_probability, file):
-    draw, name = ImageDraw.Draw(sheet), _legible(file.rsplit('/', 1)[-1])
+    draw, name = ImageDraw.Draw(sheet), legible(file.rsplit('/', 1)[-1])
     draw.text((left, top), f'{confidence:.2f}', 'black', _BOLD)
     draw.text((left + _SIDE, top + 3), f'true class {label_probability:.2f}', '#555', _PLAIN, anchor='ra')
-    draw.text((left, top + _LINE + 2), _fit_text(name, _PLAIN, _SIDE), '#555', _PLAIN)
+    draw.text((left, top + _LINE + 2), fit_text(name, _PLAIN, _SIDE), '#555', _PLAIN)
 
 # %% ../../nbs/trust/mistakes.ipynb #be583a12
 def contact_sheet(
@@ -121,18 +91,19 @@ def contact_sheet(
     columns = min(max(len(shown), 4), _COLUMNS)
     under = _SIDE + _GAP if overlays else 0
     width, wide, high = columns * (_SIDE + _GAP) + _GAP, _SIDE + _GAP, _SIDE + under + 2 * _LINE + 2 * _GAP
-    lines = _wrap_text(_legible(title), _TITLE, width - 2 * _GAP)
+    lines = wrap_text(legible(title), _TITLE, width - 2 * _GAP)
     top = 2 * _GAP + 24 * len(lines)
+    notes = [f'and {more} more: predictions-val.csv names them all'] if more > 0 else []
+    if overlays: notes.append('warm: speaks for what it was taken for; cool: for the true class')
     bottom = top + high * -(-len(shown) // columns)
-    sheet = Image.new('RGB', (width, bottom + (2 * _LINE if more > 0 else 0)), 'white')
+    sheet = Image.new('RGB', (width, bottom + 2 * _LINE * len(notes)), 'white')
     for i, line in enumerate(lines): ImageDraw.Draw(sheet).text((_GAP, _GAP + 24 * i), line, 'black', _TITLE)
     for i, file in enumerate(files):
         left, above = _GAP + i % columns * wide, top + i // columns * high
         _draw_photo(sheet, left, above, pictures[file])
         if overlays and file in overlays: sheet.paste(overlays[file], (left, above + under))
         _draw_caption(sheet, left, above + _SIDE + under + 3, confidence[i], label_probabilities[i], file)
-    rest = f'and {more} more: predictions-val.csv names them all'
-    if more > 0: ImageDraw.Draw(sheet).text((_GAP, bottom), rest, 'black', _BOLD)
+    for i, note in enumerate(notes): ImageDraw.Draw(sheet).text((_GAP, bottom + 2 * _LINE * i), note, 'black', _BOLD)
     out = BytesIO()
     sheet.save(out, 'JPEG', quality=85)
     return out.getvalue()

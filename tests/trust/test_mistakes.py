@@ -108,7 +108,7 @@ def test_a_sheet_shows_whole_photos_in_order(photos):
 def test_evidence_stands_under_its_photo(photos):
     pink = {f'{i:02d}.png': Image.new('RGB', (128, 128), (240, 20, 200)) for i in (0, 2)}
     plain, image = (opened(contact_sheet(photos, confused(4), 'four', overlays=o)) for o in (None, pink))
-    assert image.height == plain.height + 128 + 12 and of_colour(plain, (240, 20, 200))[0] is None
+    assert image.height == plain.height + 128 + 12 + 32 and of_colour(plain, (240, 20, 200))[0] is None
     (left, top, right, bottom), n = of_colour(image, (240, 20, 200))
     assert abs(bottom - top - 128) <= 2 and abs(right - left - (2 * 140 + 128)) <= 2 and n < 2.1 * 128 * 128
     assert top >= of_colour(image, (30, 30, 200))[0][3] - 2  # under the square photo
