@@ -59,6 +59,19 @@ def sized(size, before_crop, **others):
     return replace(architecture('test_efficientnet'), size=size, before_crop=before_crop, **others)
 
 
+KINDS = ['autre_pistolet', 'fusil', 'revolver']
+
+
+def prediction_table(answers, classes=KINDS):
+    "Rows of (file, label, predicted, confidence), as `prediction_rows` makes them; the rest is left to the label."
+    import pandas as pd
+    rows = []
+    for file, label, predicted, confidence in answers:
+        probabilities = dict.fromkeys(classes, 0.) | {label: 1 - confidence} | {predicted: confidence}
+        rows.append([file, label, predicted, confidence, *probabilities.values()])
+    return pd.DataFrame(rows, columns=['file', 'label', 'predicted', 'confidence', *classes])
+
+
 def as_arguments(**options):
     "Write options as they are typed."
     return [o for k, v in options.items() for o in (f"--{k.replace('_', '-')}", str(v))]
@@ -114,3 +127,34 @@ def copy(data, tmp_path):
     out = tmp_path/'copy'
     shutil.copytree(data, out, copy_function=os.link)
     return out
+
+
+@pytest.fixture
+def others(tmp_path):
+    "Photos without a gun."
+    import numpy as np
+    from PIL import Image
+    random, folder = np.random.default_rng(0), tmp_path/'other things'
+    (folder/'inner').mkdir(parents=True)
+    for i in range(24):
+        place = folder/'inner' if i % 2 else folder
+        Image.fromarray(random.integers(0, 256, (40, 60, 3), np.uint8)).save(place/f'{i}.png')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def trained_weights(tmp_path_factory):
+    "Weights of a small network whose BatchNorms have statistics that differ from those of a new one."
+    import timm
+    import torch
+    from fastai.torch_core import set_seed
+    from safetensors.torch import save_file
+    set_seed(5)
+    model = timm.create_model('test_efficientnet')
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(0, .1)
+            layer.running_var.uniform_(.5, 2)
+    file = tmp_path_factory.mktemp('weights')/'tiny.safetensors'
+    save_file(model.state_dict(), file)
+    return file

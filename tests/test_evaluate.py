@@ -12,18 +12,6 @@ from basegun_fastai.train import train
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def others(tmp_path):
-    "Photos without a gun."
-    random, folder = np.random.default_rng(0), tmp_path/'other things'
-    (folder/'inner').mkdir(parents=True)
-    from PIL import Image
-    for i in range(24):
-        Image.fromarray(random.integers(0, 256, (40, 60, 3), np.uint8)).save(folder/('inner' if i % 2
-            else '.')/f'{i}.png')
-    return folder
-
-
 def test_other_things_are_taken_into_account_by_train_and_evaluate(data, others, tmp_path):
     before = tree(others)
     train(data, fine_tune_epochs=1, out=tmp_path, name='run', not_a_gun=others, **TINY)

@@ -6,8 +6,6 @@ import timm
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastai.torch_core import set_seed
-from safetensors.torch import save_file
 
 from basegun_fastai.model.archs import HEADS, architecture
 from basegun_fastai.model.learner import balanced_weights, learner
@@ -21,16 +19,7 @@ def dls(data): return dataloaders(data, replace(TINY, size=32, before_crop=36), 
 
 
 @pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-    set_seed(5)
-    model = timm.create_model(TINY.timm_name)
-    for m in model.modules():  # statistics that differ from those of a new network
-        if isinstance(m, torch.nn.BatchNorm2d):
-            m.running_mean.normal_(0, .1)
-            m.running_var.uniform_(.5, 2)
-    file = tmp_path_factory.mktemp('weights')/'tiny.safetensors'
-    save_file(model.state_dict(), file)
-    return file
+def weights(trained_weights): return trained_weights
 
 
 def fitted(learn, **options):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import prediction_table
 
 from basegun_fastai.core import BasegunError
 from basegun_fastai.trust.groups import read_groups
@@ -18,18 +19,6 @@ def test_a_column_with_a_value_for_each_photo_makes_no_groups(tmp_path, capsys):
     assert write_groups(actual, groups, tmp_path).value.tolist() == ['x',
         'y'] and 'number left out' in capsys.readouterr().err
     assert list(write_groups(actual, groups[['number']], tmp_path)) == list(pd.read_csv(tmp_path/'metrics-groups.csv'))
-
-
-CLASSES = ['autre_pistolet', 'fusil', 'revolver']
-
-
-def table(text, classes=CLASSES):
-    "Rows of (file, label, predicted, confidence); the rest is left to the label."
-    rows = []
-    for file, label, predicted, confidence in text:
-        probabilities = dict.fromkeys(classes, 0.) | {label: 1 - confidence} | {predicted: confidence}
-        rows.append([file, label, predicted, confidence, *probabilities.values()])
-    return pd.DataFrame(rows, columns=['file', 'label', 'predicted', 'confidence', *classes])
 
 
 FILES = ['val/a/1.jpg', 'val/a/2, "x".jpg', 'val/é/\udce9\n.jpg']
@@ -80,7 +69,7 @@ def test_photos_without_a_row_are_counted(tmp_path, capsys):
 
 def test_a_table_of_predictions_with_a_column_more_is_understood(tmp_path, capsys):
     from basegun_fastai.core import write_whole
-    rows = table([(o, 'fusil', 'fusil', .9) for o in FILES]).assign(camera=list('xyz'))
+    rows = prediction_table([(o, 'fusil', 'fusil', .9) for o in FILES]).assign(camera=list('xyz'))
     write_whole(tmp_path/'g.csv', rows.to_csv(index=False, lineterminator='\n'))
     assert read_groups(tmp_path/'g.csv', FILES).camera.tolist() == list('xyz') and capsys.readouterr().err == ''
 

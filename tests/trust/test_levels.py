@@ -18,18 +18,6 @@ def true_rate(actual):
     return 1 - .5 * most ** 3 / 4
 
 
-@pytest.fixture
-def others(tmp_path):
-    "Photos without a gun."
-    random, folder = np.random.default_rng(0), tmp_path/'other things'
-    (folder/'inner').mkdir(parents=True)
-    from PIL import Image
-    for i in range(24):
-        Image.fromarray(random.integers(0, 256, (40, 60, 3), np.uint8)).save(folder/('inner' if i % 2
-            else '.')/f'{i}.png')
-    return folder
-
-
 @pytest.mark.parametrize(('rate', 'n'), [(.99, 3000), (.95, 600), (.9, 300)])
 def test_a_promise_is_kept_but_for_its_risk(rate, n):
     random, kept = np.random.default_rng(0), []

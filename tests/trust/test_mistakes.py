@@ -7,22 +7,11 @@ from io import BytesIO
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import KINDS, prediction_table
 from PIL import Image
 
 from basegun_fastai.trust import mistakes
 from basegun_fastai.trust.mistakes import confused_pairs, contact_sheet, suspect_labels, write_sheets
-
-CLASSES = ['autre_pistolet', 'fusil', 'revolver']
-
-
-def table(answers, classes=CLASSES):
-    "Rows of (file, label, predicted, confidence); the rest is left to the label."
-    rows = []
-    for file, label, predicted, confidence in answers:
-        probabilities = dict.fromkeys(classes, 0.) | {label: 1 - confidence} | {predicted: confidence}
-        rows.append([file, label, predicted, confidence, *probabilities.values()])
-    return pd.DataFrame(rows, columns=['file', 'label', 'predicted', 'confidence', *classes])
-
 
 def judged(labels, probabilities, classes):
     classes = np.array(list(classes), object)
@@ -44,7 +33,7 @@ def photos(tmp_path):
 
 
 def confused(n, **changed):
-    return table([(changed.get(f'n{i}', f'{i:02d}.png'), 'autre_pistolet', 'revolver', .99 - .005 * i)
+    return prediction_table([(changed.get(f'n{i}', f'{i:02d}.png'), 'autre_pistolet', 'revolver', .99 - .005 * i)
                   for i in range(n)])
 
 
@@ -74,7 +63,8 @@ def planted(seed, absent=()):
 
 
 def test_pairs_go_by_number_and_photos_by_confidence():
-    rows = table([('1', 'fusil', 'revolver', .6), ('2', 'revolver', 'fusil', .8), ('3', 'fusil', 'revolver', .9),
+    rows = prediction_table([('1', 'fusil', 'revolver', .6), ('2', 'revolver', 'fusil', .8),
+                             ('3', 'fusil', 'revolver', .9),
                   ('4', 'fusil', 'fusil', .95), ('5', 'autre_pistolet', 'fusil', .7),
                   ('6', 'fusil', 'revolver', .9)]).set_index(pd.Index([9, 9, 3, 1, 0, 5]))
     pairs = confused_pairs(rows)
@@ -186,7 +176,7 @@ def test_photos_that_cannot_be_read_keep_their_place(photos):
 
 
 def test_a_sheet_for_each_pair(photos, tmp_path):
-    rows = table([('00.png', 'fusil', 'revolver', .6), ('01.png', 'revolver', 'fusil', .8),
+    rows = prediction_table([('00.png', 'fusil', 'revolver', .6), ('01.png', 'revolver', 'fusil', .8),
                   ('02.png', 'fusil', 'revolver', .9), ('03.png', 'fusil', 'fusil', 1)])
     before = {o: o.stat().st_mtime_ns for o in photos.iterdir()}
     out = tmp_path/'out'
@@ -205,14 +195,15 @@ def test_a_sheet_for_each_pair(photos, tmp_path):
 def test_nothing_is_made_where_nothing_is_confused(photos, tmp_path):
     out = tmp_path/'out'
     out.mkdir()
-    assert write_sheets(photos, table([('00.png', 'fusil', 'fusil', .6)]), out) == [] and not list(out.iterdir())
+    assert write_sheets(photos, prediction_table([('00.png', 'fusil', 'fusil', .6)]),
+                        out) == [] and not list(out.iterdir())
 
 
 def test_any_class_name_makes_a_file_of_its_own(photos, tmp_path):
     pairs = [('a', 'b as c'), ('a as b', 'c'), ('é' * 127, '枪' * 85), ('é' * 127, '枪' * 84 + 'x'), ('-rf', '.hidden'),
              ('x\ny', 'z\udce9'), ('Fusil', 'x'), ('fusil', 'x'), ('\n' * 255, '\udce9' * 255)]
     classes = list(dict.fromkeys(sum(pairs, ())))
-    written = write_sheets(photos, table([('00.png', *o, .6) for o in pairs], classes), tmp_path)
+    written = write_sheets(photos, prediction_table([('00.png', *o, .6) for o in pairs], classes), tmp_path)
     assert len({o.name.casefold() for o in written}) == len(pairs) == len(list((tmp_path/'confused').iterdir()))
     assert all(len(os.fsencode(o.name)) <= 230 and o.name.isprintable() for o in written)
     assert {'-rf as .hidden.jpg', r'x\ny as z\udce9.jpg', 'a as b as c.jpg'} < {o.name for o in written}
@@ -221,7 +212,7 @@ def test_any_class_name_makes_a_file_of_its_own(photos, tmp_path):
 
 def test_a_label_without_a_column_is_a_mistake_of_the_caller(photos):
     with pytest.raises(ValueError, match='grenade'):
-        contact_sheet(photos, table([('00.png', 'fusil', 'revolver', .6)]).replace('fusil', 'grenade'), 'x')
+        contact_sheet(photos, prediction_table([('00.png', 'fusil', 'revolver', .6)]).replace('fusil', 'grenade'), 'x')
 
 
 @pytest.mark.parametrize('absent', [(), (0, 9), (4,)])
@@ -250,18 +241,18 @@ def test_a_class_of_one_wrong_photo_is_found():
 @pytest.mark.parametrize(['labels', 'is_refused'],
                          [([], True), ([1], True), ([1, 1, 1], True), ([0, 0], True), ([0, 1, 2, 2], False)])
 def test_few_photos_or_all_right(labels, is_refused, capsys):
-    actual = suspect_labels(judged(np.array(labels, int), np.eye(3)[labels].reshape(-1, 3) * .9 + 1 / 30, CLASSES),
-                           CLASSES)
+    actual = suspect_labels(judged(np.array(labels, int), np.eye(3)[labels].reshape(-1, 3) * .9 + 1 / 30, KINDS),
+                           KINDS)
     assert len(actual) == 0 and actual.columns.tolist() == ['file', 'label', 'suggested', 'quality', 'confidence']
     assert actual.to_csv(index=False) == 'file,label,suggested,quality,confidence\n'
     assert ('two classes' in capsys.readouterr().err) == is_refused
 
 
 def test_probabilities_have_to_be_of_the_classes_and_numbers():
-    rows = judged(np.array([0, 1]), np.eye(3)[:2], CLASSES)
-    with pytest.raises(ValueError, match='are not the classes'): suspect_labels(rows, CLASSES[::-1])
+    rows = judged(np.array([0, 1]), np.eye(3)[:2], KINDS)
+    with pytest.raises(ValueError, match='are not the classes'): suspect_labels(rows, KINDS[::-1])
     rows.iloc[0, 5] = np.nan
-    with pytest.raises(ValueError, match='not numbers'): suspect_labels(rows, CLASSES)
+    with pytest.raises(ValueError, match='not numbers'): suspect_labels(rows, KINDS)
 
 
 def test_cleanlab_is_not_paid_for_by_the_import():

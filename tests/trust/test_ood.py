@@ -1,20 +1,7 @@
 "Photos of other things."
-import numpy as np
 import pytest
 from conftest import TINY, as_arguments, typed
 
-
-
-@pytest.fixture
-def others(tmp_path):
-    "Photos without a gun."
-    random, folder = np.random.default_rng(0), tmp_path/'other things'
-    (folder/'inner').mkdir(parents=True)
-    from PIL import Image
-    for i in range(24):
-        Image.fromarray(random.integers(0, 256, (40, 60, 3), np.uint8)).save(folder/('inner' if i % 2
-            else '.')/f'{i}.png')
-    return folder
 
 
 @pytest.mark.slow
