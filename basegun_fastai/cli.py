@@ -56,8 +56,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _parser():
     listing = '\n'.join(f'  {name:10} {what}' for name, (_, _, what, _) in COMMANDS.items())
-    parser = argparse.ArgumentParser('basegun-fastai', usage='basegun-fastai COMMAND ...',
-                                     formatter_class=_HelpFormatter,
+    parser = argparse.ArgumentParser(
+        'basegun-fastai', usage='basegun-fastai COMMAND ...', formatter_class=_HelpFormatter,
         description=f'Train, judge and export firearm classifiers.\n\ncommands:\n{listing}',
         epilog='examples:\n  basegun-fastai check data/\n  basegun-fastai train data/ --arch efficientnet_b3\n\n'
                'basegun-fastai COMMAND -h tells the options of a command.')

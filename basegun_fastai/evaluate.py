@@ -71,8 +71,7 @@ def _evaluate_pickle(file, data, out, skip_unreadable, workers, trust_pickle):
     if not trust_pickle:
         raise BasegunError(
             f"'{file}' is a pickle, and opening a pickle runs whatever code is in it, whoever put it there. Give the "
-            "folder of a run instead; "
-            "only for a file whose origin you know, add --trust-pickle")
+            'folder of a run instead; only for a file whose origin you know, add --trust-pickle')
     if not file.is_file(): raise BasegunError(f"no file '{file}': give a learner.pkl, or the folder of a run")
     from fastai.learner import load_learner
     table, out = list_photos(data, 'classes'), Path(out or f'{file.stem}_evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')

@@ -64,18 +64,15 @@ def _read_rows(run, data):
     rows = rows_to_compare(rows)
     missing = [o for o in rows.file if not (data/o).is_file()]
     if missing:
-        raise BasegunError(f"an export is compared with the training on photos of val/, and '{data/missing[0]}' is "
-                           "not there"
-                           f"{f', nor are {len(missing) - 1} others' if missing[1:] else ''}: give the folder with the "
-                           "photos of the training as --data")
+        others = f', nor are {len(missing) - 1} others' if missing[1:] else ''
+        raise BasegunError(f"an export is compared with the training on photos of val/, and '{data/missing[0]}' is not "
+                           f'there{others}: give the folder with the photos of the training as --data')
     return rows
 
 # %% ../nbs/export.ipynb #dbca25ba
 def serving_network(
     run: Run, # A finished run
-) -> torch.nn.Module: # Takes `uint8` of shape `(n, size, size, 3)`, gives probabilities `(n, classes)` and, where
-                      # `layer` is
-                      # there, evidence `(n, classes, h, w)`
+) -> torch.nn.Module: # From `uint8` `(n, size, size, 3)` to probabilities, and evidence where it has a `layer`
     "Make the network that takes photos and gives probabilities."
     import torch
 
@@ -144,8 +141,8 @@ def description(
                 classes=config.classes, size=arch.size, padding=list(NEUTRAL), decoder=DECODER, mean=list(arch.mean),
                 std=list(arch.std), temperature=temperature,
                 levels=dict(low=levels.low, high=levels.high), metrics=json.loads(run.metrics.read_text()),
-                dataset=asdict(config.dataset), versions=config.versions
-                | {o: version(o) for o in ('onnx', 'onnxruntime')})
+                dataset=asdict(config.dataset),
+                versions=config.versions | {o: version(o) for o in ('onnx', 'onnxruntime')})
 
 # %% ../nbs/export.ipynb #5b6d40ad
 MAX_DIFFERENCE = 1e-4

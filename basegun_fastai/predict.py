@@ -77,8 +77,7 @@ class Explanation:
     "An answer with what speaks for it."
     answer: Answer  # As without an explanation
     runner_up: str  # The class with the second highest probability
-    evidence: np.ndarray  # `float32` of shape `(classes, h, w)`, in logits; its mean over places and a bias make the
-                          # logits
+    evidence: np.ndarray  # `float32` `(classes, h, w)`: its mean over places and a bias make the logits
     on_padding: float  # Share of the evidence for the answer against the runner-up that lies outside of the photo
     on_border: float  # Share of it that lies within the photo's outermost tenth
     square: np.ndarray  # What the network saw, `uint8` of shape `(side, side, 3)`
@@ -110,10 +109,8 @@ def _explain(model, photo):
 
 # %% ../nbs/predict.ipynb #6bcb57a1
 def _no_evidence(folder):
-    return (
-        f"'{folder}' has no evidence: its network does not end in a mean over places, or it was exported before there "
-        "was any. "
-        'Type `basegun-fastai export RUN` to export the run again, or leave --explain out')
+    return (f"'{folder}' has no evidence: its network does not end in a mean over places, or it was exported before "
+            f'there was any. {EXPORT_AGAIN}, or leave --explain out')
 
 class ExportedModel:
     "The files of an exported model, opened and found as they were left."

@@ -33,8 +33,8 @@ def test_wrong_usage_is_2(arguments):
 @pytest.mark.parametrize('arguments', [['--help'], ['train', '-h'], ['lr-find', '-h'], ['evaluate', '-h'],
                                        ['demo-data', '-h'], ['train', 'a', '--head-epochs', 'ten'], ['archs'],
                                        ['archs', '--hflip'], ['cache'],
-                                       ['train', 'nowhere', '--lr', '99'], ['lr-find', 'nowhere', '--cache',
-    'nowhere/x']])
+                                       ['train', 'nowhere', '--lr', '99'],
+                                       ['lr-find', 'nowhere', '--cache', 'nowhere/x']])
 def test_help_and_wrong_usage_come_without_the_heavy_imports(arguments):
     code = ('import sys; from basegun_fastai import cli; sys.argv[1:] = ' + repr(arguments)
             + '\ntry: cli.main()\nexcept SystemExit: pass\n'

@@ -63,8 +63,8 @@ def plot_confidence(
         left.plot(confidences, accuracy, style, ms=4, label=name)
     left.set(xlabel='confidence', ylabel='share of right answers', xlim=(0, 1.02), ylim=(0, 1.02), aspect='equal')
     left.legend(loc='upper left')
-    kinds = dict(right=preds.confidences[preds.right], wrong=preds.confidences[~preds.right]) | ({} if ood is None
-        else {'not a gun': ood})
+    kinds = dict(right=preds.confidences[preds.right], wrong=preds.confidences[~preds.right])
+    if ood is not None: kinds['not a gun'] = ood
     for (name, confidences), colour in zip(kinds.items(), ('tab:green', 'tab:red', '0.4'), strict=False):
         right.hist(confidences, np.linspace(0, 1, 41), histtype='step', lw=1.6, color=colour,
                    label=f'{name} ({len(confidences)})')
@@ -81,9 +81,10 @@ def confidence_lines(
 ) -> list[str]: # Lines
     "Sum up how far confidences can be trusted."
     calibration, levels = numbers['calibration'], numbers['levels']
-    lines = [f"temperature {calibration['temperature']:.3f}"] + [f"{what}: {calibration['before'][k]:.4f} without it, "
-                                                                 f"{calibration['after'][k]:.4f} with it"
-             for k, what in dict(ece='calibration error', nll='loss', brier='Brier score').items()]
+    before, after = calibration['before'], calibration['after']
+    lines = [f"temperature {calibration['temperature']:.3f}",
+             *(f'{what}: {before[k]:.4f} without it, {after[k]:.4f} with it'
+               for k, what in dict(ece='calibration error', nll='loss', brier='Brier score').items())]
     for name, o in levels['bands'].items():
         threshold = levels[dict(high='high').get(name, 'low')]
         range_text = '' if threshold is None else f"{'below' if name == 'low' else 'from'} {threshold:.3f}"
@@ -111,5 +112,5 @@ def run_confidence(
             f"'{file}' does not say how far confidences can be trusted, as the version that made it did not: train "
             "again with another --name")
     levels = numbers['levels']
-    return numbers['calibration']['temperature'], Levels(levels['low'], levels['high']), {k: levels[k]
-        for k in ('high_rate', 'shown_rate')}
+    rates = {k: levels[k] for k in ('high_rate', 'shown_rate')}
+    return numbers['calibration']['temperature'], Levels(levels['low'], levels['high']), rates

@@ -36,8 +36,8 @@ def test_a_trial_step_has_the_final_size_and_leaves_the_learner_alone(learn, sta
 
 
 def test_stages_without_epochs_are_left_out():
-    assert [o.name for o in plan_stages(0, 3, .01, True)] == ['fine-tune'] and [o.name
-        for o in plan_stages(3, 0, .01, True)] == ['head']
+    assert [o.name for o in plan_stages(0, 3, .01, True)] == ['fine-tune']
+    assert [o.name for o in plan_stages(3, 0, .01, True)] == ['head']
     assert plan_stages(0, 3, .01, False)[0].rate == .01 and isinstance(plan_stages(0, 3, .01, True)[0].rate, slice)
 
 
