@@ -41,11 +41,13 @@ COMMANDS = {  # command: (module, function, what it does, two examples of what f
                ('runs/night', 'runs/night --out served')),
     'predict': ('predict', 'predict', 'say what photos show, as rows of a table; needs no torch',
                 ('served photo.jpg', 'served photos/ --out rows.csv')),
+    'report': ('report', 'report', 'write a run as one page to look at',
+               ('runs/night', 'runs/night --against runs/before --out night.html')),
     'cache': ('data.cache', 'cache', 'list or clear what is kept of photos', ('', '--clear')),
 }
 
 # they, or what they import, want temporary files
-_TEMPORARY = ('check', 'split', 'lr-find', 'train', 'evaluate', 'export')
+_TEMPORARY = ('check', 'split', 'lr-find', 'train', 'evaluate', 'export', 'report')
 
 # %% ../nbs/cli.ipynb #39538ada
 _METAVARS = {'(int)': 'N', '(float)': 'NUMBER', '(path)': 'PATH', '(str)': 'NAME', '(float|str)': 'NUMBER|auto',

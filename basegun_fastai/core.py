@@ -196,6 +196,7 @@ def file_faults(
     data: Path, # Folder with the photos
     option: str, # What the user would change
     suffix: str, # How the file's name has to end, so that no other file is replaced by mistake
+    example: str = 'check', # A name for it, without the ending
 ) -> list[str]: # A message for each fault; none for no file
     "Say why `file` cannot be written."
     if file is None: return []
@@ -204,7 +205,7 @@ def file_faults(
     if file.suffix != suffix: faults.append(f'{what}: give a name that ends in {suffix}')
     if fault := inside_fault(file, data, 'give another place', f'{option} '): faults.append(fault)
     places = [
-        (file.is_dir(), f"{what} is a folder: give a name in it, such as '{file/('check' + suffix)}'"),
+        (file.is_dir(), f"{what} is a folder: give a name in it, such as '{file/(example + suffix)}'"),
         (not folder.is_dir(), f"{what}: there is no folder '{file.parent}'; make it first"),
         (not os.access(folder, os.W_OK), f"{what}: '{file.parent}' cannot be written; give another place")]
     return faults + [message for wrong, message in places if wrong][:1]

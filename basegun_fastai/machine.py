@@ -35,9 +35,11 @@ def machine_faults(
 # %% ../nbs/machine.ipynb #7f830cfc
 def worker_faults(
     workers: int|None, # As `--workers`; empty means one a core
-) -> list[str]: # A message where worker processes cannot be begun
+) -> list[str]: # A message where so many worker processes cannot be begun
     "Say why this machine cannot have worker processes."
     if workers == 0: return []
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+        return [f'--workers {workers}: give a whole number, 0 or more']
     try: multiprocessing.Lock()
     except OSError as err: return [
         f'processes that read photos have no locks here (/dev/shm: {err.strerror}): give --workers 0']

@@ -59,6 +59,25 @@ def sized(size, before_crop, **others):
     return replace(architecture('test_efficientnet'), size=size, before_crop=before_crop, **others)
 
 
+TYPOLOGIES = ['autre_pistolet', 'epaule_a_levier_sous_garde', 'epaule_a_pompe', 'epaule_a_un_coup_par_canon',
+              'epaule_a_verrou', 'epaule_mecanisme_ancien', 'epaule_semi_auto_style_chasse',
+              'epaule_semi_auto_style_militaire_milieu_20e', 'pistolet_mecanisme_ancien', 'pistolet_semi_auto_moderne',
+              'revolver', 'semi_auto_style_militaire_autre_avec_un_nom_de_classe_vraiment_tres_long']
+
+
+def draw_typologies(data, classes=TYPOLOGIES, train=7, val=4):
+    "Draw some photos of each of many classes, not as many of each."
+    import numpy as np
+
+    from basegun_fastai.data.demo import GUNS, draw_photo
+    for split, n in dict(train=train, val=val).items():
+        for c, label in enumerate(classes):
+            (data/split/label).mkdir(parents=True)
+            for i in range(n + c % 3):
+                photo = draw_photo(list(GUNS)[c % 6], np.random.default_rng([n, c, i]), (320, 240))
+                photo.save(data/split/label/f'une photo, {i}.jpg')
+
+
 KINDS = ['autre_pistolet', 'fusil', 'revolver']
 
 

@@ -38,6 +38,8 @@ def test_what_is_wrong_with_an_evaluation_is_told_at_once(run, data, copy, other
                  tmp_path/'g.csv')
     assert (result.returncode == 1 and 'nowhere' in result.stderr and f"inside the data '{others}'" in result.stderr
             and not (others/'out').exists())
+    result = typed('evaluate', run.path, data, '--not-a-gun', data/'val', '--out', tmp_path/'out', '--workers', -1)
+    assert '--workers -1: give a whole number' in result.stderr
     result = typed('evaluate', run.path, data, '--not-a-gun', data/'val', '--out', tmp_path/'out')
     assert result.returncode == 1 and 'that are also in the data' in result.stderr and not (tmp_path/'out').exists()
 

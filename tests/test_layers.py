@@ -11,9 +11,10 @@ WINGS = {
     'data': 'colour formats photo names walk phash blank crops reading folders contents near_duplicates problems '
             'pages demo cache',
     'model': 'archs device optimiser scores augment workers loaders weights learner',
-    'trust': 'calibration levels predictions confidence ood captions mistakes groups tables evidence',
+    'trust': 'calibration levels predictions confidence ood captions mistakes groups tables evidence '
+             'comparison steadiness neighbours inspection run_page',
     'training': 'precision frozen callbacks fit options setup finish',
-    'commands': 'exported check split evaluate train predict export',
+    'commands': 'exported check split evaluate train predict report export',
     'cli': 'cli',
 }
 ORDER = [o if wing in ('core', 'commands', 'cli') else f'{wing}.{o}' for wing, names in WINGS.items()

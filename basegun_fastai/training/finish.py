@@ -26,7 +26,9 @@ from ..run import Config, Run
 from .callbacks import Memory
 from .setup import Setup
 from ..trust.calibration import fit_temperature
+from ..trust.inspection import inspect_run
 from ..trust.predictions import Predictions, ood_confidences, predictions
+from ..trust.run_page import run_page
 from ..trust.tables import write_tables
 
 # %% ../../nbs/training/finish.ipynb #6f79fe49
@@ -106,6 +108,9 @@ def finish(
     save_learner(run, learn)
     numbers = write_tables(preds, run.path, ood_confidences(model, dls, ood_photos) if ood_photos else None,
                            temperature=temperature, high_rate=options.high_rate, shown_rate=options.shown_rate)
+    run.save_config(replace(config, best=best))
+    train = setup.photos.file[setup.photos.split == 'train'].tolist()
+    write_whole(run.report, run_page(run, options.data, preds, inspect_run(run, dls, options.data, preds, train)))
     run.save_config(replace(config, state='finished', best=best))
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return numbers

@@ -76,8 +76,8 @@ def _is_number(value): return isinstance(value, (int, float)) and not isinstance
 def _option(name, value): return f"--{name.replace('_', '-')} {value}"
 
 def _number_faults(o):
-    whole = dict(head_epochs=0, fine_tune_epochs=0, seed=0, workers=0, head_views=0)
-    checks = [(_is_whole(value, low) or value is None and name in ('head_epochs', 'workers'),
+    whole = dict(head_epochs=0, fine_tune_epochs=0, seed=0, head_views=0)
+    checks = [(_is_whole(value, low) or value is None and name == 'head_epochs',
                f'{_option(name, value)}: give a whole number, {low} or more') for name, low in whole.items()
                for value in [getattr(o, name)]]
     shares = [(_is_number(value) and .5 <= value < 1,

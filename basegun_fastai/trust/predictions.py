@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from scipy.special import log_softmax, softmax
 from tqdm import tqdm
 
+from ..core import BasegunError
 from ..data.names import class_columns
+from ..run import Tables
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Predictions', 'logits_and_labels', 'predictions', 'ood_confidences', 'metrics', 'confusion_matrix', 'normalize',
-           'plot_confusion_matrix', 'prediction_rows', 'prediction_columns']
+           'plot_confusion_matrix', 'prediction_rows', 'prediction_columns', 'read_predictions']
 
 # %% ../../nbs/trust/predictions.ipynb #5d55728c
 @dataclass
@@ -175,3 +177,19 @@ def prediction_columns(
     "Name the columns of a table of predictions."
     front = ('file', 'label', 'predicted', 'confidence')
     return [*front, *class_columns(classes, front)]
+
+# %% ../../nbs/trust/predictions.ipynb #63d33a67
+def read_predictions(
+    tables: Tables, # The folder of a run, or of an evaluation
+    classes: list[str], # The model's classes, in index order
+) -> Predictions: # Raises `BasegunError` where the table is missing or another
+    "Read `predictions-val.csv`."
+    file, text = tables.predictions, dict.fromkeys(('file', 'label', 'predicted'), str)
+    try: rows = pd.read_csv(file, dtype=text, keep_default_na=False, encoding_errors='surrogateescape')
+    except (OSError, ValueError) as err:
+        raise BasegunError(f"'{file}' cannot be read ({err}): give the folder of another run") from err
+    if rows.columns.tolist() != prediction_columns(classes) or not rows.label.isin(classes).all():
+        raise BasegunError(f"'{file}' is not of the classes {', '.join(classes)}: give the folder of another run")
+    probabilities = rows.iloc[:, 4:].to_numpy(float)
+    return Predictions(rows.file.tolist(), list(classes), pd.Index(classes).get_indexer(rows.label),
+                       np.log(np.maximum(probabilities, 1e-300)))

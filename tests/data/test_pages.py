@@ -1,38 +1,23 @@
 "The page of `check` says what `--json` says, in a real browser."
-import html
 import json
 import os
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from conftest import typed
+from browser import browsed, width_of
+from conftest import draw_typologies, typed
 from PIL import Image
 
 pytestmark = pytest.mark.slow
-
-CLASSES = ['autre_pistolet', 'epaule_a_levier_sous_garde', 'epaule_a_pompe', 'epaule_a_un_coup_par_canon',
-           'epaule_a_verrou', 'epaule_mecanisme_ancien',
-           'epaule_semi_auto_style_chasse', 'epaule_semi_auto_style_militaire_milieu_20e', 'pistolet_mecanisme_ancien',
-           'pistolet_semi_auto_moderne', 'revolver',
-           'semi_auto_style_militaire_autre_avec_un_nom_de_classe_vraiment_tres_long']
 
 
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
     "A report on 12 classes with long names and faults of most kinds; returns its file and what `--json` says."
-    import numpy as np
-
-    from basegun_fastai.data.demo import GUNS, draw_photo
     out = tmp_path_factory.mktemp('été & <b>')
-    for split, n in dict(train=7, val=4).items():
-        for c, label in enumerate(CLASSES):
-            (out/'data'/split/label).mkdir(parents=True)
-            for i in range(n + c % 3):
-                draw_photo(list(GUNS)[c % 6], np.random.default_rng([n, c, i]),
-                           (320, 240)).save(out/'data'/split/label/f'une photo, {i}.jpg')
+    draw_typologies(out/'data')
     data = out/'data'
     shutil.copy(data/'train'/'revolver'/'une photo, 0.jpg',
                 data/'val'/'revolver'/'<script>alert(1)</script>.jpg'.replace('/', '_'))
@@ -46,16 +31,6 @@ def page(tmp_path_factory):
     result = typed('check', data, '--json', out/'found.json', '--report', out/'page.html')
     assert result.returncode == 1 and 'Traceback' not in result.stderr
     return out/'page.html', json.loads((out/'found.json').read_text())
-
-
-def browsed(url, tmp_path, width=1200):
-    "Open a page in headless Chromium, and return what became of it."
-    chromium = shutil.which('chromium')
-    if not chromium: pytest.skip('no chromium: apt-get install chromium')
-    flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-             '--disable-component-update --disable-sync --virtual-time-budget=5000').split()
-    return subprocess.run([chromium, *flags, f'--user-data-dir={tmp_path}/browser', f'--window-size={width},900',
-                           '--dump-dom', url], capture_output=True, text=True, timeout=120).stdout
 
 
 class Numbers(HTMLParser):
@@ -102,10 +77,4 @@ def test_the_page_needs_nothing_but_itself_and_runs_nothing(page):
 
 @pytest.mark.parametrize('width', [390, 1200])
 def test_nothing_sticks_out_of_the_page(page, tmp_path, width):
-    inside = html.escape(page[0].read_text(errors='replace'))
-    (tmp_path/'frame.html').write_text(
-        f'''<iframe width="{width}" height="800" style="border:0" srcdoc="{inside}"></iframe><p id="wide">0</p><script>
-        const frame = document.querySelector('iframe');
-        const wide = document.querySelector('#wide');
-        frame.onload = () => wide.textContent = frame.contentDocument.documentElement.scrollWidth</script>''')
-    assert Numbers(browsed((tmp_path/'frame.html').as_uri(), tmp_path, 1400)).found['wide'] in range(300, width + 1)
+    assert width_of(page[0], tmp_path, width) in range(300, width + 1)

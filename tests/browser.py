@@ -1,0 +1,29 @@
+"Pages in headless Chromium: what becomes of one, and how wide it is."
+import html
+import re
+import shutil
+import subprocess
+
+import pytest
+
+
+def browsed(url, tmp_path, width=1200):
+    "Open a page in headless Chromium, and return what became of it."
+    chromium = shutil.which('chromium')
+    if not chromium: pytest.skip('no chromium: apt-get install chromium')
+    flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+             '--disable-component-update --disable-sync --virtual-time-budget=5000').split()
+    return subprocess.run([chromium, *flags, f'--user-data-dir={tmp_path}/browser', f'--window-size={width},900',
+                           '--dump-dom', url], capture_output=True, text=True, timeout=120).stdout
+
+
+def width_of(page, tmp_path, width):
+    "How many pixels a page takes in a window that is `width` wide."
+    inside = html.escape(page.read_text(errors='replace'))
+    (tmp_path/'frame.html').write_text(
+        f'''<iframe width="{width}" height="800" style="border:0" srcdoc="{inside}"></iframe><p id="wide">0</p><script>
+        const frame = document.querySelector('iframe');
+        const wide = document.querySelector('#wide');
+        frame.onload = () => wide.textContent = frame.contentDocument.documentElement.scrollWidth</script>''')
+    shown = browsed((tmp_path/'frame.html').as_uri(), tmp_path, 1400)
+    return int(re.findall(r'<p id="wide">(\d+)</p>', shown)[-1])

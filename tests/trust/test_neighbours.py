@@ -1,0 +1,60 @@
+"Resemblance is that of what the last layer decides by, however many photos come in a batch."
+import numpy as np
+import pytest
+import torch
+
+from basegun_fastai.data.folders import list_photos
+from basegun_fastai.model.loaders import run_loaders
+from basegun_fastai.model.weights import trained_model
+from basegun_fastai.trust.evidence import dense_layer
+from basegun_fastai.trust.neighbours import features, nearest, neighbours
+from basegun_fastai.trust.predictions import read_predictions
+
+
+def directions(n, seed):
+    x = np.random.default_rng(seed).normal(size=(n, 8)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize('width', [1, 3, 7, 50])
+def test_batches_change_nothing(width):
+    queries, stored = directions(5, 0), directions(50, 1)
+    cosines, indices = nearest(queries, (stored[i:i + width] for i in range(0, 50, width)), 4)
+    wanted = np.argsort(-queries @ stored.T, 1)[:, :4]
+    assert np.array_equal(indices, wanted)
+    assert np.allclose(cosines, np.take_along_axis(queries @ stored.T, wanted, 1), atol=1e-6)
+
+
+def test_fewer_train_photos_than_neighbours_are_all_of_them():
+    cosines, indices = nearest(directions(4, 0), [directions(2, 1)])
+    assert cosines.shape == indices.shape == (4, 2)
+
+
+@pytest.fixture(scope='module')
+def trained(run, data):
+    return trained_model(run), run_loaders(run, data, list_photos(data, 'classes'), 0, 'cpu')
+
+
+def test_features_are_what_the_last_layer_decides_by(trained, run, data):
+    net, dls = trained
+    preds = read_predictions(run, run.config.classes)
+    x, layer = np.vstack([*features(net, dls, [str(data/o) for o in preds.files], '')]), dense_layer(net, 32)
+    assert np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
+    weight, bias = (o.detach().numpy() for o in (layer.weight, layer.bias))
+    logits = np.log(preds.probabilities)
+    lengths = [np.linalg.lstsq(np.stack([weight @ o, np.ones(len(bias))], 1), p - bias)[0][0]
+               for o, p in zip(x, logits, strict=True)]
+    again = torch.from_numpy(np.array(lengths)[:, None] * (x @ weight.T) + bias).softmax(1).numpy()
+    assert np.abs(again - preds.probabilities).max() < 1e-4
+
+
+def test_a_photo_that_is_in_train_too_is_its_own_neighbour(trained, data):
+    net, dls = trained
+    val, train = ({o.relative_to(data).as_posix(): str(o) for o in sorted((data/split).glob('*/*'))}
+                  for split in ('val', 'train'))
+    leak = [*val][7]
+    rows = neighbours(net, dls, val, train | {'train/copy.jpg': val[leak]})
+    best = rows.drop_duplicates('file').set_index('file')
+    assert len(rows) == 3 * len(val) and best.loc[leak].train_file == 'train/copy.jpg'
+    assert best.loc[leak].cosine == pytest.approx(1, abs=1e-5) and best.cosine.idxmax() == leak
+    for _, part in rows.groupby('file'): assert part.cosine.is_monotonic_decreasing
