@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json',
          'confusion-matrix.csv', 'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'confidence.png',
-         'predictions-val.csv'}
+         'predictions-val.csv', 'report.html'}
 
 
 def history(run): return pd.read_csv(run.history)

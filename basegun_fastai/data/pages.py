@@ -61,18 +61,21 @@ h3 { font-size: 1rem; margin-bottom: .3rem }
 .sheet figure { width: 6.5rem } .sheet img { height: 6.5rem } figcaption { max-height: 3.2em; overflow: hidden; overflow-wrap: anywhere } .pair figcaption { max-height: 4.8em }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 0 .6rem }
 td:first-child { white-space: nowrap } td { vertical-align: top; padding: .15rem 1rem .15rem 0; border-bottom: 1px solid var(--soft) } table { border-collapse: collapse }
-@media (max-width: 40rem) { .class { grid-template-columns: 1fr } .pair figure { width: 44% } .sheet figure { width: 5.2rem }
-  .sheet img { height: 5.2rem } .messages td { display: block; padding: .1rem 0; border: 0 } .messages tr { display: block; border-bottom: 1px solid var(--soft) } }
 .scroll { overflow-x: auto } .numbers td, .numbers th { text-align: right; white-space: nowrap } .numbers td:first-child, .numbers th:first-child { text-align: left }
 th { vertical-align: bottom; font-weight: 600; padding: .15rem 1rem .15rem 0 } small { font-size: .8rem; opacity: .8 } .totals small { white-space: nowrap }
 .matrix td { text-align: center; min-width: 1.8rem; padding: .15rem; background: color-mix(in srgb, var(--train) calc(var(--share, 0%) * .8), transparent) } .matrix a { color: inherit; font-weight: 600 }
 .matrix th { padding: .15rem .4rem; text-align: right; white-space: nowrap; font-weight: 400; font-size: .85rem } th[scope=col] { text-align: left }
-th[scope=col] span { font-weight: 400; font-size: .85rem; line-height: 1; writing-mode: vertical-rl; transform: rotate(180deg) }
+th[scope=col] span { font-weight: 400; font-size: .85rem; line-height: 1; writing-mode: vertical-rl; transform: rotate(180deg);
+  max-height: 17rem; overflow: hidden; text-overflow: ellipsis }
 .chart svg { width: 100%; min-width: 36rem; height: auto } .chart text { fill: currentColor } .chart [style*="stroke: #000000"] { stroke: currentColor !important }
 .chart [style*="fill: #ffffff"] { fill: Canvas !important }
+@media (max-width: 40rem) { .matrix th[scope=row], .numbers td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem }
+  th[scope=col] span { max-height: 9rem } .class { grid-template-columns: 1fr } .pair figure { width: 44% } .sheet figure { width: 5.2rem }
+  .sheet img { height: 5.2rem } .messages td { display: block; padding: .1rem 0; border: 0 } .messages tr { display: block; border-bottom: 1px solid var(--soft) } }
 @page { size: A4; margin: 14mm }
-@media print { body { font-size: 11px; max-width: none; padding: 0 } h2, h3 { break-after: avoid } .pair, figure, tr, .class, svg { break-inside: avoid }
-  .scroll { overflow: visible } .chart svg { min-width: 0 } .numbers td, .numbers th, .matrix th, .matrix td { font-size: 8px; padding: 1px 3px } }
+@media print { :root { color-scheme: light; print-color-adjust: exact } body { font-size: 11px; max-width: none; padding: 0 } h2, h3 { break-after: avoid } .pair, figure, tr, .class, svg { break-inside: avoid }
+  .scroll { overflow: visible } .chart svg { min-width: 0 } .pair figure { width: 7.4rem } .pair figure img { height: 6rem }
+  .pairs { grid-template-columns: 1fr 1fr } .numbers td, .numbers th, .matrix th, .matrix td { font-size: 8px; padding: 1px 3px } }
 """
 
 # %% ../../nbs/data/pages.ipynb #c954caaf

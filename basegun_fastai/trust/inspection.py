@@ -79,7 +79,8 @@ def inspect_run(
     shown = dict.fromkeys([*worst, *(index[o] for o in suspects.file)])
     overlays = _overlays(run, dls, network, paths, preds, shown)
     varied = sample_evenly(preds.labels)
-    probabilities = varied_probabilities(network, arch, [paths[preds.files[i]] for i in varied], dls.device)
+    probabilities = varied_probabilities(network, arch, [paths[preds.files[i]] for i in varied], dls.device,
+                                         dls.valid.bs)
     table = steadiness(probabilities, [preds.classes[o] for o in preds.labels[varied]])
     queries = _sample(preds.files, MAX_QUERIES, [preds.files[i] for i in shown]) if train else []
     compared = _sample(train, MAX_TRAIN)

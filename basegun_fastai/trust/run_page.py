@@ -97,7 +97,7 @@ def _against(before, comparison, preds):
 
 # %% ../../nbs/trust/run_page.ipynb #5efd3bd6
 _CLASSES = """<h2>What was taken for what</h2><p>A row is a true class, a column what it was taken for. A count leads to its photos.</p>
-<div class="scroll"><table class="matrix" id="confusion"><tr><th></th>{% for label in labels %}<th scope="col"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
+<div class="scroll"><table class="matrix" id="confusion"><tr><th></th>{% for label in labels %}<th scope="col" title="{{ label|printable }}"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
 {% for label in labels %}{% set i = loop.index0 %}<tr><th scope="row">{{ label|printable }}</th>
 {%- for count in matrix[i] %}{% set j = loop.index0 %}<td{% if count %} style="--share: {{ (100 * count / matrix[i].sum())|round|int }}%"{% endif %}>
 {%- if count %}{% if i == j %}{{ count }}{% else %}<a href="#pair-{{ i }}-{{ j }}">{{ count }}</a>{% endif %}{% endif %}</td>{% endfor %}</tr>
@@ -215,7 +215,7 @@ def _mistakes(preds, inspection):
 # %% ../../nbs/trust/run_page.ipynb #0934a801
 _STEADINESS = """<h2 id="steadiness">How steady its answers are</h2>
 <p>{{ n_varied }} val photos were asked again. A number is the share of answers that became others. Mirrored photos are expected to change for classes that have a side; turned ones are not.</p>
-<div class="scroll"><table class="numbers"><tr><th>the photo</th><th>changed</th><th>confidence</th>{% for label in varied_classes %}<th scope="col"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
+<div class="scroll"><table class="numbers"><tr><th>the photo</th><th>changed</th><th>confidence</th>{% for label in varied_classes %}<th scope="col" title="{{ label|printable }}"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
 {% for variation, changed, confidence, shares in varied_rows %}<tr data-variation="{{ variation }}"><td>{{ variation }}</td><td data-changed="{{ changed }}">{{ changed|share }}</td><td>{{ confidence|share }}</td>
 {% for o in shares %}<td{% if o >= 0.2 %} class="warning"{% endif %}>{{ o|share }}</td>{% endfor %}</tr>{% endfor %}</table></div>
 <p>The confidence is the mean probability of the answer that was given to the photo as it is.</p>

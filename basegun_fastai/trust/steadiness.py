@@ -85,6 +85,7 @@ def varied_probabilities(
     architecture: Architecture, # Of the network
     photos: list[str], # Files
     device: torch.device, # Where to ask
+    batch_size: int = 64, # Squares that the network sees at once
 ) -> np.ndarray: # Shape `(n, 1 + variations, classes)`: of the photo as it is, then of each of `VARIATIONS`
     "Ask a network about photos and all their variations."
     import torch
@@ -95,7 +96,8 @@ def varied_probabilities(
             raise_if_interrupted()
             for squares in pool.map(partial(varied_squares, side=architecture.size), photos[start:start + wide]):
                 x = (torch.from_numpy(squares).to(device).float() / 255 - mean) / std
-                rows.append(network(x.permute(0, 3, 1, 2)).double().softmax(1).cpu().numpy())
+                logits = torch.cat([network(o) for o in x.permute(0, 3, 1, 2).split(batch_size)])
+                rows.append(logits.double().softmax(1).cpu().numpy())
     return np.array(rows)
 
 # %% ../../nbs/trust/steadiness.ipynb #d5d04513

@@ -149,12 +149,17 @@ def replace(file, by):
 
 
 def counter(patch):
-    "Note every photo file that is read from now on."
-    files, plain = [], photo.photo_bytes
+    "Note every photo file that is read from now on, but for the page of a run, which needs photos as they are."
+    from basegun_fastai.training import finish
+    files, plain, inspect_run = [], photo.photo_bytes, finish.inspect_run
     def noting(file):
         files.append(Path(file))
         return plain(file)
+    def inspecting(*arguments):
+        for where in (photo, module): patch.setattr(where, 'photo_bytes', plain)
+        return inspect_run(*arguments)
     for where in (photo, module): patch.setattr(where, 'photo_bytes', noting)
+    patch.setattr(finish, 'inspect_run', inspecting)
     return files
 
 
