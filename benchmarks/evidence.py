@@ -216,8 +216,10 @@ def main():
         sets = [('drawn guns', folder/'drawn', dict(arch='test_efficientnet', size=96, weights='none', lr=.006,
                                                     fine_tune_epochs=16, batch_size=16))]
         weights = REAL/'weights'/'tf_efficientnet_lite0.safetensors'
-        if weights.is_file(): sets.append(('hymenoptera', REAL/'hymenoptera', dict(
-            arch='tf_efficientnet_lite0', weights=str(weights), head_epochs=10, fine_tune_epochs=0, batch_size=32)))
+        if weights.is_file():
+            real = dict(arch='tf_efficientnet_lite0', weights=str(weights), batch_size=32)
+            sets += [('drawn guns, real weights', folder/'drawn', real | dict(head_epochs=10, fine_tune_epochs=2)),
+                     ('hymenoptera', REAL/'hymenoptera', real | dict(head_epochs=10, fine_tune_epochs=0))]
         for name, data, options in sets:
             say(f'training on {name}')
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
@@ -226,7 +228,7 @@ def main():
             head, network = randomised(judged)
             row = dict(photos=name, grid=judged.maps(judged.squares[:1]).shape[2], sums=sums(judged), random_head=head,
                        random_network=network, orders=ordered(judged))
-            if name == 'drawn guns':
+            if name.startswith('drawn guns'):
                 classes = judged.run.config.classes
                 row |= dict(zip(('on_gun', 'gun_area'), pointing(judged), strict=True))
                 row |= dict(zip(('pair_right', 'pair_in_middle'), mirror_pair(judged, classes), strict=True))
