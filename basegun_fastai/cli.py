@@ -43,6 +43,8 @@ COMMANDS = {  # command: (module, function, what it does, two examples of what f
                 ('served photo.jpg', 'served photos/ --out rows.csv')),
     'report': ('report', 'report', 'write a run as one page to look at',
                ('runs/night', 'runs/night --against runs/before --out night.html')),
+    'serve': ('serve', 'serve', 'answer over HTTP what photos show, with a page; needs no torch',
+              ('served', 'served --host 0.0.0.0 --port 8080 --api-key-file key.txt')),
     'cache': ('data.cache', 'cache', 'list or clear what is kept of photos', ('', '--clear')),
 }
 

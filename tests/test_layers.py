@@ -15,7 +15,8 @@ WINGS = {
              'comparison steadiness neighbours inspection run_page',
     'training': 'precision frozen callbacks fit options setup finish',
     'commands': 'exported check split evaluate train predict report export',
-    'cli': 'cli',
+    'serving': 'worker processes bodies measures middleware application server',
+    'cli': 'serve cli',
 }
 ORDER = [o if wing in ('core', 'commands', 'cli') else f'{wing}.{o}' for wing, names in WINGS.items()
          for o in names.split()]
@@ -61,8 +62,10 @@ def test_light_modules_import_nothing_heavy_at_the_top(name):
     assert not heavy
 
 
-@pytest.mark.parametrize('name', [o for o in ORDER if o in ('cli', 'core', 'exported', 'predict', 'check', 'split')
-                                  or o.startswith('data.')])
+LEAN = ('cli', 'core', 'exported', 'predict', 'check', 'split', 'serve')
+
+
+@pytest.mark.parametrize('name', [o for o in ORDER if o in LEAN or o.startswith(('data.', 'serving.'))])
 def test_what_needs_no_network_never_imports_one(name):
     assert not {o.split('.')[0] for node in ast.walk(syntax(name)) for o in imported(node, name)} & {'torch', 'fastai',
         'timm', 'torchvision'}

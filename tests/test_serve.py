@@ -1,0 +1,300 @@
+"A real server answers as `predict` does, and neither strangers nor signals nor a killed process make it fall."
+import os
+import re
+import shutil
+import signal
+import socket
+import threading
+import time
+from base64 import b64decode
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from io import BytesIO
+
+import httpx
+import numpy as np
+import pytest
+from conftest import run_command, tree, typed
+from PIL import Image
+from server import serving
+
+from basegun_fastai.predict import load
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec('fastapi') is None, reason='no basegun-fastai[serve]')]
+
+
+@pytest.fixture(scope='module')
+def exported(run, tmp_path_factory):
+    from basegun_fastai.export import export
+    folder = tmp_path_factory.mktemp('exported')/'le modèle'
+    export(run.path, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def server(exported):
+    with serving(exported, '--workers', 2, '--limit-concurrency', 16) as server: yield server
+
+
+@pytest.fixture(scope='module')
+def photos(data): return [o.read_bytes() for o in sorted(data.glob('*/*/*'))]
+
+
+@pytest.fixture(scope='module')
+def large():
+    "A photo whose reading takes a while."
+    out = BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
+    Image.fromarray(noise).save(out, 'PNG', compress_level=1)
+    return out.getvalue()
+
+
+def test_answers_are_those_of_predict_to_the_bit(server, exported, photos):
+    model = load(exported, 1)
+    with ThreadPoolExecutor(8) as pool:
+        forms = list(pool.map(lambda o: server.client.post('/predict', files=dict(image=('x.jpg', o))), photos * 2))
+        bodies = list(pool.map(lambda o: server.client.post('/predict', content=o), photos))
+    assert len(forms) + len(bodies) == 216
+    for response, photo in zip(forms + bodies, photos * 3, strict=True):
+        got, wanted = response.json(), model(photo)
+        assert response.status_code == 200, got
+        assert (got['label'], got['confidence'], got['confidence_level'], got['probabilities']) == wanted
+        assert got['model'] == model.id and 0 < got['milliseconds'] < 10_000 and len(got) == 6
+
+
+def test_an_explained_answer_has_its_picture(server, exported, photos):
+    got = server.client.post('/predict', params=dict(explain=True), content=photos[0]).json()
+    wanted = load(exported, 1).explain(photos[0])
+    for key in ('runner_up', 'on_padding', 'on_border'): assert got[key] == getattr(wanted, key)
+    head, content = got['evidence'].split(',', 1)
+    picture = Image.open(BytesIO(b64decode(content)))
+    assert head == 'data:image/jpeg;base64' and picture.size == wanted.picture().size
+
+
+def test_a_batch_has_an_answer_a_photo(server, photos):
+    files = [('images', ('a', o)) for o in [*photos[:5], b'nothing', *photos[5:31]]]
+    got = server.client.post('/predict/batch', files=files).json()
+    alone = [server.client.post('/predict', content=o).json() for o in photos[:5]]
+    assert len(got) == 32 and [o['probabilities'] for o in got[:5]] == [o['probabilities'] for o in alone]
+    assert set(got[5]) == {'detail'} and all('label' in o for o in got[6:])
+    response = server.client.post('/predict/batch', files=[('images', ('a', o)) for o in photos[:33]])
+    assert response.status_code == 422 and '32' in response.json()['detail']
+
+
+@pytest.mark.parametrize('what, status, words', [
+    (dict(content=b''), 422, 'no bytes'), (dict(content=b'x' * 100), 422, 'content is none of'),
+    (dict(files=dict(other=('a', b'x'))), 422, "no file 'image'"),
+    (dict(data=dict(image='text')), 422, 'content is none of'),
+    (dict(content=b'x', headers={'content-type': 'multipart/form-data'}), 422, 'cannot be read'),
+    (dict(content=b'x', headers={'content-type': 'multipart/form-data; boundary=a'}), 422, 'form'),
+    (dict(content=b'x', params=dict(explain='perhaps')), 422, 'explain'),
+    (dict(content=b'x' * 20_000_001), 413, 'more than 20000000 bytes')])
+def test_what_is_no_photo_is_refused_with_the_reason(server, what, status, words):
+    response = server.client.post('/predict', **what)
+    assert response.status_code == status and words in response.json()['detail'], response.text
+
+
+def test_a_body_without_a_length_is_counted_as_it_comes(server):
+    def endless():
+        for _ in range(100): yield b'x' * 500_000
+    try: assert server.client.post('/predict', content=endless()).status_code == 413
+    except httpx.WriteError: pass  # closed in the middle of it
+    assert server.client.get('/health/ready').status_code == 200
+
+
+def test_it_says_who_it_is_and_how_it_is(server, exported, photos):
+    model = load(exported, 1)
+    assert server.client.get('/typologies').json() == model.classes
+    assert server.client.get('/version').json()['model'] == model.id
+    for o in ('live', 'ready'): assert server.client.get(f'/health/{o}').json() == dict(status=o)
+    before = server.client.get('/metrics').text
+    answer = server.client.post('/predict', content=photos[0]).json()
+    after = server.client.get('/metrics').text
+    def count(text, **labels):
+        wanted = ','.join(f'{k}="{v}"' for k, v in labels.items())
+        return float((re.findall(rf'basegun_answers_total{{{wanted}}} (\S+)', text) or [0])[0])
+    labels = dict(label=answer['label'], level=answer['confidence_level'])
+    assert count(after, **labels) == count(before, **labels) + 1
+    mean = float(re.search(r'^basegun_confidence_mean (\S+)', after, re.M)[1])
+    assert mean == pytest.approx(answer['confidence'], abs=.5)
+
+
+def test_each_answer_has_an_id_and_safe_headers(server):
+    response = server.client.get('/version', headers={'X-Request-ID': 'abc-1'})
+    assert response.headers['x-request-id'] == 'abc-1' and response.headers['x-content-type-options'] == 'nosniff'
+    assert "default-src 'none'" in response.headers['content-security-policy'] and 'server' not in response.headers
+    odd = server.client.get('/version', headers={'X-Request-ID': 'a"b, c'}).headers['x-request-id']
+    assert re.fullmatch('[0-9a-f]{32}', odd) and 'access-control-allow-origin' not in response.headers
+
+
+def test_the_log_has_no_name_of_a_file(exported, photos):
+    with serving(exported, '--workers', 1) as server:
+        server.client.post('/predict', files=dict(image=('secret-name.jpg', photos[0])))
+        server.client.get('/secret-path?q=secret-query')
+        server.client.post('/predict', content=b'x')
+        lines = server.lines(3)
+        assert server.end() == 0
+    assert [(o['path'], o['status']) for o in lines] == [('/predict', 200), ('other', 404), ('/predict', 422)]
+    assert lines[0]['bytes'] > len(photos[0]) and {'time', 'id', 'ms', 'label', 'level'} <= {*lines[0]}
+    assert 'secret' not in ''.join(server.log + server.said) and len(server.log) == 3
+
+
+def test_a_key_is_asked_for(exported, photos, tmp_path):
+    (tmp_path/'key').write_text('0123456789abcdef\n')
+    with serving(exported, '--workers', 1, '--api-key-file', tmp_path/'key') as server:
+        for path in ('/version', '/metrics', '/typologies', '/docs', '/openapi.json'):
+            assert server.client.get(path).status_code == 401
+        assert server.client.post('/predict', content=photos[0]).status_code == 401
+        for path in ('/', '/health/live', '/health/ready'): assert server.client.get(path).status_code == 200
+        for key, status in (('0123456789abcdeF', 401), ('x', 401), ('é' * 16, 401), ('0123456789abcdef', 200)):
+            headers = {'Authorization': f'Bearer {key}'.encode()}
+            assert server.client.post('/predict', content=photos[0], headers=headers).status_code == status
+
+
+def test_other_sites_may_ask_only_where_that_was_said(exported):
+    with serving(exported, '--workers', 1, '--no-page', '--allow-origin', 'https://app.example') as server:
+        for origin, allowed in (('https://app.example', True), ('https://other.example', False)):
+            response = server.client.get('/version', headers=dict(Origin=origin))
+            assert ('access-control-allow-origin' in response.headers) == allowed
+        assert server.client.get('/').status_code == 404
+
+
+def test_more_than_there_are_places_for_is_refused_at_once(exported, large):
+    limits = '--workers', 1, '--limit-concurrency', 2, '--max-bytes', 50_000_000
+    with serving(exported, *limits) as server, ThreadPoolExecutor(12) as pool:
+        responses = [*pool.map(lambda _: server.client.post('/predict', content=large), range(12))]
+        statuses = [o.status_code for o in responses]
+        assert set(statuses) == {200, 503} and statuses.count(200) >= 2
+        assert all(o.headers['retry-after'] == '1' for o in responses if o.status_code == 503)
+        assert server.client.post('/predict', content=large).status_code == 200
+
+
+def test_a_killed_process_takes_one_answer_with_it_and_another_comes(exported, photos):
+    with serving(exported, '--workers', 2, '--limit-concurrency', 300) as server, ThreadPoolExecutor(16) as pool:
+        before = server.children()
+        asked = [pool.submit(server.client.post, '/predict', content=o) for o in (photos * 3)[:200]]
+        asked[40].result()
+        os.kill(before[0], signal.SIGKILL)
+        statuses = [o.result().status_code for o in asked]
+        assert len(statuses) == 200 and statuses.count(200) >= 198 and set(statuses) <= {200, 503}
+        server._until(lambda: 'basegun_processes_ready 2.0' in server.client.get('/metrics').text)
+        assert len(set(server.children()) - set(before)) == 1 and server.end() == 0
+
+
+def test_sigterm_finishes_what_has_come_in(exported, large):
+    limits = '--workers', 2, '--limit-concurrency', 20, '--max-bytes', 50_000_000
+    with serving(exported, *limits) as server, ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(server.client.post, '/predict', content=large) for _ in range(20)]
+        server._until(lambda: 'basegun_photos_in_progress 20.0' in httpx.get(server.url + '/metrics').text
+                      or asked[0].done())
+        children, began = server.children(), time.monotonic()
+        assert server.end() == 0 and time.monotonic() - began < 12
+        assert [o.result().status_code for o in asked].count(200) >= 18
+        assert not [o for o in children if os.path.exists(f'/proc/{o}')]
+
+
+def test_killing_the_server_leaves_no_process(exported):
+    with serving(exported, '--workers', 2) as server:
+        children = server.children()
+        server.process.kill()
+        end = time.monotonic() + 10
+        while (left := [o for o in children if alive(o)]) and time.monotonic() < end: time.sleep(.05)
+        assert len(children) == 2 and not left
+
+
+def alive(pid):
+    try: return open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except OSError: return False
+
+
+def test_slow_clients_keep_nobody_from_being_served(server, photos):
+    host, port = server.url.removeprefix('http://').split(':')
+    slow, stop = [], threading.Event()
+    for i in range(200):
+        slow.append(socket.create_connection((host, int(port))))
+        head = b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n'
+        slow[-1].sendall(head if i % 2 else b'GET /ver')
+    def drip():
+        while not stop.wait(1):
+            for o in slow:
+                try: o.sendall(b'x')
+                except OSError: pass
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try: assert all(server.client.post('/predict', content=o).status_code == 200 for o in photos[:40])
+    finally:
+        stop.set()
+        thread.join()
+        for o in slow: o.close()
+    assert server.client.get('/health/ready').status_code == 200
+
+
+def test_a_header_that_does_not_end_is_not_waited_for(server):
+    host, port = server.url.removeprefix('http://').split(':')
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b'GET /version HTTP/1.1\r\nHost: x\r\n')
+        began = time.monotonic()
+        assert connection.recv(100) == b'' and 5 < time.monotonic() - began < 15
+
+
+def test_nothing_is_written_anywhere(exported, tmp_path, monkeypatch):
+    "A photo that Starlette would write to a temporary file stays in memory."
+    monkeypatch.setenv('TMPDIR', str(tmp_path))
+    before = tree(exported)
+    big = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)).save(big, 'PNG')
+    with serving(exported, '--workers', 1) as server:
+        opened = set()
+        stop = threading.Event()
+        def watch():
+            while not stop.is_set():
+                for pid in (server.process.pid, *server.children()):
+                    for fd in os.listdir(f'/proc/{pid}/fd'):
+                        try: opened.add(os.readlink(f'/proc/{pid}/fd/{fd}'))
+                        except OSError: pass
+        thread = threading.Thread(target=watch)
+        thread.start()
+        for _ in range(5):
+            assert server.client.post('/predict', files=dict(image=('a', big.getvalue()))).status_code == 200
+        stop.set()
+        thread.join()
+        assert server.end() == 0
+    assert not [o for o in opened if o.startswith(str(tmp_path)) or 'deleted' in o] and len(big.getvalue()) > 2**20
+    assert tree(exported) == before and not list(tmp_path.iterdir())
+
+
+def test_every_fault_is_told_at_once(exported, run, tmp_path):
+    (tmp_path/'short').write_text('abc')
+    result = typed('serve', run.path, '--port', 70000, '--workers', 0, '--max-bytes', 5, '--root-path', 'x/',
+                   '--allow-origin', '*', '--api-key-file', tmp_path/'short', '--limit-concurrency', 0)
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    for o in ('not exported', '--port 70000', '--workers 0', '--max-bytes 5', "--root-path 'x/'",
+              "--allow-origin '*'", 'openssl', '--limit-concurrency 0'):
+        assert o in result.stderr, result.stderr
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        result = run_command('serve', exported, '--port', taken.getsockname()[1])
+    assert result.returncode == 1 and 'give another port' in result.stderr and 'Traceback' not in result.stderr
+
+
+def test_without_the_extra_one_line_says_what_to_install(exported, tmp_path):
+    (tmp_path/'fastapi.py').write_text("raise ModuleNotFoundError(\"No module named 'fastapi'\", name='fastapi')")
+    result = run_command('serve', exported, env=os.environ | dict(PYTHONPATH=str(tmp_path)))
+    assert result.returncode == 1 and "pip install 'basegun-fastai[serve]'" in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+def test_no_process_of_the_server_imports_torch(server):
+    for pid in (server.process.pid, *server.children()):
+        assert 'libtorch' not in open(f'/proc/{pid}/maps').read()
+
+
+def test_a_model_that_was_changed_is_refused_in_one_line(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path/'model')
+    content = bytearray((folder/'model.onnx').read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder/'model.onnx').write_bytes(content)
+    result = run_command('serve', folder, '--port', 0)
+    assert result.returncode == 1 and 'is damaged or of another model' in result.stderr
+    assert result.stderr.count('\n') == 1
