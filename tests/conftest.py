@@ -118,6 +118,15 @@ def run(data, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def exported(run, tmp_path_factory):
+    "What `export` makes of the run; tests of other modules have fixtures of their own by this name."
+    from basegun_fastai.export import export
+    folder = tmp_path_factory.mktemp('exported')/'le modèle'
+    export(run.path, folder)
+    return folder
+
+
+@pytest.fixture(scope='session')
 def weights(tmp_path_factory):
     "A file of weights for `TINY`'s network."
     import timm

@@ -24,14 +24,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec('fastapi') is None,
 
 
 @pytest.fixture(scope='module')
-def exported(run, tmp_path_factory):
-    from basegun_fastai.export import export
-    folder = tmp_path_factory.mktemp('exported')/'le modèle'
-    export(run.path, folder)
-    return folder
-
-
-@pytest.fixture(scope='module')
 def server(exported):
     with serving(exported, '--workers', 2, '--limit-concurrency', 16) as server: yield server
 

@@ -1,0 +1,148 @@
+"A person uses the page in a real browser: by mouse, by keyboard, on a phone, in French, with a key."
+import shutil
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from PIL import Image
+from server import serving
+
+from basegun_fastai.serve import page as front
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    not (find_spec('fastapi') and find_spec('playwright') and shutil.which('chromium')),
+    reason='no basegun-fastai[serve], playwright or chromium')]
+
+
+@pytest.fixture(scope='module')
+def server(exported):
+    with serving(exported, '--workers', 1) as server: yield server
+
+
+@pytest.fixture(scope='module')
+def photo(data): return next((data/'val'/'revolver').glob('*'))
+
+
+@contextmanager
+def opened(url, **options):
+    "The page, and what it asked of others or complained about."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which('chromium'), args=['--no-sandbox'])
+        page, heard = browser.new_context(**dict(locale='en-GB') | options).new_page(), []
+        page.on('console', lambda o: heard.append(o.text))
+        page.on('pageerror', lambda o: heard.append(str(o)))
+        own = url.rsplit('/docs', 1)[0], f'blob:{url}', 'data:'
+        page.on('request', lambda o: None if o.url.startswith(own) else heard.append(o.url))
+        page.goto(url)
+        try: yield page, heard
+        finally: browser.close()
+
+
+def answered(page):
+    page.wait_for_selector('#result:not([hidden])')
+    rows = page.query_selector_all('#bars output')
+    return {o.get_attribute('data-label'): float(o.get_attribute('data-share')) for o in rows}
+
+
+def test_a_photo_that_is_chosen_gets_its_answer(server, photo):
+    with opened(server.url) as (page, heard):
+        page.uncheck('#shrink')
+        page.set_input_files('#file', photo)
+        shares, wanted = answered(page), server.client.post('/predict', content=photo.read_bytes()).json()
+        assert shares == wanted['probabilities'] and [*shares] == sorted(shares, key=shares.get, reverse=True)
+        assert page.inner_text('#label') == wanted['label'].replace('_', ' ')
+        assert page.inner_text('#level').lower().startswith(wanted['confidence_level'])
+        assert page.evaluate("document.querySelector('#evidence').naturalWidth") > 100 and not heard
+        assert page.evaluate('document.activeElement.id') == 'result'
+
+
+def test_a_large_photo_is_shrunk_in_the_browser(server, tmp_path):
+    Image.fromarray(np.full((3000, 4000, 3), 200, np.uint8)).save(tmp_path/'large.png')
+    with opened(server.url) as (page, heard):
+        page.set_input_files('#file', tmp_path/'large.png')
+        answered(page)
+        page.wait_for_function("document.querySelector('#preview').naturalWidth")
+        size = page.evaluate("(o => [o.naturalWidth, o.naturalHeight])(document.querySelector('#preview'))")
+        assert size == [600, 450] and not heard
+
+
+def test_what_is_no_photo_is_said(server, tmp_path):
+    (tmp_path/'a.txt').write_text('no photo')
+    with opened(server.url) as (page, heard):
+        page.set_input_files('#file', tmp_path/'a.txt')
+        page.wait_for_selector('#error:not(:empty)')
+        assert 'content is none of' in page.inner_text('#error') and page.is_hidden('#result')
+        assert not [o for o in heard if '422' not in o]
+
+
+def test_french_on_a_phone_in_the_dark(server, photo):
+    phone = dict(locale='fr-FR', viewport=dict(width=390, height=800), color_scheme='dark')
+    with opened(server.url, **phone) as (page, heard):
+        assert page.inner_text('h1') == 'Quelle est cette arme ?' and page.get_attribute('html', 'lang') == 'fr'
+        assert page.get_attribute('#camera', 'capture') == 'environment'
+        page.set_input_files('#camera', photo)
+        answered(page)
+        assert page.evaluate('document.documentElement.scrollWidth') == 390 and not heard
+        assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+        colour = "getComputedStyle(document.querySelector('#error')).color"
+        assert page.evaluate(colour) == 'rgb(255, 138, 128)'
+
+
+def test_the_keyboard_is_enough(server, photo):
+    with opened(server.url) as (page, _):
+        for _ in range(6):
+            page.keyboard.press('Tab')
+            if page.evaluate('document.activeElement.id') == 'file': break
+        with page.expect_file_chooser() as chooser: page.keyboard.press('Space')
+        chooser.value.set_files(photo)
+        answered(page)
+        names = page.evaluate("[...document.querySelectorAll('input')].map(o => o.labels[0]?.textContent.trim() || '')")
+        assert all(names), names
+
+
+def test_a_photo_that_is_dropped_gets_its_answer(server, photo):
+    with opened(server.url) as (page, heard):
+        handle = page.evaluate_handle("""content => { const all = new DataTransfer();
+            all.items.add(new File([new Uint8Array(content)], 'a.jpg', { type: 'image/jpeg' })); return all }""",
+                                      list(photo.read_bytes()))
+        page.dispatch_event('#drop', 'drop', dict(dataTransfer=handle))
+        assert answered(page) and not heard
+
+
+def test_a_key_is_asked_for_on_the_page(exported, photo, tmp_path):
+    (tmp_path/'key').write_text('0123456789abcdef')
+    with serving(exported, '--workers', 1, '--api-key-file', tmp_path/'key') as server, opened(server.url) as (page, _):
+        page.wait_for_selector('#key-form:not([hidden])')
+        page.set_input_files('#file', photo)
+        page.wait_for_selector('#error:not(:empty)')
+        page.fill('#key', '0123456789abcdef')
+        page.keyboard.press('Enter')
+        page.wait_for_selector('#error:empty', state='attached')
+        page.set_input_files('#file', photo)
+        assert answered(page)
+
+
+def test_a_server_that_is_gone_is_said(exported, photo):
+    with serving(exported, '--workers', 1) as server, opened(server.url) as (page, _):
+        assert server.end() == 0
+        page.set_input_files('#file', photo)
+        page.wait_for_selector('#error:not(:empty)')
+        assert 'cannot be reached' in page.inner_text('#error')
+
+
+def test_docs_come_from_this_server_alone(server):
+    with opened(f'{server.url}/docs') as (page, heard):
+        page.wait_for_selector('.opblock-summary-path', state='attached')
+        paths = page.eval_on_selector_all('.opblock-summary-path', 'all => all.map(o => o.dataset.path)')
+        assert '/predict' in paths and not [o for o in heard if o.startswith('http')]
+
+
+def test_a_browser_that_obeys_the_policy_runs_nothing_else(server):
+    html, policy = front()
+    assert policy == server.client.get('/').headers['content-security-policy'] and 'unsafe' not in policy
+    with opened(server.url) as (page, _):
+        page.evaluate("""document.body.append(
+            Object.assign(document.createElement('script'), { textContent: 'window.x = 1' }))""")
+        assert page.evaluate('window.x') is None
