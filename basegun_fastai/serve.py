@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MIN_KEY', 'page', 'serve']
 
-# %% ../nbs/serve.ipynb #149bdb76
+# %% ../nbs/serve.ipynb #ea8b93d4
 import asyncio
 import base64
 import hashlib
+import logging
 import re
 import signal
 from importlib.resources import files
@@ -19,7 +20,7 @@ from .core import BasegunError, raise_faults, say
 from .exported import place_fault, read_description
 from .predict import max_threads
 
-# %% ../nbs/serve.ipynb #4f7f1235
+# %% ../nbs/serve.ipynb #3e2c2b90
 MIN_KEY = 16  # characters
 
 def _key(file):
@@ -48,7 +49,7 @@ def _text_faults(root_path, allow_origin):
                       '/basegun')
     return faults
 
-# %% ../nbs/serve.ipynb #9efee613
+# %% ../nbs/serve.ipynb #932a24be
 def page() -> tuple[str, str]: # HTML, and its Content-Security-Policy
     "Read the page at `/`."
     html = files('basegun_fastai.serving').joinpath('page.html').read_text(encoding='utf-8')
@@ -59,10 +60,13 @@ def page() -> tuple[str, str]: # HTML, and its Content-Security-Policy
                   "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
                   "frame-ancestors 'none'")
 
-# %% ../nbs/serve.ipynb #0d01ed10
+# %% ../nbs/serve.ipynb #6e02c474
 async def _serve(processes, settings, listening, with_page):
     from basegun_fastai.serving.application import application
+    from basegun_fastai.serving.middleware import LineHandler
     from basegun_fastai.serving.server import Server
+    logging.basicConfig(level=logging.WARNING, handlers=[LineHandler()], force=True)
+    logging.getLogger('python_multipart').setLevel(logging.CRITICAL)  # it tells of each odd form
     loop = asyncio.get_running_loop()
     server = Server(application(processes, settings, page() if with_page else None))
     for number in (signal.SIGTERM, signal.SIGINT): loop.add_signal_handler(number, server.handle_exit, number, None)
@@ -75,7 +79,7 @@ async def _serve(processes, settings, listening, with_page):
         if not server.should_exit: await server.serve(sockets=[listening])
     finally: await processes.end()
 
-# %% ../nbs/serve.ipynb #73e4be0e
+# %% ../nbs/serve.ipynb #5238b9eb
 def serve(
     exported: Path, # Folder that `basegun-fastai export` left
     host: str = '127.0.0.1', # Address to listen on; 0.0.0.0 means all of this machine

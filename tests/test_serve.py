@@ -69,6 +69,7 @@ def test_a_batch_has_an_answer_a_photo(server, photos):
     alone = [server.client.post('/predict', content=o).json() for o in photos[:5]]
     assert len(got) == 32 and [o['probabilities'] for o in got[:5]] == [o['probabilities'] for o in alone]
     assert set(got[5]) == {'detail'} and all('label' in o for o in got[6:])
+    assert server.client.post('/predict/batch', content=photos[0]).status_code == 422
     response = server.client.post('/predict/batch', files=[('images', ('a', o)) for o in photos[:33]])
     assert response.status_code == 422 and '32' in response.json()['detail']
 

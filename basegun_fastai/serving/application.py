@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PHOTOS', 'Judgement', 'Fault', 'Settings', 'application']
 
-# %% ../../nbs/serving/application.ipynb #63946b8f
+# %% ../../nbs/serving/application.ipynb #762edeab
 import asyncio
 from base64 import b64encode
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from .measures import Measures
 from .middleware import Middleware, write_line
 from .processes import MAX_SECONDS, Busy, Died, Processes, TooSlow
 
-# %% ../../nbs/serving/application.ipynb #99a85c9b
+# %% ../../nbs/serving/application.ipynb #88d281b3
 MAX_PHOTOS = 32  # of a batch
 
 class Judgement(BaseModel):
@@ -58,7 +58,7 @@ def _body_schema(name, many):
     alone = {} if many else {'application/octet-stream': dict(schema=photo), 'image/*': dict(schema=photo)}
     return dict(requestBody=dict(required=True, content=form | alone))
 
-# %% ../../nbs/serving/application.ipynb #09a31ada
+# %% ../../nbs/serving/application.ipynb #0d7852e4
 @dataclass(frozen=True)
 class Settings:
     "What a server is told when it is started."
@@ -67,7 +67,7 @@ class Settings:
     allow_origin: tuple[str, ...] = ()  # Other sites whose pages may ask
     key: str|None = None  # That has to come with a question
 
-# %% ../../nbs/serving/application.ipynb #6c56ed77
+# %% ../../nbs/serving/application.ipynb #d0a47a40
 class _Gone(Exception): "Nobody waits for the answer."
 
 async def _unless_gone(request, coroutine):
@@ -100,7 +100,7 @@ async def _judge(processes, measures, photo, explained):
                 probabilities=answer.probabilities, model=processes.about['id'],
                 milliseconds=round(reply['milliseconds'], 2), **more)
 
-# %% ../../nbs/serving/application.ipynb #829e45c2
+# %% ../../nbs/serving/application.ipynb #639cda18
 def _line(request): return request.scope['state']['line']
 
 def _add_predictions(app, processes, measures, bodies):
@@ -133,7 +133,7 @@ async def _judge_or_fault(processes, measures, photo, explained):
         if err.status_code != 422: raise
         return dict(detail=err.detail)
 
-# %% ../../nbs/serving/application.ipynb #2adf6577
+# %% ../../nbs/serving/application.ipynb #369f7608
 def _add_facts(app, processes):
     @app.get('/typologies', responses={401: _RESPONSES[401]})
     async def typologies() -> list[str]:
@@ -147,7 +147,7 @@ def _add_facts(app, processes):
         return dict(model=about['id'], package=version('basegun-fastai'), decoder=about['decoder'],
                     evidence=about['has_evidence'])
 
-# %% ../../nbs/serving/application.ipynb #ac644326
+# %% ../../nbs/serving/application.ipynb #316a1115
 def _add_health(app, processes, measures):
     @app.get('/health/live')
     async def live() -> dict[str, str]:
@@ -167,7 +167,7 @@ def _add_health(app, processes, measures):
         content, media_type = measures.text()
         return Response(content, media_type=media_type)
 
-# %% ../../nbs/serving/application.ipynb #01bca472
+# %% ../../nbs/serving/application.ipynb #67d28a22
 def _add_page(app, html, policy):
     @app.get('/', include_in_schema=False)
     async def front(): return HTMLResponse(html, headers={'Content-Security-Policy': policy})
@@ -185,7 +185,7 @@ def _add_faults(app):
     async def invalid(_, error):
         return JSONResponse(dict(detail='; '.join(f"{o['loc'][-1]}: {o['msg']}" for o in error.errors())), 422)
 
-# %% ../../nbs/serving/application.ipynb #f3870ce4
+# %% ../../nbs/serving/application.ipynb #4304ce81
 def application(
     processes: Processes, # That answer; they are started before the first request
     settings: Settings, # As the command was told

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BODY_SECONDS', 'AGAIN', 'Bodies', 'photos_in']
 
-# %% ../../nbs/serving/bodies.ipynb #9844e561
+# %% ../../nbs/serving/bodies.ipynb #f4a6dfd2
 import asyncio
 import sys
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-# %% ../../nbs/serving/bodies.ipynb #9ee4ad9b
+# %% ../../nbs/serving/bodies.ipynb #9830e8bb
 BODY_SECONDS = 30
 AGAIN = {'Retry-After': '1'}
 
@@ -53,19 +53,21 @@ class Bodies:
     def _too_large(self):
         return HTTPException(413, f'the body has more than {self.max_bytes} bytes: send a smaller photo')
 
-# %% ../../nbs/serving/bodies.ipynb #706fc85c
+# %% ../../nbs/serving/bodies.ipynb #83d7255d
 class _InMemory(MultiPartParser): spool_max_size = sys.maxsize
 
 async def photos_in(
     body: bytes, # As it came
     request: Request, # Its header says how the body has to be read
     name: str, # Of the fields of a form that are photos
-    most: int, # As many of them
+    most: int, # As many of them; one may come without a form
 ) -> list[bytes]: # Photos, or what claims to be; raises `HTTPException` with 422
     "Take a body apart: the files of a form, or the body itself."
-    if not request.headers.get('content-type', '').lower().startswith('multipart/'): return [body]
+    if not request.headers.get('content-type', '').lower().startswith('multipart/'):
+        if most == 1: return [body]
+        raise HTTPException(422, f"send a form with files '{name}'")
     async def whole(): yield body
-    try: form = await _InMemory(request.headers, whole(), max_files=most, max_fields=8).parse()
+    try: form = await _InMemory(request.headers, whole(), max_files=most).parse()
     except (MultiPartException, KeyError, ValueError) as err:
         reason = getattr(err, 'message', err)
         raise HTTPException(422, f'the form cannot be read ({reason}): send at most {most} files') from err

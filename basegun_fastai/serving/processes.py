@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_SECONDS', 'Busy', 'TooSlow', 'Died', 'Processes', 'ask']
 
-# %% ../../nbs/serving/processes.ipynb #47d95251
+# %% ../../nbs/serving/processes.ipynb #3157a802
 import asyncio
 import json
 import os
@@ -21,14 +21,14 @@ from ..data.photo import UnreadablePhoto
 from ..predict import Answer
 from .worker import ANSWER, QUESTION
 
-# %% ../../nbs/serving/processes.ipynb #f53aaee4
+# %% ../../nbs/serving/processes.ipynb #fa0dc887
 MAX_SECONDS = 10  # that one photo may take, once it is its turn
 
 class Busy(Exception): "There is no place for another photo; ask again in a second."
 class TooSlow(Exception): "The photo took longer than a photo may take."
 class Died(Exception): "The process was killed; ask again."
 
-# %% ../../nbs/serving/processes.ipynb #b5205e30
+# %% ../../nbs/serving/processes.ipynb #9fb8ce86
 class _Process:
     def __init__(self, folder, threads):
         self.arguments, self.process, self.about = [str(folder), str(threads)], None, None
@@ -58,7 +58,7 @@ class _Process:
         except TimeoutError as err: raise TooSlow from err
         except (asyncio.IncompleteReadError, ConnectionError) as err:
             code = await self.process.wait()
-            if code in (-signal.SIGKILL, -signal.SIGTERM): raise Died from err
+            if code >= 0 or code in (-signal.SIGKILL, -signal.SIGTERM): raise Died from err
             raise UnreadablePhoto('it', f'crashes the decoder ({code})') from err
 
     async def end(self):
@@ -66,7 +66,7 @@ class _Process:
         self.process.kill()
         await self.process.wait()
 
-# %% ../../nbs/serving/processes.ipynb #e52f68e0
+# %% ../../nbs/serving/processes.ipynb #1cb68ebe
 class Processes:
     "Some processes with the same model, and a short queue before them."
 
@@ -107,7 +107,7 @@ class Processes:
         await asyncio.gather(*(o.end() for o in self.all))
         for o in self.at_work: o.cancel()
 
-# %% ../../nbs/serving/processes.ipynb #2d0586ed
+# %% ../../nbs/serving/processes.ipynb #229b3b93
 def _keep(processes, coroutine):
     "Go on with a task, whoever waits for it."
     task = asyncio.ensure_future(coroutine)
@@ -136,7 +136,7 @@ async def _ask_one(processes, process, photo, explained):
     processes.free.put_nowait(process)
     return reply
 
-# %% ../../nbs/serving/processes.ipynb #2760a978
+# %% ../../nbs/serving/processes.ipynb #c506f342
 async def ask(self,
     photo: bytes, # Of one; whoever asks has a place
     explained: bool = False, # With the picture of the evidence?

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['QUESTION', 'ANSWER', 'MAX_MEMORY', 'run_worker']
 
-# %% ../../nbs/serving/worker.ipynb #6b754e91
+# %% ../../nbs/serving/worker.ipynb #ce49fd1b
 import json
 import os
 import signal
 import struct
 import sys
 import time
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..core import BasegunError
 from ..data.photo import UnreadablePhoto
 from ..predict import load
 
-# %% ../../nbs/serving/worker.ipynb #de2c374e
+# %% ../../nbs/serving/worker.ipynb #a9469609
 QUESTION, ANSWER = struct.Struct('<I?'), struct.Struct('<II')
 MAX_MEMORY = 5 * 2**28  # bytes of address space beside what the model has
 
@@ -48,12 +49,14 @@ def _write(file, reply, picture):
     file.write(ANSWER.pack(len(text), len(picture)) + text + picture)
     file.flush()
 
-# %% ../../nbs/serving/worker.ipynb #8807d432
+# %% ../../nbs/serving/worker.ipynb #69a08ec4
 def run_worker() -> None: # Nothing; ends with its standard input
     "Answer the photos that come in, as a program; arguments: the folder of an exported model, and threads."
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group, and the server decides
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stderr = os.fdopen(os.dup(2), 'w', buffering=1)  # for what Python says of a mistake of ours
+    for o in (1, 2): os.dup2(os.open(os.devnull, os.O_WRONLY), o)  # C libraries complain there
+    warnings.simplefilter('ignore')  # of Pillow, about photos
     try: model = load(sys.argv[1], int(sys.argv[2]))
     except BasegunError as err: return _write(answers, dict(fault=str(err)), b'')
     about = dict(id=model.id, classes=model.classes, decoder=model.about['decoder'], has_evidence=model.has_evidence)
