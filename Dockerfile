@@ -1,3 +1,34 @@
+# Two images. `docker build --target serve .` makes a small server, `docker build .` the one for OVH AI Training.
+
+# The server: no PyTorch, nothing to write to, not root. The exported model comes as a volume:
+#   docker run --read-only -p 8000:8000 -v "$PWD/served:/model:ro" IMAGE
+FROM python:3.11-slim-bookworm AS packages
+
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# What `serve` needs of the package's requirements; the rest is for training.
+WORKDIR /build
+COPY settings.ini constraints.txt ./
+RUN python -c "from configparser import ConfigParser as C; c = C(delimiters=['=']); c.read('settings.ini'); \
+d = c['DEFAULT']; names = ('onnxruntime>', 'numpy>', 'pillow>', 'pi-heif>', 'fastcore>'); \
+print('\n'.join([o for o in d['requirements'].split() if o.startswith(names)] + d['serve_requirements'].split()))" \
+    > needed.txt && pip install -c constraints.txt --prefix=/packages -r needed.txt && pip install "setuptools>=77"
+
+COPY setup.py pyproject.toml MANIFEST.in README.md ./
+COPY basegun_fastai ./basegun_fastai
+RUN pip install --no-deps --no-build-isolation --prefix=/packages . \
+    && find /packages -type d -name tests -prune -exec rm -rf {} +
+
+FROM python:3.11-slim-bookworm AS serve
+
+ENV PYTHONUNBUFFERED=1
+COPY --from=packages /packages /usr/local
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["python", "-c", \
+    "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+ENTRYPOINT ["basegun-fastai", "serve", "/model", "--host", "0.0.0.0"]
+
 # The image for OVH AI Training: the command, JupyterLab and TensorBoard, as user 42420 with HOME=/workspace.
 FROM python:3.11-slim-bookworm
 

@@ -69,3 +69,4 @@ bench: install
 	$(BIN)/python benchmarks/levels.py
 	$(BIN)/python benchmarks/real.py
 	$(BIN)/python benchmarks/padding.py
+	command -v hey >/dev/null && $(BIN)/python benchmarks/load.py || echo 'no hey (apt-get install hey): benchmarks/load.py is left out'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_KEY', 'page', 'serve']
 
-# %% ../nbs/serve.ipynb #ea8b93d4
+# %% ../nbs/serve.ipynb #573cc181
 import asyncio
 import base64
 import hashlib
@@ -20,7 +20,7 @@ from .core import BasegunError, raise_faults, say
 from .exported import place_fault, read_description
 from .predict import max_threads
 
-# %% ../nbs/serve.ipynb #3e2c2b90
+# %% ../nbs/serve.ipynb #af0693d5
 MIN_KEY = 16  # characters
 
 def _key(file):
@@ -49,7 +49,7 @@ def _text_faults(root_path, allow_origin):
                       '/basegun')
     return faults
 
-# %% ../nbs/serve.ipynb #932a24be
+# %% ../nbs/serve.ipynb #b80fd96b
 def page() -> tuple[str, str]: # HTML, and its Content-Security-Policy
     "Read the page at `/`."
     html = files('basegun_fastai.serving').joinpath('page.html').read_text(encoding='utf-8')
@@ -60,7 +60,7 @@ def page() -> tuple[str, str]: # HTML, and its Content-Security-Policy
                   "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
                   "frame-ancestors 'none'")
 
-# %% ../nbs/serve.ipynb #6e02c474
+# %% ../nbs/serve.ipynb #1473b4c6
 async def _serve(processes, settings, listening, with_page):
     from basegun_fastai.serving.application import application
     from basegun_fastai.serving.middleware import LineHandler
@@ -79,7 +79,7 @@ async def _serve(processes, settings, listening, with_page):
         if not server.should_exit: await server.serve(sockets=[listening])
     finally: await processes.end()
 
-# %% ../nbs/serve.ipynb #5238b9eb
+# %% ../nbs/serve.ipynb #a590dbb8
 def serve(
     exported: Path, # Folder that `basegun-fastai export` left
     host: str = '127.0.0.1', # Address to listen on; 0.0.0.0 means all of this machine
@@ -112,6 +112,4 @@ def serve(
     if key is None and host not in ('127.0.0.1', '::1', 'localhost'):
         say(f'warning: everybody who reaches {host}:{port} may ask; --api-key-file wants a key')
     with listen(host, port) as listening:
-        import uvloop
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(processes, settings, listening, not no_page))
+        asyncio.run(_serve(processes, settings, listening, not no_page))

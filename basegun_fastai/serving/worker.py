@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['QUESTION', 'ANSWER', 'MAX_MEMORY', 'run_worker']
 
-# %% ../../nbs/serving/worker.ipynb #ce49fd1b
+# %% ../../nbs/serving/worker.ipynb #f0d6e662
 import json
+import logging
 import os
 import signal
 import struct
@@ -20,7 +21,7 @@ from ..core import BasegunError
 from ..data.photo import UnreadablePhoto
 from ..predict import load
 
-# %% ../../nbs/serving/worker.ipynb #a9469609
+# %% ../../nbs/serving/worker.ipynb #9a5352b1
 QUESTION, ANSWER = struct.Struct('<I?'), struct.Struct('<II')
 MAX_MEMORY = 5 * 2**28  # bytes of address space beside what the model has
 
@@ -49,7 +50,7 @@ def _write(file, reply, picture):
     file.write(ANSWER.pack(len(text), len(picture)) + text + picture)
     file.flush()
 
-# %% ../../nbs/serving/worker.ipynb #69a08ec4
+# %% ../../nbs/serving/worker.ipynb #b6ade794
 def run_worker() -> None: # Nothing; ends with its standard input
     "Answer the photos that come in, as a program; arguments: the folder of an exported model, and threads."
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group, and the server decides
@@ -57,6 +58,7 @@ def run_worker() -> None: # Nothing; ends with its standard input
     sys.stderr = os.fdopen(os.dup(2), 'w', buffering=1)  # for what Python says of a mistake of ours
     for o in (1, 2): os.dup2(os.open(os.devnull, os.O_WRONLY), o)  # C libraries complain there
     warnings.simplefilter('ignore')  # of Pillow, about photos
+    logging.disable()
     try: model = load(sys.argv[1], int(sys.argv[2]))
     except BasegunError as err: return _write(answers, dict(fault=str(err)), b'')
     about = dict(id=model.id, classes=model.classes, decoder=model.about['decoder'], has_evidence=model.has_evidence)
