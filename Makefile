@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/basegun-fastai demo-data demo/data --photos-per-class 100
 	$(BIN)/basegun-fastai train demo/data --arch test_resnet --size 96 --weights none --fine-tune-epochs 16 --lr 0.006 --batch-size 16 --out demo/runs --name first
 	echo
-	echo "look at demo/runs/first/confusion-matrix.png, and at the curves: $(BIN)/tensorboard --logdir demo/runs"
+	echo "look at demo/runs/first/report.html, and at the curves: $(BIN)/tensorboard --logdir demo/runs"
 
 one: install
 	export $(ENVIRONMENT) XDG_CACHE_HOME="$$(mktemp -d)"

@@ -19,6 +19,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import BytesIO, StringIO
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -70,12 +71,17 @@ def listening(*command):
         finally: process.terminate()
 
 
-def asked(url, file, clients, rate=None, seconds=SECONDS):
-    "What so many clients get: status and seconds of each answer, and the seconds that all took."
+def asked(url, file, clients, rate=None, apart=1):
+    """What so many clients get. With a rate they come as `apart` programs, one a little later than the other: the
+    clients of one program ask all at the same moment."""
     limit = [] if rate is None else ['-q', str(rate / clients)]
-    command = ['hey', '-z', f'{seconds}s', '-c', str(clients), *limit, '-m', 'POST', '-D', str(file), '-T',
+    command = ['hey', '-z', f'{SECONDS}s', '-c', str(clients // apart), *limit, '-m', 'POST', '-D', str(file), '-T',
                'application/octet-stream', '-o', 'csv', f'{url}/predict']
-    rows = [*csv.DictReader(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())]
+    programs = []
+    for _ in range(apart):
+        programs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        if rate: time.sleep(clients / rate / apart)
+    rows = [row for o in programs for row in csv.DictReader(o.communicate()[0].splitlines())]
     times = np.array([[float(o['response-time']), int(o['status-code']), float(o['offset'])] for o in rows])
     right = times[times[:, 1] == 200]
     p50, p95, p99 = (float(np.percentile(right[:, 0], o)) for o in (50, 95, 99))
@@ -89,7 +95,7 @@ def main():
     rows = []
     with TemporaryDirectory() as folder:
         folder = Path(folder)
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()): run, served = exported('efficientnet_b0', folder)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()): run, model = exported('efficientnet_b0', folder)
         (folder/'peer.py').write_text(PEER)
         for name, shape in SIZES.items():
             content = BytesIO()
@@ -97,23 +103,23 @@ def main():
             file, content = folder/f'{name}.jpg', content.getvalue()
             file.write_bytes(content)
             loop = looped(run, cores(), content, SECONDS)
-            with ProcessPoolExecutor(cores()) as pool:
+            with ProcessPoolExecutor(cores(), mp_context=get_context('spawn')) as pool:
                 apart = sum(pool.map(looped, *zip(*[(run, 1, content, SECONDS)] * cores(), strict=True)))
             say(f'{name}: bare loop {loop:.1f}, one process a core {apart:.1f} photos a second')
             row = dict(photo=name, bytes=len(content), loop=loop, apart=apart)
-            with listening(COMMAND, 'serve', served, '--port', 0) as url:
+            with listening(COMMAND, 'serve', model, '--port', 0) as url:
                 row['ours'] = [asked(url, file, o) for o in (1, 2, 4, 8, 16, 64)]
                 capacity = asked(url, file, 2 * cores())
-                overload = asked(url, file, 64, 4 * capacity['photos_a_second'])
+                overload = asked(url, file, 64, 4 * capacity['photos_a_second'], 16)
                 row |= dict(capacity=capacity, overload=overload)
-            with listening(sys.executable, folder/'peer.py', served) as url:
+            with listening(sys.executable, folder/'peer.py', model) as url:
                 row['peer'] = [asked(url, file, o) for o in (1, 4, 16, 64)]
             rows.append(row)
             for arm in ('ours', 'peer'):
                 for o in row[arm]:
                     slow = ' '.join(f'{k} {o[k]:.3f}' for k in ('p50', 'p95', 'p99'))
-                    print(f"{name:7} {arm:5} {o['clients']:3} clients {o['photos_a_second']:6.1f} a second, of the loop "
-                          f"{o['photos_a_second'] / loop:.2f}, {slow}, refused {o['refused']:.2f}, "
+                    print(f"{name:7} {arm:5} {o['clients']:3} clients {o['photos_a_second']:6.1f} a second, of the "
+                          f"loop {o['photos_a_second'] / loop:.2f}, {slow}, refused {o['refused']:.2f}, "
                           f"other {o['other']}", flush=True)
             print(f"{name:7} overload at four times: {overload['photos_a_second'] / loop:.2f} of the loop, p95 "
                   f"{overload['p95'] / capacity['p95']:.2f} times that at capacity, refused {overload['refused']:.2f}, "

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BODY_SECONDS', 'AGAIN', 'Bodies', 'photos_in']
 
-# %% ../../nbs/serving/bodies.ipynb #f4a6dfd2
+# %% ../../nbs/serving/bodies.ipynb #d0a7a624
 import asyncio
 import sys
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-# %% ../../nbs/serving/bodies.ipynb #9830e8bb
+# %% ../../nbs/serving/bodies.ipynb #7286ea0f
 BODY_SECONDS = 30
 AGAIN = {'Retry-After': '1'}
 
@@ -41,7 +41,8 @@ class Bodies:
                     async for chunk in request.stream(): self._keep(chunks, chunk)
             except TimeoutError as err:
                 raise HTTPException(408, f'the body did not come within {BODY_SECONDS} seconds: send it again') from err
-            yield b''.join(chunks)
+            chunks[:] = [b''.join(chunks)]
+            yield chunks[0]
         finally: self.held -= sum(map(len, chunks))
 
     def _keep(self, chunks, chunk):
@@ -53,7 +54,7 @@ class Bodies:
     def _too_large(self):
         return HTTPException(413, f'the body has more than {self.max_bytes} bytes: send a smaller photo')
 
-# %% ../../nbs/serving/bodies.ipynb #83d7255d
+# %% ../../nbs/serving/bodies.ipynb #efe99d41
 class _InMemory(MultiPartParser): spool_max_size = sys.maxsize
 
 async def photos_in(

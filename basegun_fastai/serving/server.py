@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADER_SECONDS', 'GRACE', 'listen', 'Server']
 
-# %% ../../nbs/serving/server.ipynb #686a5da6
+# %% ../../nbs/serving/server.ipynb #eaef29c3
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ..core import BasegunError
 from .bodies import BODY_SECONDS
 
-# %% ../../nbs/serving/server.ipynb #6ed1eb72
+# %% ../../nbs/serving/server.ipynb #c3f10bc1
 def listen(
     host: str, # Address of this machine
     port: int, # 0 takes a free one
 ) -> socket.socket: # Bound; raises `BasegunError` where that cannot be
     "Take a port."
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio asks, or answers wait for 40 ms
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try: taken.bind((host, port))
     except OSError as err:
@@ -33,7 +33,7 @@ def listen(
                            'port, or 0 for a free one') from err
     return taken
 
-# %% ../../nbs/serving/server.ipynb #a0cd62d3
+# %% ../../nbs/serving/server.ipynb #3a3999dc
 HEADER_SECONDS, GRACE = 10, 10
 
 class _Protocol(HttpToolsProtocol):
@@ -64,7 +64,7 @@ class _Protocol(HttpToolsProtocol):
         self._arm(None)
         super().connection_lost(error)
 
-# %% ../../nbs/serving/server.ipynb #2452ac7c
+# %% ../../nbs/serving/server.ipynb #ec46ff2e
 class Server(uvicorn.Server):
     "A server that leaves signals to whoever runs it."
 
