@@ -41,6 +41,10 @@ def large():
     return out.getvalue()
 
 
+def in_progress(server):
+    return float(re.search(r'^basegun_photos_in_progress (\S+)', httpx.get(f'{server.url}/metrics').text, re.M)[1])
+
+
 def test_answers_are_those_of_predict_to_the_bit(server, exported, photos):
     model = load(exported, 1)
     with ThreadPoolExecutor(8) as pool:
@@ -174,16 +178,25 @@ def test_a_killed_process_takes_one_answer_with_it_and_another_comes(exported, p
         assert len(set(server.children()) - set(before)) == 1 and server.end() == 0
 
 
-def test_sigterm_finishes_what_has_come_in(exported, large):
-    limits = '--workers', 2, '--limit-concurrency', 20, '--max-bytes', 50_000_000
+def test_sigterm_finishes_what_has_come_in(exported, photos):
+    limits = '--workers', 2, '--limit-concurrency', 20
     with serving(exported, *limits) as server, ThreadPoolExecutor(20) as pool:
-        asked = [pool.submit(server.client.post, '/predict', content=large) for _ in range(20)]
-        server._until(lambda: 'basegun_photos_in_progress 20.0' in httpx.get(server.url + '/metrics').text
-                      or asked[0].done())
-        children, began = server.children(), time.monotonic()
-        assert server.end() == 0 and time.monotonic() - began < 12
-        assert [o.result().status_code for o in asked].count(200) >= 18
-        assert not [o for o in children if os.path.exists(f'/proc/{o}')]
+        children = server.children()
+        for o in children: os.kill(o, signal.SIGSTOP)
+        asked = [pool.submit(httpx.post, f'{server.url}/predict', content=o, timeout=30) for o in photos[:20]]
+        server._until(lambda: in_progress(server) == 20)
+        server.process.send_signal(signal.SIGTERM)
+        server._until(lambda: not accepts(server))
+        for o in children: os.kill(o, signal.SIGCONT)
+        assert [o.result().status_code for o in asked] == [200] * 20
+        assert server.process.wait(12) == 0 and not [o for o in children if alive(o)]
+
+
+def accepts(server):
+    host, port = server.url.removeprefix('http://').split(':')
+    try: socket.create_connection((host, int(port)), 1).close()
+    except OSError: return False
+    return True
 
 
 def test_killing_the_server_leaves_no_process(exported):
@@ -291,3 +304,44 @@ def test_a_model_that_was_changed_is_refused_in_one_line(exported, tmp_path):
     result = run_command('serve', folder, '--port', 0)
     assert result.returncode == 1 and 'is damaged or of another model' in result.stderr
     assert result.stderr.count('\n') == 1
+
+
+def test_a_process_that_hangs_is_replaced_after_ten_seconds(exported, photos):
+    with serving(exported, '--workers', 1) as server:
+        [before] = server.children()
+        os.kill(before, signal.SIGSTOP)
+        began = time.monotonic()
+        response = server.client.post('/predict', content=photos[0])
+        assert response.status_code == 504 and 9 < time.monotonic() - began < 15
+        assert server.client.post('/predict', content=photos[0]).status_code == 200
+        assert server.children() != [before] and not alive(before)
+
+
+def test_a_client_that_is_gone_leaves_its_place(exported, photos):
+    with serving(exported, '--workers', 1, '--limit-concurrency', 2) as server, ThreadPoolExecutor(1) as pool:
+        [child] = server.children()
+        os.kill(child, signal.SIGSTOP)
+        first = pool.submit(server.client.post, '/predict', content=photos[0])
+        server._until(lambda: in_progress(server) == 1)
+        host, port = server.url.removeprefix('http://').split(':')
+        with socket.create_connection((host, int(port))) as second:
+            head = f'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photos[1])}\r\n\r\n'
+            second.sendall(head.encode() + photos[1])
+            server._until(lambda: in_progress(server) == 2)
+            assert httpx.post(f'{server.url}/predict', content=photos[2]).status_code == 503
+        server._until(lambda: in_progress(server) == 1)
+        os.kill(child, signal.SIGCONT)
+        assert first.result().status_code == 200
+        assert server.client.post('/predict', content=photos[2]).status_code == 200
+
+
+def test_a_photo_that_crashes_its_decoder_is_refused_by_name(exported, photos):
+    with serving(exported, '--workers', 1) as server, ThreadPoolExecutor(1) as pool:
+        [child] = server.children()
+        os.kill(child, signal.SIGSTOP)
+        asked = pool.submit(server.client.post, '/predict', content=photos[0])
+        server._until(lambda: in_progress(server) == 1)
+        os.kill(child, signal.SIGSEGV)
+        os.kill(child, signal.SIGCONT)
+        assert asked.result().status_code == 422 and 'crashes the decoder' in asked.result().json()['detail']
+        assert server.client.post('/predict', content=photos[0]).status_code == 200
