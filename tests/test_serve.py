@@ -345,3 +345,15 @@ def test_a_photo_that_crashes_its_decoder_is_refused_by_name(exported, photos):
         os.kill(child, signal.SIGCONT)
         assert asked.result().status_code == 422 and 'crashes the decoder' in asked.result().json()['detail']
         assert server.client.post('/predict', content=photos[0]).status_code == 200
+
+
+def test_a_proxy_may_have_it_under_a_path(exported, photos):
+    with serving(exported, '--workers', 1, '--root-path', '/basegun') as server:
+        plain = server.url.removesuffix('/basegun')
+        assert plain != server.url
+        for url in (plain, server.url): assert httpx.post(f'{url}/predict', content=photos[0]).status_code == 200
+        assert httpx.get(f'{server.url}/').status_code == 200
+        assert '/basegun/openapi.json' in httpx.get(f'{plain}/docs').text
+        assert [o['path'] for o in server.lines(3)[:3]] == ['/predict', '/predict', '/']
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(12) == 0

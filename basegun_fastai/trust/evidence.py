@@ -124,11 +124,13 @@ def confused_overlays(
 ) -> list[Image.Image]: # One a photo; none for a network without evidence
     "Lay the evidence for wrong answers, against the true classes, over the photos."
     import torch
+
+    from basegun_fastai.model.loaders import photos_loader
     layer, overlays, pairs = dense_layer(network.cpu(), architecture.size) if photos else None, [], iter(pairs)
     if layer is None: return []
     network.to(dls.device)
     mean, std = (np.array(o, np.float32) for o in (architecture.mean, architecture.std))
-    dl = dls.test_dl(photos)
+    dl = photos_loader(dls, photos)
     with torch.no_grad():
         for (x,) in dl:
             x = x.as_subclass(torch.Tensor)

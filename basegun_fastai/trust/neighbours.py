@@ -50,7 +50,9 @@ def features(
 ) -> Iterator[np.ndarray]: # Batches of features of length 1, `float32` of shape `(n, features)`
     "Compute what the last layer decides by."
     import torch
-    dl = dls.test_dl(photos)
+
+    from basegun_fastai.model.loaders import photos_loader
+    dl = photos_loader(dls, photos)
     try:
         with torch.no_grad():
             for (x,) in progress(dl, len(dl), what, 'batch'):

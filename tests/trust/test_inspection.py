@@ -31,6 +31,7 @@ def inspection(run, data, dls):
     return inspect_run(run, dls, data, read_predictions(run, run.config.classes), train)
 
 
+@pytest.mark.slow
 def test_each_mistake_has_its_evidence_and_its_neighbours(run, inspection):
     preds = read_predictions(run, run.config.classes)
     assert inspection.worst and all(not preds.right[i] for i in inspection.worst)
@@ -41,16 +42,19 @@ def test_each_mistake_has_its_evidence_and_its_neighbours(run, inspection):
     assert [*inspection.steadiness.index] == ['as it is', *VARIATIONS]
 
 
+@pytest.mark.slow
 def test_what_is_asked_again_as_it_is_gets_the_same_answer(run, inspection):
     preds = read_predictions(run, run.config.classes)
     assert inspection.steadiness.confidence['as it is'] == pytest.approx(preds.confidences.mean(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_without_train_photos_nothing_is_resembled(run, data, dls):
     alone = inspect_run(run, dls, data, read_predictions(run, run.config.classes), [])
     assert alone.neighbours.empty and alone.n_compared == (0, 0) and alone.overlays
 
 
+@pytest.mark.slow
 def test_weights_are_read_of_the_run_itself(run, data, dls, tmp_path):
     from safetensors.torch import load_file, save_file
 

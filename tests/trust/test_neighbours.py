@@ -35,6 +35,7 @@ def trained(run, data):
     return trained_model(run), run_loaders(run, data, list_photos(data, 'classes'), 0, 'cpu')
 
 
+@pytest.mark.slow
 def test_features_are_what_the_last_layer_decides_by(trained, run, data):
     net, dls = trained
     preds = read_predictions(run, run.config.classes)
@@ -48,6 +49,7 @@ def test_features_are_what_the_last_layer_decides_by(trained, run, data):
     assert np.abs(again - preds.probabilities).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_photo_that_is_in_train_too_is_its_own_neighbour(trained, data):
     net, dls = trained
     val, train = ({o.relative_to(data).as_posix(): str(o) for o in sorted((data/split).glob('*/*'))}
