@@ -6,6 +6,7 @@ EfficientNet-B0 at 224 pixels, photos of 0.5 and 12 megapixels, server and load 
   a core with one thread each, which is what no server can exceed;
 - ours at 1 to 64 clients, each of which asks again as soon as it has its answer: photos a second, and p50, p95, p99 of
   those that got an answer; the others got 503 at once;
+- the same with 64 places: a longer queue instead of refusals;
 - the peer: FastAPI with `predict.load` in a thread, as one would write it in ten lines;
 - overload: requests at four times the rate that the server can bear, and how long those that were let in took beside
   those at capacity (as many clients as places).
@@ -112,13 +113,15 @@ def main():
                 capacity = asked(url, file, 2 * cores())
                 overload = asked(url, file, 64, 4 * capacity['photos_a_second'], 16)
                 row |= dict(capacity=capacity, overload=overload)
+            with listening(COMMAND, 'serve', model, '--port', 0, '--limit-concurrency', 64) as url:
+                row['64 places'] = [asked(url, file, o) for o in (16, 64)]
             with listening(sys.executable, folder/'peer.py', model) as url:
                 row['peer'] = [asked(url, file, o) for o in (1, 4, 16, 64)]
             rows.append(row)
-            for arm in ('ours', 'peer'):
+            for arm in ('ours', '64 places', 'peer'):
                 for o in row[arm]:
                     slow = ' '.join(f'{k} {o[k]:.3f}' for k in ('p50', 'p95', 'p99'))
-                    print(f"{name:7} {arm:5} {o['clients']:3} clients {o['photos_a_second']:6.1f} a second, of the "
+                    print(f"{name:7} {arm:9} {o['clients']:3} clients {o['photos_a_second']:6.1f} a second, of the "
                           f"loop {o['photos_a_second'] / loop:.2f}, {slow}, refused {o['refused']:.2f}, "
                           f"other {o['other']}", flush=True)
             print(f"{name:7} overload at four times: {overload['photos_a_second'] / loop:.2f} of the loop, p95 "

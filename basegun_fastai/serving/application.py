@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PHOTOS', 'Judgement', 'Fault', 'Settings', 'application']
 
-# %% ../../nbs/serving/application.ipynb #762edeab
+# %% ../../nbs/serving/application.ipynb #ebc40bfe
 import asyncio
 from base64 import b64encode
 from collections.abc import Callable
@@ -23,10 +23,10 @@ from starlette.requests import ClientDisconnect
 from ..data.photo import UnreadablePhoto
 from .bodies import AGAIN, Bodies, photos_in
 from .measures import Measures
-from .middleware import Middleware, write_line
+from .middleware import Middleware, busy, write_line
 from .processes import MAX_SECONDS, Busy, Died, Processes, TooSlow
 
-# %% ../../nbs/serving/application.ipynb #88d281b3
+# %% ../../nbs/serving/application.ipynb #5b2a79c0
 MAX_PHOTOS = 32  # of a batch
 
 class Judgement(BaseModel):
@@ -58,7 +58,7 @@ def _body_schema(name, many):
     alone = {} if many else {'application/octet-stream': dict(schema=photo), 'image/*': dict(schema=photo)}
     return dict(requestBody=dict(required=True, content=form | alone))
 
-# %% ../../nbs/serving/application.ipynb #0d7852e4
+# %% ../../nbs/serving/application.ipynb #391432a9
 @dataclass(frozen=True)
 class Settings:
     "What a server is told when it is started."
@@ -67,7 +67,7 @@ class Settings:
     allow_origin: tuple[str, ...] = ()  # Other sites whose pages may ask
     key: str|None = None  # That has to come with a question
 
-# %% ../../nbs/serving/application.ipynb #d0a47a40
+# %% ../../nbs/serving/application.ipynb #38ddcb6f
 class _Gone(Exception): "Nobody waits for the answer."
 
 async def _unless_gone(request, coroutine):
@@ -100,12 +100,11 @@ async def _judge(processes, measures, photo, explained):
                 probabilities=answer.probabilities, model=processes.about['id'],
                 milliseconds=round(reply['milliseconds'], 2), **more)
 
-# %% ../../nbs/serving/application.ipynb #639cda18
+# %% ../../nbs/serving/application.ipynb #2120973c
 def _line(request): return request.scope['state']['line']
 
 def _add_predictions(app, processes, measures, bodies):
     async def judged(request, name, most, explained, judge):
-        if processes.taken >= processes.places: raise Busy
         async with bodies.read(request) as body:
             photos = await photos_in(body, request, name, most)
             with processes.place(): return await _unless_gone(request, judge(photos, explained))
@@ -133,7 +132,7 @@ async def _judge_or_fault(processes, measures, photo, explained):
         if err.status_code != 422: raise
         return dict(detail=err.detail)
 
-# %% ../../nbs/serving/application.ipynb #369f7608
+# %% ../../nbs/serving/application.ipynb #1aa74129
 def _add_facts(app, processes):
     @app.get('/typologies', responses={401: _RESPONSES[401]})
     async def typologies() -> list[str]:
@@ -147,7 +146,7 @@ def _add_facts(app, processes):
         return dict(model=about['id'], package=version('basegun-fastai'), decoder=about['decoder'],
                     evidence=about['has_evidence'])
 
-# %% ../../nbs/serving/application.ipynb #316a1115
+# %% ../../nbs/serving/application.ipynb #817824c3
 def _add_health(app, processes, measures):
     @app.get('/health/live')
     async def live() -> dict[str, str]:
@@ -167,7 +166,7 @@ def _add_health(app, processes, measures):
         content, media_type = measures.text()
         return Response(content, media_type=media_type)
 
-# %% ../../nbs/serving/application.ipynb #67d28a22
+# %% ../../nbs/serving/application.ipynb #9d17582f
 def _add_page(app, html, policy):
     @app.get('/', include_in_schema=False)
     async def front(): return HTMLResponse(html, headers={'Content-Security-Policy': policy})
@@ -179,13 +178,13 @@ def _add_faults(app):
     async def gone(*_): return Response(status_code=499)
 
     @app.exception_handler(Busy)
-    async def busy(*_): return JSONResponse(dict(detail='no place is free: ask again in a second'), 503, AGAIN)
+    async def no_place(*_): return busy()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_, error):
         return JSONResponse(dict(detail='; '.join(f"{o['loc'][-1]}: {o['msg']}" for o in error.errors())), 422)
 
-# %% ../../nbs/serving/application.ipynb #4304ce81
+# %% ../../nbs/serving/application.ipynb #55ddda07
 def application(
     processes: Processes, # That answer; they are started before the first request
     settings: Settings, # As the command was told
@@ -206,5 +205,6 @@ def application(
 
     allowed = dict(allow_methods=['GET', 'POST'], allow_headers=['Authorization', 'Content-Type', 'X-Request-ID'])
     if settings.allow_origin: app.add_middleware(CORSMiddleware, allow_origins=list(settings.allow_origin), **allowed)
-    app.add_middleware(Middleware, measures=measures, key=settings.key, paths=paths, write=write)
+    app.add_middleware(Middleware, measures=measures, key=settings.key, paths=paths, write=write,
+                       full=lambda: processes.taken >= processes.places)
     return app
