@@ -33,22 +33,24 @@ class Bodies:
         request: Request, # Whose body is still to come
     ) -> AsyncIterator[bytes]: # All of it; raises `HTTPException` with 408, 413 or 503
         "Read a body, and let go of it at the end."
-        chunks = []
         if int(request.headers.get('content-length', 0)) > self.max_bytes: raise self._too_large()
+        body, n = bytearray(), 0
         try:
             try:
                 async with asyncio.timeout(BODY_SECONDS):
-                    async for chunk in request.stream(): self._keep(chunks, chunk)
+                    async for chunk in request.stream():
+                        n, self.held = n + len(chunk), self.held + len(chunk)
+                        self._refuse_more(n)
+                        body += chunk
             except TimeoutError as err:
                 raise HTTPException(408, f'the body did not come within {BODY_SECONDS} seconds: send it again') from err
-            chunks[:] = [b''.join(chunks)]
-            yield chunks[0]
-        finally: self.held -= sum(map(len, chunks))
+            content = bytes(body)
+            body.clear()
+            yield content
+        finally: self.held -= n
 
-    def _keep(self, chunks, chunk):
-        self.held += len(chunk)
-        chunks.append(chunk)
-        if sum(map(len, chunks)) > self.max_bytes: raise self._too_large()
+    def _refuse_more(self, n):
+        if n > self.max_bytes: raise self._too_large()
         if self.held > self.limit: raise HTTPException(503, 'too many photos are coming in: send it again', AGAIN)
 
     def _too_large(self):
