@@ -26,6 +26,7 @@ from .blank import blank
 from ..core import cores, raise_if_interrupted
 from .crops import crop_record, trim
 from .photo import UnreadablePhoto, photo_bytes, photo_header, read_photo
+from ..machine import limit_memory
 
 # %% ../../nbs/data/reading.ipynb #14ff6e9b
 def _digest(image): return int(hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16], 16)
@@ -75,19 +76,11 @@ def answer(
 # %% ../../nbs/data/reading.ipynb #14ff3554
 MAX_SECONDS, MAX_MEMORY = 60, 3 * 2**30
 
-def _limit_memory():
-    if not Path('/proc/self/statm').exists(): return  # elsewhere than on Linux, what is taken already is not known
-    import resource
-    now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = now + MAX_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-
 # %% ../../nbs/data/reading.ipynb #fa6f13d5
 def run_worker() -> None: # Nothing; ends with its standard input
     "Answer the names that come in, as a program; arguments: a folder, a task, the seconds for one photo."
     folder, task, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-    _limit_memory()
+    limit_memory(MAX_MEMORY)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C libraries write their complaints there
     print('ready', flush=True)
     for line in sys.stdin:

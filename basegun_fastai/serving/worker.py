@@ -15,23 +15,15 @@ import sys
 import time
 import warnings
 from io import BytesIO
-from pathlib import Path
 
 from ..core import BasegunError
 from ..data.photo import UnreadablePhoto
+from ..machine import limit_memory
 from ..predict import load
 
 # %% ../../nbs/serving/worker.ipynb #9a5352b1
 QUESTION, ANSWER = struct.Struct('<I?'), struct.Struct('<II')
 MAX_MEMORY = 5 * 2**28  # bytes of address space beside what the model has
-
-def _limit_memory():
-    if not Path('/proc/self/statm').exists(): return  # elsewhere than on Linux, what is taken already is not known
-    import resource
-    taken = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = taken + MAX_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 def _reply(model, photo, explained):
     started = time.perf_counter()
@@ -62,7 +54,7 @@ def run_worker() -> None: # Nothing; ends with its standard input
     try: model = load(sys.argv[1], int(sys.argv[2]))
     except BasegunError as err: return _write(answers, dict(fault=str(err)), b'')
     about = dict(id=model.id, classes=model.classes, decoder=model.about['decoder'], has_evidence=model.has_evidence)
-    _limit_memory()
+    limit_memory(MAX_MEMORY)
     _write(answers, about, b'')
     while len(head := questions.read(QUESTION.size)) == QUESTION.size:
         n, explained = QUESTION.unpack(head)
