@@ -68,11 +68,11 @@ def _id(scope):
     return id if re.fullmatch(r'[\w.-]{1,64}', id, re.ASCII) else uuid.uuid4().hex
 
 def _with_headers(send, scope, line):
-    wanted = _HEADERS | {'X-Request-ID': line['id']} | (_DOCS if _path(scope) == '/docs' else {})
+    extra = _HEADERS | {'X-Request-ID': line['id']} | (_DOCS if _path(scope) == '/docs' else {})
     async def sending(message):
         if message['type'] == 'http.response.start':
             line['status'], headers = message['status'], MutableHeaders(scope=message)
-            for k, v in wanted.items(): headers.setdefault(k, v)
+            for k, v in extra.items(): headers.setdefault(k, v)
         await send(message)
     return sending
 
@@ -100,12 +100,9 @@ class Middleware:
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        started, line = time.perf_counter(), dict(id=_id(scope), status=499, bytes=0)  # 499: nobody waits for it
+        started, line = time.perf_counter(), dict(id=_id(scope), status=500, bytes=0)  # until an answer begins
         scope.setdefault('state', {})['line'] = line
         try: await (self._refusal(scope) or self.app)(scope, _counting(receive, line), _with_headers(send, scope, line))
-        except Exception:
-            line['status'] = 500
-            raise
         finally: self._note(scope, line, time.perf_counter() - started)
 
     def _refusal(self, scope):

@@ -59,8 +59,8 @@ class Comparison:
     classes: pd.DataFrame  # A row a class: `before` and `after` (recall), `fixed` and `broken` (photos), `support`
 
 def compare(
-    before: Predictions, # What the first model said
-    after: Predictions, # What the second one said, of the same photos in the same order
+    before: Predictions, # Answers of the first model
+    after: Predictions, # Answers of the second model for the same photos, in the same order
 ) -> Comparison: # Raises `ValueError` where photos, labels or classes differ
     "Compare two models."
     from scipy.stats import binomtest
