@@ -115,9 +115,10 @@ def exit_code(
         raise
     return 0
 
-def _fail(message):
-    print(f'basegun-fastai: {message}', file=sys.stderr)
-    return 1
+def _fail(error):
+    if 'BASEGUN_LAUNCHED' not in os.environ:  # else the launcher says so
+        print(f'basegun-fastai: {error}', file=sys.stderr)
+    return getattr(error, 'exit_code', 1)
 
 def _signal_code(error): return 143 if isinstance(error, Terminated) else 130
 

@@ -51,6 +51,7 @@ class Resolved:
     p_affine: float = 1.  # Probability that a training photo is rotated and tilted
     stages: list[dict] = field(default_factory=list)  # As `training.fit.Stage` holds them
     halved_from: list[int]|None = None  # Batch sizes that memory did not suffice for
+    processes: int = 1  # How many train together, and share each batch
 
 # %% ../nbs/run.ipynb #61c83769
 @dataclass(frozen=True)

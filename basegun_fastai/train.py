@@ -8,8 +8,10 @@ __all__ = ['train', 'lr_find']
 # %% ../nbs/train.ipynb #95d8c7f1
 import inspect
 import json
+import os
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -18,8 +20,8 @@ from pathlib import Path
 
 from fastcore.meta import delegates
 
-from .core import BasegunError, number_of, one_of, out_faults, printable, raise_faults, say, whole_folder
-from .core import write_whole
+from .core import BasegunError, number_of, one_of, out_faults, printable, raise_faults, rank, say
+from .core import whole_folder, world_size, write_whole
 from .data.cache import cache_faults, open_cache
 from .data.contents import describe_photos
 from .data.folders import folder_fault, ignored_files, layout_faults, list_photos
@@ -32,7 +34,13 @@ from .run import Config, Run, run_name
 from .training.options import CLASS_WEIGHTS, DEVICES, PRECISIONS, Options
 from .trust.ood import read_ood_photos
 
-# %% ../nbs/train.ipynb #acca8279
+# %% ../nbs/train.ipynb #19b7c91c
+def _from_first(make):
+    "What the first of the processes that train together makes, in all of them."
+    if world_size() == 1: return make()
+    from basegun_fastai.model.ranks import from_first
+    return from_first(make)
+
 def _list_photos(data):
     table = list_photos(data)
     parts = ' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())
@@ -42,21 +50,33 @@ def _list_photos(data):
         say(f"not taken as photos: {printable(', '.join(aside[:10]))}{more}")
     return table
 
+# %% ../nbs/train.ipynb #acca8279
+def _early_faults(options, faults):
+    "Those that nothing slow has to be done for."
+    ood_fault = folder_fault(options.not_a_gun) if options.not_a_gun is not None else None
+    return [*options.faults(), *worker_faults(options.workers), *layout_faults(options.data),
+            *cache_faults(options.cache, options.data), *([f'--not-a-gun: {ood_fault}'] if ood_fault else []), *faults]
+
+def _read_photos(options, table):
+    if world_size() == 1: return readable_photos(options.data, table, options.skip_unreadable)
+    from basegun_fastai.training.distributed import examine_together
+    if rank(): examine_together(options.data)
+    return _from_first(lambda: readable_photos(options.data, table, options.skip_unreadable, examine_together))
+
 def _prepare(options, faults):
     "Judge everything, then read every photo; returns setup, photos with digests, and files left aside."
-    ood_fault = folder_fault(options.not_a_gun) if options.not_a_gun is not None else None
-    faults = [*options.faults(), *worker_faults(options.workers), *layout_faults(options.data),
-              *cache_faults(options.cache, options.data),
-              *([f'--not-a-gun: {ood_fault}'] if ood_fault else []), *faults]
+    faults = _early_faults(options, faults)
     is_known = options.arch in EFFICIENTNETS and options.weights in ('imagenet', 'none') and options.device != 'cuda'
     if is_known: raise_faults(faults)
-    table = None if faults else _list_photos(options.data)  # the first sign of life, before seconds of imports
+    # the first sign of life, before seconds of imports
+    table = None if faults else _from_first(lambda: _list_photos(options.data))
     from basegun_fastai.training.setup import Setup, check_network
     arch, device = check_network(options, faults)
-    photos, skipped = readable_photos(options.data, table, options.skip_unreadable)
+    photos, skipped = _read_photos(options, table)
     train, val = photos[photos.split == 'train'], photos[photos.split == 'val']
     photo_cache = open_cache(options.data, [(arch.before_crop, train), (arch.size, val)], options.cache)
-    return Setup(options, arch, device, photos[['file', 'label', 'split']], photo_cache), photos, skipped
+    setup = Setup(options, arch, device, photos[['file', 'label', 'split']], photo_cache, (rank(), world_size()))
+    return setup, photos, skipped
 
 # %% ../nbs/train.ipynb #41d0cc90
 def _versions():
@@ -73,13 +93,21 @@ def _begin(run, setup, photos, skipped):
 
 def _resume(run, setup, photos):
     config = run.config
-    if differences := setup.options.differences(config, describe_photos(photos), setup.device): raise BasegunError(
+    options, resolved = setup.options, config.resolved
+    if differences := options.differences(config, describe_photos(photos), setup.device): raise BasegunError(
         f"'{run.path}' cannot be continued: " + '\n  '.join(['', *differences]).strip()
         + '\nGive what it was begun with, or begin another run with another --name')
     run.tidy()
+    if resolved.processes != options.processes:
+        say(f'begun in {number_of(resolved.processes, "process", "processes")}, going on in {options.processes}')
+        config = replace(config, resolved=replace(resolved, processes=options.processes))
+        run.save_config(config)
     if config.versions != _versions():
         say(f'begun with {config.versions}, going on with {_versions()}: results may differ')
     return config
+
+def _open(run, setup, photos, skipped, resuming):
+    return _from_first(lambda: _resume(run, setup, photos) if resuming else _begin(run, setup, photos, skipped))
 
 # %% ../nbs/train.ipynb #e6871d56
 def _fit(run, config, setup, learn):
@@ -89,26 +117,44 @@ def _fit(run, config, setup, learn):
         return fit(learn, [Stage(**o) for o in config.resolved.stages], run, config.seed, config.started,
                    setup.options.compile)
     except (RuntimeError, MemoryError) as err:
-        if config.resolved.batch_size < 4 or not out_of_memory(err): raise
+        if config.resolved.batch_size < 4 * config.resolved.processes or not out_of_memory(err): raise
+        if config.resolved.processes > 1: _end_out_of_memory(run, config, err)
+
+def _halved(config):
+    resolved, n = config.resolved, config.resolved.processes
+    return replace(config, resolved=replace(
+        resolved, batch_size=resolved.batch_size // (2 * n) * n,
+        halved_from=[*(resolved.halved_from or []), resolved.batch_size]))
 
 def _halve(run, config):
-    resolved = config.resolved
-    half, halved_from = resolved.batch_size // 2, [*(resolved.halved_from or []), resolved.batch_size]
-    say(f'out of memory with batches of {resolved.batch_size}: going on with batches of {half} from the last finished '
-        'epoch')
-    config = replace(config, resolved=replace(resolved, batch_size=half, halved_from=halved_from))
-    run.save_config(config)
-    return config
+    half = _halved(config)
+    say(f'out of memory with batches of {config.resolved.batch_size}: going on with batches of '
+        f'{half.resolved.batch_size} from the last finished epoch')
+    run.save_config(half)
+    return half
+
+def _end_out_of_memory(run, config, error):
+    "Let all processes end, since the others wait for this one; they begin again with smaller batches."
+    half, text = _halved(config), f'out of memory with batches of {config.resolved.batch_size}: '
+    if not run.exists: raise BasegunError(f'{text}begin another run with --batch-size {half.resolved.batch_size}')
+    run.save_config(half)
+    raise BasegunError(f'{text}the same command with --name {run.path.name} --resume goes on with batches of '
+                       f'{half.resolved.batch_size} from the last finished epoch') from error
+
+# %% ../nbs/train.ipynb #91156c31
+def _keep_what_was_best(run, config, learn):
+    "Write the best weights so far; returns what to say of it."
+    from basegun_fastai.training.callbacks import newest_checkpoint
+    from basegun_fastai.training.finish import save_weights
+    saved = newest_checkpoint(run, config.started)
+    if not saved: return 'no epoch had ended before that'
+    learn.model.load_state_dict(saved['best']['weights'])
+    save_weights(run, config, learn, saved['best']['epoch'])
+    return f"epoch {saved['best']['epoch']} was the best before that, and its weights are in '{run.weights}'"
 
 def _stop(run, config, learn, error):
     "Keep the best weights of a training whose loss is no number any more, and raise."
-    from basegun_fastai.training.callbacks import newest_checkpoint
-    from basegun_fastai.training.finish import save_weights
-    saved, kept_text = newest_checkpoint(run, config.started), 'no epoch had ended before that'
-    if saved:
-        learn.model.load_state_dict(saved['best']['weights'])
-        save_weights(run, config, learn, saved['best']['epoch'])
-        kept_text = f"epoch {saved['best']['epoch']} was the best before that, and its weights are in '{run.weights}'"
+    kept_text = _from_first(lambda: _keep_what_was_best(run, config, learn))
     raise BasegunError(f"'{run.path}' stops: {error}; {kept_text}. Begin another run with a smaller rate, such as "
                        f'--lr {config.resolved.lr / 10:g}') from error
 
@@ -116,7 +162,7 @@ def _stop(run, config, learn, error):
 def _fit_and_finish(run, config, setup, ood_photos):
     from basegun_fastai.model.workers import seed_all
     from basegun_fastai.training.callbacks import Diverged
-    from basegun_fastai.training.finish import finish
+    from basegun_fastai.training.finish import finish, judge
     from basegun_fastai.training.fit import free_memory
     memory, learn = None, None
     try:
@@ -129,37 +175,60 @@ def _fit_and_finish(run, config, setup, ood_photos):
             memory = _fit(run, config, setup, learn)
     except Diverged as err: _stop(run, config, learn, err)
     except KeyboardInterrupt:
-        say(f'interrupted: the same command with --name {run.path.name} --resume goes on from the last finished epoch')
+        if 'BASEGUN_LAUNCHED' not in os.environ: say(  # else the launcher does
+            f'interrupted: the same command with --name {run.path.name} --resume goes on from the last finished epoch')
         raise
-    return finish(run, setup, learn, memory, ood_photos)
+    return judge(config, setup, learn) if rank() else finish(run, setup, learn, memory, ood_photos)
 
-# %% ../nbs/train.ipynb #9424f70c
 def _finished(run):
     say(f"'{run.path}' is finished: nothing to do")
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return json.loads(run.metrics.read_text())
 
-def _train(run, options, faults):
-    "Train, and return the numbers."
-    resuming = options.resume and run.exists
-    if resuming and run.finished: return _finished(run)
-    setup, photos, skipped = _prepare(options, faults)
-    ood_photos = None
-    if options.not_a_gun is not None:
-        ood_photos = read_ood_photos(options.not_a_gun, options.skip_unreadable, {*photos.digest})
-    if options.head_epochs is None and not options.pretrained:
-        say('--weights none: nothing to transfer, so the head stage is skipped')
-    config = _resume(run, setup, photos) if resuming else _begin(run, setup, photos, skipped)
-    del photos  # what is known of their contents is in the configuration
-    say(f'{setup.architecture.timm_name} at {setup.architecture.size} pixels on the {setup.device}, batches of '
-        f'{config.resolved.batch_size}, --lr {config.resolved.lr:.2g}')
-    return _fit_and_finish(run, config, setup, ood_photos)
+def _launch(options):
+    from basegun_fastai.training.distributed import gpu_faults, launch
+    run = Run(options.out/(options.name or run_name(str(options.arch))))
+    raise_faults(_early_faults(options, _run_faults(run, options)) + gpu_faults(options))
+    launch(replace(options, name=run.path.name), run)
 
 def _options(*args, **kwargs):
     "The options of `train`, defaults from its signature."
     bound = inspect.signature(train).bind(*args, **kwargs)
     bound.apply_defaults()
     return Options(**bound.arguments | dict(data=Path(bound.arguments['data']), out=Path(bound.arguments['out'])))
+
+# %% ../nbs/train.ipynb #9424f70c
+def _train(run, options, faults):
+    "Train, and return the numbers."
+    resuming, finished = _from_first(lambda: (options.resume and run.exists, options.resume and run.exists
+                                              and run.finished))
+    if finished: return _finished(run) if rank() == 0 else None
+    setup, photos, skipped = _prepare(options, faults)
+    ood_photos = None
+    if options.not_a_gun is not None and rank() == 0:
+        ood_photos = read_ood_photos(options.not_a_gun, options.skip_unreadable, {*photos.digest})
+    if options.head_epochs is None and not options.pretrained:
+        say('--weights none: nothing to transfer, so the head stage is skipped')
+    config = _open(run, setup, photos, skipped, resuming)
+    del photos  # what is known of their contents is in the configuration
+    where = f' in {options.processes} processes' if options.processes > 1 else ''
+    say(f'{setup.architecture.timm_name} at {setup.architecture.size} pixels on the {setup.device}{where}, batches of '
+        f'{config.resolved.batch_size}, --lr {config.resolved.lr:.2g}')
+    return _fit_and_finish(run, config, setup, ood_photos)
+
+def _run_faults(run, options):
+    if options.resume and run.exists: return []
+    return out_faults(run.path, options.data, '--name, or --resume to continue it', '--out')
+
+def _run(options):
+    "Train in this process, or in those that it has joined."
+    run = Run(options.out/_from_first(lambda: options.name or run_name(str(options.arch))))
+    faults = _run_faults(run, options) if rank() == 0 else []
+    with hold(run.path, unless=options.faults() + faults, new=not options.resume) if rank() == 0 else nullcontext():
+        numbers = _train(run, options, faults)
+    if rank(): return
+    from basegun_fastai.trust.tables import summary
+    print(summary(numbers, run.path))
 
 # %% ../nbs/train.ipynb #040665e0
 def train(
@@ -187,14 +256,16 @@ def train(
     not_a_gun: Path = None, # Folder with photos of other things, which are to come out low
     skip_unreadable: bool = False, # Train without the photos that cannot be read, and note them in the run
     resume: bool = False, # Continue the run NAME if it was interrupted, begin it if it does not exist
+    gpus: int|str = 1, # GPUs of this machine that share each batch, or all; with --device cpu, processes
+    other_gpus: bool = False, # With --resume: on another number of GPUs than before; changes the numbers a little
 ) -> None: # Nothing; prints accuracy, precision, recall and the run's folder, raises `BasegunError`
     "Train a classifier on two folders of photos, judge it, and leave a run folder."
     options = _options(**locals())
-    run = Run(options.out/(name or run_name(str(arch))))
-    faults = [] if resume and run.exists else out_faults(run.path, data, '--name, or --resume to continue it', '--out')
-    with hold(run.path, unless=options.faults() + faults, new=not resume): numbers = _train(run, options, faults)
-    from basegun_fastai.trust.tables import summary
-    print(summary(numbers, run.path))
+    if world_size() > 1:
+        from basegun_fastai.training.distributed import join
+        with join(options.device): _run(options)
+    elif options.gpus == 1: _run(options)
+    else: _launch(options)
 
 # %% ../nbs/train.ipynb #e3d2e121
 def _plot_rates(curve, suggestion):
@@ -219,8 +290,8 @@ def _find_rate(run, options, faults):
     print(f'{suggestion:.3g}')
 
 # %% ../nbs/train.ipynb #03e56654
-@delegates(train, but=['resume', 'high_rate', 'shown_rate', 'not_a_gun', 'lr', 'head_views', 'compile', 'head_epochs',
-                       'fine_tune_epochs'])
+@delegates(train, but=['resume', 'gpus', 'other_gpus', 'high_rate', 'shown_rate', 'not_a_gun', 'lr', 'head_views',
+                       'compile', 'head_epochs', 'fine_tune_epochs'])
 def lr_find(
     data: Path, # Folder with train/<class>/* and val/<class>/*
     **kwargs

@@ -10,10 +10,10 @@ WINGS = {
     'core': 'core run lock machine',
     'data': 'colour formats photo names walk phash blank crops reading folders contents near_duplicates problems '
             'pages demo cache',
-    'model': 'archs device optimiser scores augment workers loaders weights learner',
+    'model': 'archs device optimiser scores augment ranks workers loaders weights learner',
     'trust': 'calibration levels predictions confidence ood captions mistakes groups tables evidence '
              'comparison steadiness neighbours inspection run_page',
-    'training': 'precision frozen callbacks fit options setup finish',
+    'training': 'precision frozen callbacks options distributed fit setup finish',
     'commands': 'exported check split evaluate train predict report export',
     'serving': 'worker processes bodies measures middleware application server',
     'cli': 'serve cli',

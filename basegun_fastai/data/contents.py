@@ -14,7 +14,7 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import pandas as pd
 from PIL import features
 from tqdm import tqdm
 
-from ..core import BasegunError, cache_home, inside_fault, printable, say, write_whole
+from ..core import BasegunError, cache_home, inside_fault, printable, rank, say, write_whole
 from .crops import CropRecords
 from .photo import DECODER
 from .reading import answers
@@ -41,7 +41,7 @@ def progress(
     unit: str = 'photo', # One of them
 ) -> tqdm: # The items; on a terminal also a bar with the time that is left
     "Show how far a long loop is."
-    return tqdm(items, what, total, unit=unit, disable=None, leave=False)
+    return tqdm(items, what, total, unit=unit, disable=True if rank() else None, leave=False)
 
 # %% ../../nbs/data/contents.ipynb #c2cb087c
 def examine(
@@ -165,13 +165,14 @@ def known_contents(
     data: Path, # The folder that `table.file` is relative to
     table: pd.DataFrame, # Photos, as `list_photos` lists them
     workers: int|None = None, # Processes; empty means one a core
+    reader: Callable = examine, # Reads photos as `examine` does
 ) -> pd.DataFrame: # `table` with `digest`, `reason` and `shrunk`, as `examine` returns them
     "Know the content of every photo, and read only those that are new or have changed."
     since, names, old = time.time_ns(), table.file.tolist(), _read_index(data)
     before = file_stamps(data, names)
     known = np.array([o in old and bool((old[o][0] == mark).all()) for o, mark in zip(names, before, strict=True)],
                      bool)
-    read = examine(data, table[~known], workers)
+    read = reader(data, table[~known], workers)
     columns = {k: np.empty(len(names), object) for k in ('digest', 'shrunk', 'reason')}
     for k in columns: columns[k][~known] = read[k]
     for i in np.flatnonzero(known):

@@ -8,13 +8,14 @@ __all__ = ['MAX_IMBALANCE', 'MIN_VAL', 'MAX_COPIES', 'same_photos', 'same_proble
            'repeated_problems', 'readable_photos']
 
 # %% ../../nbs/data/problems.ipynb #9d471986
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..core import number_of, printable, raise_faults, say
-from .contents import keep_readable, known_contents, phashes
+from .contents import examine, keep_readable, known_contents, phashes
 from .crops import CropRecords
 from .folders import SPLITS, Problem, class_differences, classes, empty_classes, odd_problems
 from .folders import twin_folders
@@ -183,9 +184,10 @@ def readable_photos(
     data: Path, # Folder with `train/<class>/*` and `val/<class>/*`
     table: pd.DataFrame, # Its photos, as `list_photos` lists them
     skip_unreadable: bool, # Leave photos aside that cannot be read?
+    reader: Callable = examine, # Reads photos as `contents.examine` does
 ) -> tuple: # The table of photos to use, with their digests, and the files left aside; raises `BasegunError`
     "Read every photo of a data set, and decide about those that cannot be read."
-    table = known_contents(data, table)
+    table = known_contents(data, table, reader=reader)
     readable = keep_readable(data, table, skip_unreadable)
     empty = [f"'{data/split/label}' has no photo that can be read" for split, label in
             sorted(set(zip(table.split, table.label, strict=True)) - set(zip(readable.split, readable.label,

@@ -62,7 +62,7 @@ def _loader_options(batch_size, workers, device):
     return dict(path=Path('.'), bs=batch_size, num_workers=min(16, cores()) if workers is None else workers,
                 device=device and torch.device(device), pin_memory=device == 'cuda')
 
-def _drop_last(n, batch_size): return n % batch_size < max(2, batch_size // 4)
+def _drop_last(n, batch_size, processes=1): return n % batch_size < max(2 * processes, batch_size // 4)
 
 # %% ../../nbs/model/loaders.ipynb #a229e446
 def dataloaders(
@@ -74,6 +74,7 @@ def dataloaders(
     device: str|None = None, # 'cpu' or 'cuda'; empty is fastai's choice
     photo_cache: PhotoCache|None = None, # Where squares are kept, as `cache.open_cache` finds them
     p_affine: float = 1., # Probability that a train photo is rotated and tilted
+    shard: tuple[int, int] = (0, 1), # Rank of the process that they are for, and the number of processes
 ) -> DataLoaders: # fastai's, with shuffled and augmented `train`, and `valid` without randomness
     "Make the loaders of a data set, after its fixed split."
     data, photos = Path(data), list_photos(data) if photos is None else photos
@@ -83,7 +84,10 @@ def dataloaders(
     splitter = GrandparentSplitter(train_name='train', valid_name='val')
     block = _data_block(square, sorted(photos.label.unique()), photos, splitter,
                         augmentation(architecture.size, p_affine), architecture)
-    return block.dataloaders(data, drop_last=_drop_last(n, batch_size), **_loader_options(batch_size, workers, device))
+    dls = block.dataloaders(data, drop_last=_drop_last(n, batch_size, shard[1]),
+                            **_loader_options(batch_size, workers, device))
+    for dl in dls.loaders: dl.shard = shard
+    return dls
 
 # %% ../../nbs/model/loaders.ipynb #223699af
 def evaluation_loaders(

@@ -21,15 +21,19 @@ from fastai.torch_core import set_seed, to_device
 from fastcore.basics import chunked
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..core import rank
+from .ranks import own_part
+
 # %% ../../nbs/model/workers.ipynb #ee355c36
 def seed_all(
     seed: int, # The run's seed
     epoch: int, # Which epoch, over all stages; 0 is before the first
     dls: DataLoaders|None = None, # Loaders whose shuffling is seeded too
 ) -> None: # Nothing
-    "Set every source of randomness by the `seed` and the `epoch` alone."
-    epoch_seed = int(hashlib.sha256(f'{seed} {epoch}'.encode()).hexdigest()[:8], 16)
-    set_seed(epoch_seed, reproducible=True)
+    "Set every source of randomness by the `seed`, the `epoch` and the process's rank alone."
+    epoch_seed, own_seed = (int(hashlib.sha256(f'{seed} {epoch}{o}'.encode()).hexdigest()[:8], 16)
+                            for o in ('', f' {rank()}' if rank() else ''))
+    set_seed(own_seed, reproducible=True)
     for dl in (dls.loaders if dls else []): dl.rng.seed(epoch_seed)
 
 # %% ../../nbs/model/workers.ipynb #badc01d3
@@ -53,8 +57,12 @@ class _Batches(Dataset):
         return self.loader.do_batch(items)
 
 class _Order(Sampler):
-    def __init__(self, loader): self.items, self.size, self.drop_last = [], loader.bs, loader.drop_last
-    def __iter__(self): return chunked(self.items, self.size, self.drop_last)
+    def __init__(self, loader):
+        self.items, self.size, self.drop_last, self.shard = [], loader.bs, loader.drop_last, loader.shard
+
+    def __iter__(self):
+        for batch in chunked(self.items, self.size, self.drop_last):
+            if part := batch[own_part(len(batch), self.shard)]: yield part
 
 # %% ../../nbs/model/workers.ipynb #472214bf
 _inherited_workers = []
@@ -72,7 +80,7 @@ def _init_worker(_):
 # %% ../../nbs/model/workers.ipynb #82dcaa98
 class Loader(TfmdDL):
     "fastai's loader, with workers that stay alive and copies that do not wait."
-    _workers = ()
+    _workers, shard = (), (0, 1)  # the rank of the process that these photos are for, and how many processes there are
 
     def close(self) -> None: # Nothing
         "Let the worker processes go; the next epoch would begin new ones."
@@ -80,19 +88,20 @@ class Loader(TfmdDL):
 
     def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != '_workers'}
 
-    def _start_workers(self):
+    def _start_workers(self, order):
         worker_copy = copy(self)
         worker_copy.fake_l = None  # which leads back
         self._workers = [DataLoader(
-            _Batches(worker_copy, self.fake_l.num_workers), batch_size=None, sampler=_Order(self),
+            _Batches(worker_copy, self.fake_l.num_workers), batch_size=None, sampler=order,
             num_workers=self.fake_l.num_workers, persistent_workers=True,
             pin_memory=self.pin_memory, worker_init_fn=_init_worker, generator=torch.Generator())]
         finalize(self, _close_workers, self._workers, os.getpid())
 
     def _batches(self, items):
-        if not self.fake_l.num_workers: return map(_Batches(self).__getitem__, self.chunkify(items))
-        if not self._workers: self._start_workers()
-        self._workers[0].sampler.items = items
+        order = self._workers[0].sampler if self._workers else _Order(self)
+        order.items = items
+        if not self.fake_l.num_workers: return map(_Batches(self).__getitem__, order)
+        if not self._workers: self._start_workers(order)
         return (self.do_batch(pickle.loads(o)) if isinstance(o, bytes) else o for o in self._workers[0])
 
     def __iter__(self):

@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from ..core import BasegunError, csv_text, raise_if_interrupted, say, write_whole
+from ..core import BasegunError, csv_text, raise_if_interrupted, say, world_size, write_whole
 from ..model.workers import seed_all
 from ..run import Run
 from ..trust.calibration import calibration_metrics, fit_temperature
@@ -76,7 +76,8 @@ class History(Callback):
         loss = self.loss.detach().as_subclass(torch.Tensor)
         now = torch.stack([torch.where(torch.isfinite(loss), 0., self.iter + 1.).to(loss.device), loss.float()])
         self.bad = now if self.bad is None else torch.where(self.bad[0] > 0, self.bad, now)
-        if loss.device.type == 'cpu' or self.iter % 50 == 49: self._raise_if_bad()
+        if (loss.device.type == 'cpu' or self.iter % 50 == 49) and (self.training or world_size() == 1):
+            self._raise_if_bad()
 
     def _raise_if_bad(self):
         step, loss = (0, 0) if self.bad is None else self.bad.tolist()

@@ -18,15 +18,17 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import torch
 from fastai.learner import Learner
-from fastai.torch_core import TensorCategory, TensorImage
+from fastai.torch_core import TensorCategory, TensorImage, to_device
 
 from .callbacks import Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress
 from .callbacks import WeightAverage, newest_checkpoint, restore
-from ..core import BasegunError
+from ..core import BasegunError, rank, world_size
 from ..run import Run
+from .distributed import DataParallel
 from .frozen import forward_only, on_features
 from .precision import Precision, stage_precision
 from ..model.learner import batch_norm_inference
+from ..model.ranks import broadcast_weights, from_first
 
 # %% ../../nbs/training/fit.ipynb #61004439
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Stage:
         "Highest rates of body and head."
         return self.head_rate if self.body_rate in (0, self.head_rate) else slice(self.body_rate, self.head_rate)
 
+    @property
+    def together(self) -> bool: # False where it is alone, or the features are there, from which the first is soon done
+        "Do several processes take the steps together?"
+        return world_size() > 1 and not (self.name == 'head' and self.views)
+
 # %% ../../nbs/training/fit.ipynb #e7407853
 def plan_stages(
     head_epochs: int, # Epochs of the head alone
@@ -61,6 +68,17 @@ def plan_stages(
     fine = Stage('fine-tune', fine_tune_epochs, *rates, stage_precision(precision, device, frozen=False),
                  average=pretrained)
     return [o for o in (head, fine) if o.epochs]
+
+# %% ../../nbs/training/fit.ipynb #bd1835c5
+def _draw_grid(learn, curves):
+    learn.add_cb(curves)
+    curves.grid()
+    learn.remove_cb(curves)
+
+def _follow_first(learn, memory):
+    "Take over what the first process has learnt alone."
+    broadcast_weights(learn.model)
+    memory.rows, memory.best = from_first(lambda: (memory.rows, memory.best))
 
 # %% ../../nbs/training/fit.ipynb #53a69567
 @contextmanager
@@ -92,14 +110,13 @@ def fit(
     compiled: bool = False, # Compile the network for fine-tuning?
 ) -> Memory: # Rows and best weights of the whole training; raises `Diverged` where the loss is no number
     "Run the stages, from the newest checkpoint on where there is one."
-    saved = newest_checkpoint(run, started, str(learn.dls.device))
+    saved = to_device(from_first(lambda: newest_checkpoint(run, started)), learn.dls.device)
     memory = Memory(saved['rows'], saved['best']) if saved else Memory()
     learn.recorder.train_metrics = True
-    curves, epochs_done = Curves(run, len(memory.rows)), len(memory.rows)
-    learn.add_cb(curves)
-    if not epochs_done: curves.grid()
-    learn.remove_cb(curves)
-    before, total = 0, sum(o.epochs for o in stages)
+    first, epochs_done, before, total = rank() == 0, len(memory.rows), 0, sum(o.epochs for o in stages)
+    curves = Curves(run, epochs_done) if first else None
+    notes = [curves, Progress(total), Checkpoint(run, memory, started)] if first else []
+    if first and not epochs_done: _draw_grid(learn, curves)
     learn.model.to(learn.dls.device)
     try:
         with learn.no_bar(), learn.no_logging():
@@ -109,15 +126,17 @@ def fit(
                     if saved: restore(learn, saved, optimiser=epochs_done > before)
                     interrupted, saved = saved if saved and epochs_done > before else {}, None
                     if compiled and stage.name != 'head': learn.model.compile()
-                    averages = [WeightAverage(interrupted.get('average'))] if stage.average else []
+                    more = [WeightAverage(interrupted.get('average'))] if stage.average else []
+                    more += [DataParallel()] if stage.together else []
                     with stage_context(learn, stage, seed, run.path, interrupted.get('scaler') or None) as precision:
-                        learn.fit_one_cycle(stage.epochs, stage.rate, start_epoch=max(0, epochs_done - before), cbs=[
-                            EpochSeed(seed, before), PlainTensors(),
-                            History(memory, stage.name, before, learn.pretrained), curves,
-                            Progress(total), Checkpoint(run, memory, started), *averages, *precision])
+                        if first or stage.together: learn.fit_one_cycle(
+                            stage.epochs, stage.rate, start_epoch=max(0, epochs_done - before), cbs=[
+                                EpochSeed(seed, before), PlainTensors(),
+                                History(memory, stage.name, before, learn.pretrained), *notes, *more, *precision])
+                    if not stage.together: _follow_first(learn, memory)
                 before += stage.epochs
     finally:
-        curves.close()
+        if first: curves.close()
         for dl in learn.dls.loaders: dl.close()
     return memory
 

@@ -10,6 +10,7 @@ import copy
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +23,11 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..core import raise_if_interrupted, say
+from ..core import raise_if_interrupted, rank, say
 from ..data.contents import progress
 from ..machine import read_at
 from ..model.augment import Reframe
+from ..model.ranks import gather
 from ..model.workers import seed_all
 
 # %% ../../nbs/training/frozen.ipynb #af786b95
@@ -115,12 +117,15 @@ class Views:
 
 # %% ../../nbs/training/frozen.ipynb #61af3f4f
 def _body_features(learn, dl, what):
-    last = time.monotonic()
-    for i, (xb, yb) in enumerate(progress(dl, len(dl), what, 'batch')):
+    last, batches, width = time.monotonic(), iter(dl), learn.model[1][-1].in_features
+    for i in progress(range(len(dl)), len(dl), what, 'batch'):
         raise_if_interrupted()
         if not sys.stderr.isatty() and time.monotonic() - last > 60:
             last = say(f'{what}: batch {i + 1} of {len(dl)}') or time.monotonic()
-        yield learn.model[0](xb.as_subclass(Tensor)), yb.as_subclass(Tensor)
+        n, (photos, labels) = min(dl.bs, dl.n - i * dl.bs), next(batches, (None, None))
+        own = ((torch.zeros(0, width, device=dl.device), torch.zeros(0, dtype=torch.int64, device=dl.device))
+               if photos is None else (learn.model[0](photos.as_subclass(Tensor)), labels.as_subclass(Tensor)))
+        yield tuple(gather(o, n, n) for o in own)
 
 @contextmanager
 def _affine_for_all(dl, every):
@@ -131,28 +136,32 @@ def _affine_for_all(dl, every):
     finally:
         for o, p in zip(tfms, before, strict=True): o.p_affine = p
 
+# %% ../../nbs/training/frozen.ipynb #5f0bc420
 def feature_loaders(
     learn: Learner, # Its body is frozen and goes forward
     views: int, # Augmented views of each train photo, 1 or more
     seed: int, # The run's seed
     folder: Path, # On a disk with room
-) -> DataLoaders: # Batches of features like those of the learner's own loaders
+) -> DataLoaders: # Batches of features like those of the learner's own loaders; these in all processes but the first
     "Compute the features of all photos."
-    dls, loaders = learn.dls, []
+    dls, loaders, first = learn.dls, [], rank() == 0
     for dl, count, what in ((dls.train, views, 'train'), (dls.valid, 1, 'val')):
-        features, ordered = Views(folder), dl.new(shuffle=False, drop_last=False)
+        features, ordered = Views(folder) if first else None, dl.new(shuffle=False, drop_last=False)
+        ordered.shard = dl.shard
         for view in range(count):
             seed_all(seed, -1 - view)  # no epoch's
             with _affine_for_all(dl, view % 2 == 1):
-                features.add(_body_features(learn, ordered, f'features of {what} {view + 1}/{count}'))
+                batches = _body_features(learn, ordered, f'features of {what} {view + 1}/{count}')
+                features.add(batches) if first else deque(batches, maxlen=0)
         ordered.close()
-        loaders.append(DataLoader(features, bs=dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last, device=dls.device))
+        if first: loaders.append(DataLoader(features, bs=dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last,
+                                            device=dls.device))
+    if not first: return dls
     loaders = DataLoaders(*loaders, device=dls.device)
     loaders.c, loaders.vocab = dls.c, dls.vocab
     say(f'features of {views} view{"s"[:views > 1]} of each train photo are computed')
     return loaders
 
-# %% ../../nbs/training/frozen.ipynb #5f0bc420
 @contextmanager
 def on_features(
     learn: Learner, # Its body is frozen and goes forward

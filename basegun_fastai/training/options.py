@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..core import number_of, world_size
 from ..model.archs import HEADS
 from ..run import Config, Dataset
 
@@ -51,19 +52,23 @@ class Options:
     not_a_gun: Path|None  # Folder of other things
     skip_unreadable: bool  # Train without them
     resume: bool  # Go on where it was interrupted
+    gpus: int|str = 1  # Processes on this machine, each with a GPU of its own; or `all`
+    other_gpus: bool = False  # Go on with another number of processes
 
     @property
     def pretrained(self) -> bool: # False where the network begins from nothing
         "Has the body weights that are worth keeping?"
         return self.weights != 'none'
 
-    @property
-    def n_head_epochs(self) -> int: # Those asked for, or 10, or 0 where there is nothing to transfer
-        "Count the epochs of the head alone."
-        if self.head_epochs is None: return 10 if self.pretrained else 0
-        return self.head_epochs
+
 
 # %% ../../nbs/training/options.ipynb #8c1818f3
+@patch(as_prop=True)
+def n_head_epochs(self: Options) -> int: # Those asked for, or 10, or 0 where there is nothing to transfer
+    "Count the epochs of the head alone."
+    if self.head_epochs is None: return 10 if self.pretrained else 0
+    return self.head_epochs
+
 @patch
 def to_json(self: Options) -> dict: # By name
     "Give what `config.json` keeps of the options."
@@ -93,9 +98,32 @@ def _number_faults(o):
          f'--lr {o.lr}: give a number above 0 and at most 10, such as 0.005, or auto'),
         (o.batch_size == 'auto' or _is_whole(o.batch_size, 1),
          f'--batch-size {o.batch_size}: give a whole number, 1 or more, or auto'),
-        (o.batch_size != 1 or o.head != 'bn-dropout' and o.pretrained,
-         '--batch-size 1: BatchNorm cannot learn from a single photo; give 2 or more'),
+        (not _is_whole(o.batch_size, 1) or o.batch_size // o.processes != 1 or o.head != 'bn-dropout' and o.pretrained,
+         f'--batch-size {o.batch_size}: BatchNorm cannot learn from a single photo; give {2 * o.processes} or more'),
         *shares] if not sound]
+
+# %% ../../nbs/training/options.ipynb #3968ab87
+@patch(as_prop=True)
+def processes(self: Options) -> int: # Those of all machines; 1 as long as `all` is not counted
+    "Count the processes that train together."
+    if world_size() > 1: return world_size()
+    return self.gpus if _is_whole(self.gpus, 1) else 1
+
+def _nearest_batches(batch_size, processes):
+    below = batch_size // processes * processes
+    return ' or '.join(str(o) for o in (below, below + processes) if o)
+
+def _process_faults(o):
+    here = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if world_size() > 1 else None
+    return [message for sound, message in [
+        (o.gpus == 'all' or _is_whole(o.gpus, 1), f'--gpus {o.gpus}: give a whole number, 1 or more, or all'),
+        ((o.gpus, o.device) != ('all', 'cpu'), '--gpus all --device cpu: a CPU is one; give a number of processes'),
+        (here is None or o.gpus in (1, here),
+         f'--gpus {o.gpus}: the launcher began {here} processes on this machine; leave --gpus out'),
+        (not o.other_gpus or o.resume, '--other-gpus goes with the --resume of a run'),
+        (not _is_whole(o.batch_size, 1) or o.batch_size % o.processes == 0,
+         f'--batch-size {o.batch_size}: {o.processes} processes cannot share it evenly; give '
+         f'{_nearest_batches(o.batch_size, o.processes) if _is_whole(o.batch_size, 1) else ""}')] if not sound]
 
 # %% ../../nbs/training/options.ipynb #2dd268c6
 @patch
@@ -103,7 +131,7 @@ def faults(self: Options) -> list[str]: # A message for each value that makes no
     "Say which options make no sense."
     choices = dict(head=HEADS, device=DEVICES, precision=PRECISIONS, class_weights=CLASS_WEIGHTS)
     compiler = os.environ.get('CXX') or 'g++'
-    return _number_faults(self) + [message for sound, message in [
+    return _number_faults(self) + _process_faults(self) + [message for sound, message in [
         *((value in allowed, f"{_option(name, '')}'{value}': give {' or '.join(allowed)}")
           for name, allowed in choices.items() for value in [getattr(self, name)]),
         (not self.compile or shutil.which(compiler),
@@ -113,7 +141,7 @@ def faults(self: Options) -> list[str]: # A message for each value that makes no
         (not self.resume or self.name, '--resume goes with the --name of the run to continue')] if not sound]
 
 # %% ../../nbs/training/options.ipynb #e3744130
-_FREE = ('data', 'out', 'name', 'resume', 'workers', 'cache')
+_FREE = ('data', 'out', 'name', 'resume', 'workers', 'cache', 'gpus', 'other_gpus')
 
 # %% ../../nbs/training/options.ipynb #8dd77fdb
 def _photo_differences(then, now):
@@ -125,6 +153,15 @@ def _photo_differences(then, now):
                  if n(then, split, label) != n(now, split, label)]
     return [f"the photos are not the same: {'; '.join(differing) or 'names or contents differ'}"]
 
+def _process_differences(options, then):
+    now, batch_size = options.processes, then.batch_size
+    if now == then.processes: return []
+    if not options.other_gpus: return [
+        f'it ran in {number_of(then.processes, "process", "processes")}, now {now}: give --gpus {then.processes}, or '
+        '--other-gpus for a result that differs by rounding']
+    if batch_size % now == 0: return []
+    return [f'its batches of {batch_size} photos cannot be shared evenly by {now} processes']
+
 @patch
 def differences(self: Options,
     config: Config, # Of a run that was begun before
@@ -135,5 +172,5 @@ def differences(self: Options,
     then, was = config.options, config.resolved.device
     return [*(f"--{k.replace('_', '-')} was {then.get(k, 'not there')}, now {v}" for k, v in self.to_json().items()
               if k not in _FREE and then.get(k) != v),
-            *_photo_differences(config.dataset, dataset),
+            *_photo_differences(config.dataset, dataset), *_process_differences(self, config.resolved),
             *([] if was == device else [f'it ran on {was}, now {device}: give --device {was}'])]

@@ -13,7 +13,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastcore.basics import patch
 
-from ..core import attempt, number_of, raise_faults, say
+from ..core import BasegunError, attempt, number_of, raise_faults, say
 from ..data.cache import PhotoCache
 from ..model.archs import Architecture, architecture
 from ..model.augment import P_AFFINE
@@ -56,6 +56,7 @@ class Setup:
     device: str  # 'cpu' or 'cuda'
     photos: pd.DataFrame  # Columns `file`, `label` and `split`
     photo_cache: PhotoCache|None  # Where squares are kept
+    shard: tuple[int, int] = (0, 1)  # Rank of this process, and how many train together
 
     @property
     def p_affine(self) -> float: # Between 0 and 1
@@ -67,7 +68,7 @@ class Setup:
     ) -> DataLoaders: # New ones
         "Make the loaders."
         return dataloaders(self.options.data, self.architecture, self.photos, batch_size, self.options.workers,
-                           self.device, self.photo_cache, self.p_affine)
+                           self.device, self.photo_cache, self.p_affine, self.shard)
 
     def learner(self,
         batch_size: int = 32, # Photos in a batch
@@ -89,21 +90,25 @@ class Setup:
 # %% ../../nbs/training/setup.ipynb #f28f467d
 @patch
 def batch_size(self: Setup) -> int: # At most the number of train photos
-    "Choose the batch size: as asked for, 32 on a CPU, what fits on a GPU."
-    n, batch_size = int((self.photos.split == 'train').sum()), self.options.batch_size
-    if (batch_size, self.device) == ('auto', 'cpu'): batch_size = 32
-    if batch_size == 'auto':
-        batch_size = largest_batch_size(self.learner(), self.stages(.1)[-1], self.architecture.before_crop)
-    if batch_size > n: say(f"only {number_of(n, 'train photo')}: the batch shrinks from {batch_size} to {n}")
-    return min(batch_size, n)
+    "Choose the batch size: as asked for, 32 on a CPU, what fits on each GPU."
+    n, batch_size, processes = int((self.photos.split == 'train').sum()), self.options.batch_size, self.shard[1]
+    if n < 2 * processes: raise BasegunError(f"{number_of(n, 'train photo')} for {processes} processes: give fewer, or "
+                                             'more photos')
+    if (batch_size, self.device) == ('auto', 'cpu'): batch_size = 32 // processes * processes
+    if batch_size == 'auto': batch_size = processes * largest_batch_size(
+        self.learner(), self.stages(.1)[-1], self.architecture.before_crop)
+    most = n // processes * processes
+    if batch_size > most: say(f"only {number_of(n, 'train photo')}: the batch shrinks from {batch_size} to {most}")
+    return min(batch_size, most)
 
 @patch
 def rate(self: Setup,
     batch_size: int, # Photos in a batch
 ) -> tuple[pd.DataFrame, float]: # As `fit.find_rate` returns them
-    "Try learning rates in the first stage."
+    "Try learning rates in the first stage, in this process alone, with its part of a batch."
     seed_all(self.options.seed, 0)
-    learn, stage = self.learner(batch_size), replace(self.stages(.1)[0], views=0)
+    learn = replace(self, shard=(0, 1)).learner(batch_size // self.shard[1])
+    stage = replace(self.stages(.1)[0], views=0)
     (learn.freeze if stage.name == 'head' else learn.unfreeze)()
     learn.model.to(learn.dls.device)
     say('looking for a learning rate')
@@ -131,4 +136,4 @@ def resolve(self: Setup) -> Resolved: # For `config.json`
         say(f'--lr auto: {rate:.2g}')
         warn_of_finder(self.options)
     return Resolved(self.device, batch_size, rate, self.architecture.size, self.architecture.before_crop, self.p_affine,
-                    [asdict(o) for o in self.stages(rate)])
+                    [asdict(o) for o in self.stages(rate)], processes=self.shard[1])

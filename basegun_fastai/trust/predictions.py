@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.special import log_softmax, softmax
-from tqdm import tqdm
 
 from ..core import BasegunError
+from ..data.contents import progress
 from ..data.names import class_columns
 from ..run import Tables
 
@@ -70,16 +70,19 @@ def logits_and_labels(
     dl: TfmdDL, # One of them, or another for the same device
     what: str, # For the bar on a terminal
 ) -> tuple: # Logits `(n, classes)` and labels `(n,)`, tensors on the CPU
-    "Run the model once, in full precision."
+    "Run the model once, in full precision; where `dl` is for one of several processes, each judges its part."
     import fastai.callback.progress  # noqa: F401 gives Learner `no_bar`
     import torch
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
     from fastcore.basics import noop
     learn = Learner(dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(), path=Path('.'))
-    batches = tqdm(dl, what, unit='batch', disable=None, leave=False)
+    batches = progress(dl, len(dl), what, 'batch')
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)  # what a CPU says too
-    with learn.no_bar(), exact: return learn.get_preds(dl=batches, act=noop)
+    with learn.no_bar(), exact: answers = learn.get_preds(dl=batches, act=noop)
+    if getattr(dl, 'shard', (0, 1))[1] == 1: return answers
+    from basegun_fastai.model.ranks import gather
+    return tuple(gather(o, dl.n, dl.bs) for o in answers)
 
 # %% ../../nbs/trust/predictions.ipynb #363f9d19
 def predictions(
