@@ -11,13 +11,14 @@ import sys
 import time
 from dataclasses import asdict
 from itertools import groupby
-from json import dumps
+from json import dump
 from pathlib import Path
 
 import pandas as pd
 
 from .data.contents import examine, file_stamps, save_index
-from .core import BasegunError, file_faults, number_of, printable, raise_faults, say, write_whole
+from .core import BasegunError, file_faults, number_of, printable, raise_faults, say, whole_file
+from .core import write_whole
 from .data.crops import CropRecords
 from .data.folders import IGNORED, SPLITS, Problem, classes, list_photos, missing_folders, odd_files
 from .data.problems import balance_problems, blank_problems, folder_problems, near_duplicate_problems
@@ -78,6 +79,12 @@ def summary_text(
     return '\n'.join(o if len(o) <= width else o[:width - 1] + '…' for o in map(printable, lines))
 
 # %% ../nbs/check.ipynb #b951ed12
+def _write_json(file, summary, problems):
+    "Problem by problem, since there may be one for every photo."
+    with whole_file(file, 'w', encoding='utf-8') as out:
+        dump(summary | dict(problems=problems), out, default=asdict, indent=2)
+        out.write('\n')
+
 def check(
     data: Path, # Folder with train/<class>/* and val/<class>/*; nothing in it is changed
     json: Path = None, # File to write everything to, as JSON
@@ -101,7 +108,7 @@ def check(
     save_index(data, table, before, since)
     summary = summarise(data, table, problems)
     print(summary_text(summary, problems, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6))
-    if json: write_whole(json, dumps(summary | dict(problems=[asdict(o) for o in problems]), indent=2) + '\n')
+    if json: _write_json(json, summary, problems)
     if report:
         from basegun_fastai.data.pages import check_page
         write_whole(report, check_page(data, table, problems, summary, workers))

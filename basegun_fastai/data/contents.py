@@ -148,18 +148,26 @@ def save_index(
 
 # %% ../../nbs/data/contents.ipynb #ff1cc4b3
 def _read_index(data):
-    file = index_file(data)
-    if not file.exists(): return {}
+    "What is remembered: a dict of `names` and of arrays with a row for each of them; nothing is an empty one."
+    file, nothing = index_file(data), dict(names=[])
+    if not file.exists(): return nothing
     try:
         with np.load(file, allow_pickle=False) as old:
-            if str(old['decoder']) != decoder_version(): return {}
+            if str(old['decoder']) != decoder_version() or not len(old['digest']): return nothing
             names, reasons = os.fsdecode(old['names'].tobytes()).split('\0'), json.loads(str(old['reasons']))
-            digests, before, shrunk = old['digest'].reshape(-1, 32), old['marks'], old['shrunk']
-        return {name: (before[i], digests[i].tobytes().hex(), shrunk[i], reasons.get(str(i), '')) for i, name in
-                enumerate(names) if len(digests)}
+            digest, marks, shrunk = old['digest'].reshape(len(names), 32), old['marks'], old['shrunk']
+        if not len(names) == len(marks) == len(shrunk): raise ValueError('its parts are not of one length')
+        return dict(names=names, marks=marks, digest=digest, shrunk=shrunk, reasons=reasons)
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as err:
         say(f"'{file}' cannot be read ({err}): every photo is read again")
-        return {}
+        return nothing
+
+def _rows_still_true(old, names, before):
+    "The row of each of `names` in an index; -1 for a photo that is new or has changed since."
+    rows = pd.Index(old['names'], dtype=object).get_indexer(names)
+    known = np.flatnonzero(rows >= 0)
+    if len(known): rows[known[(old['marks'][rows[known]] != before[known]).any(1)]] = -1
+    return rows
 
 def known_contents(
     data: Path, # The folder that `table.file` is relative to
@@ -170,14 +178,17 @@ def known_contents(
     "Know the content of every photo, and read only those that are new or have changed."
     since, names, old = time.time_ns(), table.file.tolist(), _read_index(data)
     before = file_stamps(data, names)
-    known = np.array([o in old and bool((old[o][0] == mark).all()) for o, mark in zip(names, before, strict=True)],
-                     bool)
+    rows = _rows_still_true(old, names, before)
+    known = rows >= 0
     read = reader(data, table[~known], workers)
-    columns = {k: np.empty(len(names), object) for k in ('digest', 'shrunk', 'reason')}
+    columns = dict(digest=np.empty(len(names), object), reason=np.empty(len(names), object),
+                   shrunk=np.empty(len(names), np.uint64))
     for k in columns: columns[k][~known] = read[k]
-    for i in np.flatnonzero(known):
-        for k, v in zip(columns, old[names[i]][1:], strict=True): columns[k][i] = v
-    table = table.assign(**columns | dict(shrunk=columns['shrunk'].astype(np.uint64)))
+    if known.any():
+        columns['digest'][known] = [o.tobytes().hex() for o in old['digest'][rows[known]]]
+        columns['reason'][known] = [old['reasons'].get(str(o), '') for o in rows[known]]
+        columns['shrunk'][known] = old['shrunk'][rows[known]]
+    table = table.assign(**columns)
     if len(read): save_index(data, table, before, since)
     return table
 

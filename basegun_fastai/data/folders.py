@@ -227,7 +227,7 @@ def ignored_files(
     return sorted(o for why in IGNORED for o in odd[why])
 
 # %% ../../nbs/data/folders.ipynb #67fc6d0b
-@dataclass
+@dataclass(slots=True)
 class Problem:
     "Something that spoils a training (an error), or may (a warning)."
     kind: str  # Such as `leak`

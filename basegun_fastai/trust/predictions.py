@@ -121,9 +121,9 @@ def metrics(
                 n=len(preds.labels), absent=[k for k, v in per_class.items() if not v['support']], per_class=per_class)
 
 # %% ../../nbs/trust/predictions.ipynb #78964e13
-def _stand_in_learner(preds):
+def _stand_in_learner(preds, part):
     import torch
-    answers = tuple(torch.as_tensor(o) for o in (preds.probabilities, preds.labels, preds.predicted))
+    answers = tuple(torch.as_tensor(o[part]) for o in (preds.probabilities, preds.labels, preds.predicted))
     return SimpleNamespace(get_preds=lambda **_: answers)
 
 # %% ../../nbs/trust/predictions.ipynb #3e490503
@@ -132,9 +132,11 @@ def confusion_matrix(
 ) -> pd.DataFrame: # Counts; rows are true classes, columns predicted ones
     "Count which class was taken for which."
     from fastai.interpret import ClassificationInterpretation
-    counts = ClassificationInterpretation(_stand_in_learner(preds), SimpleNamespace(vocab=[preds.classes]),
-                                          preds.losses)
-    return pd.DataFrame(counts.confusion_matrix(), pd.Index(preds.classes, name='true'), preds.classes)
+    losses, step = preds.losses, max(1, 2**22 // len(preds.classes)**2)  # 9 bytes a cell
+    parts = [slice(start, start + step) for start in range(0, len(preds.labels), step)]
+    counts = sum(ClassificationInterpretation(_stand_in_learner(preds, o), SimpleNamespace(vocab=[preds.classes]),
+                                              losses[o]).confusion_matrix() for o in parts)
+    return pd.DataFrame(counts, pd.Index(preds.classes, name='true'), preds.classes)
 
 # %% ../../nbs/trust/predictions.ipynb #748a6e3e
 def normalize(

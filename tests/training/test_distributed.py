@@ -1,0 +1,281 @@
+"Processes that train together do what one does, end together, and go on where they were."
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import COMMAND, as_arguments, typed
+from test_resume import same
+
+from basegun_fastai.data.cache import open_cache
+from basegun_fastai.data.contents import known_contents
+from basegun_fastai.data.folders import list_photos
+from basegun_fastai.model.archs import architecture
+from basegun_fastai.model.loaders import dataloaders
+from basegun_fastai.model.ranks import own_part, part_indices
+from basegun_fastai.run import Run
+from basegun_fastai.training import distributed
+
+TOGETHER = Path(__file__).parents[1]/'together.py'
+SMALL = dict(arch='test_efficientnet', size=32, head_epochs=1, fine_tune_epochs=3, batch_size=18, device='cpu')
+KILLS = int(os.environ.get('BASEGUN_KILLS', 3))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread_each():
+    "Several processes on few cores."
+    before = os.environ['OMP_NUM_THREADS']
+    os.environ['OMP_NUM_THREADS'] = '1'
+    yield
+    os.environ['OMP_NUM_THREADS'] = before
+
+
+@pytest.mark.parametrize(('n', 'batch_size', 'processes'), [(11, 4, 3), (12, 4, 2), (1, 8, 3), (0, 4, 2), (7, 8, 4)])
+def test_parts_are_all_photos_once(n, batch_size, processes):
+    parts = [part_indices(n, batch_size, (o, processes)) for o in range(processes)]
+    assert sorted(i for part in parts for i in part) == list(range(n))
+    sizes = [len(range(batch_size)[own_part(batch_size, (o, processes))]) for o in range(processes)]
+    assert sum(sizes) == batch_size and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_each_photo_is_seen_once_an_epoch_and_validated_once(data, workers):
+    tiny, photos = architecture('test_efficientnet', size=32), list_photos(data)
+    photos = photos.drop(photos.index[[3]])  # 47 and 24
+    alone = dataloaders(data, tiny, photos, 18, 0, 'cpu')
+    ranks = [dataloaders(data, tiny, photos, 18, workers, 'cpu', shard=(o, 3)) for o in range(3)]
+    for number, (split, n) in enumerate(dict(train=47, val=24).items()):
+        for o in (alone, *ranks): o.loaders[number].rng.seed(3)
+        batches = [[xb for xb, _ in o.loaders[number]] for o in ranks]
+        assert {len(o) for o in batches} == {len(alone.loaders[number])}, split
+        labels = [torch.cat([yb for _, yb in o.loaders[number]]) for o in ranks]
+        assert sum(map(len, labels)) == n
+        whole = torch.cat([yb for _, yb in alone.loaders[number]])
+        assert torch.cat(labels).bincount().tolist() == whole.bincount().tolist()
+    val = [torch.cat([torch.cat(parts) for parts in zip(*([xb for xb, _ in o.valid] for o in ranks), strict=True)])]
+    assert torch.equal(val[0], torch.cat([xb for xb, _ in alone.valid]))  # in the order of the photos
+    for o in ranks:
+        for dl in o.loaders: dl.close()
+
+
+def test_processes_of_a_machine_fill_one_cache_each_photo_once(data, tmp_path):
+    tiny, photos = architecture('test_efficientnet', size=32), known_contents(data, list_photos(data))
+    train = photos[photos.split == 'train']
+    caches = [open_cache(data, [(tiny.before_crop, train)], tmp_path/'cache') for _ in range(2)]
+    filled = []
+    for o in caches:
+        fill = o._fill
+        o._fill = lambda *rest, fill=fill: filled.append(str(rest[2])) or fill(*rest)
+    for epoch in range(2):
+        for rank, photo_cache in enumerate(caches):
+            dls = dataloaders(data, tiny, photos, 16, 0, 'cpu', photo_cache, shard=(rank, 2))
+            dls.train.rng.seed(epoch)
+            for _ in dls.train: pass
+    assert len(filled) == len(set(filled)) == len(train)
+
+
+def uneven(copy):
+    next((copy/'train').glob('*/*.jpg')).unlink()
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('options', [dict(class_weights='balanced'), dict(head_views=0)])
+def test_several_processes_learn_what_one_learns(copy, weights, tmp_path, capfd, monkeypatch, options):
+    "47 photos in batches of 18: the last one has 11, which 2 or 3 processes cannot share evenly."
+    data = uneven(copy)
+    command = ['train', data, '--out', tmp_path, *as_arguments(**SMALL | dict(weights=weights, workers=0, head_views=1)
+                                                               | options)]
+    off = f'import sys; sys.path.insert(0, {str(TOGETHER.parent)!r}); import together; '
+    monkeypatch.setattr(distributed, '_PROGRAM', off + distributed._PROGRAM)
+    with monkeypatch.context() as patch:
+        patch.setattr('basegun_fastai.model.loaders.augmentation', turned_off())
+        alone = typed(*command, '--name', '1')
+    assert alone.returncode == 0, alone.stderr
+    two = typed(*command, '--name', '2', '--gpus', '2')
+    assert two.returncode == 0, two.stderr + capfd.readouterr().err
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr', '127.0.0.1',
+                '--nproc-per-node', '3', TOGETHER]
+    three = subprocess.run([*map(str, launcher + command), '--name', '3'], capture_output=True, text=True, timeout=300)
+    assert three.returncode == 0, three.stderr
+    assert three.stdout.strip().splitlines()[-1] == str(tmp_path/'3') and three.stdout.count('accuracy') == 1
+    for n in '23': same_to_rounding(Run(tmp_path/'1'), Run(tmp_path/n))
+
+
+def turned_off():
+    from fastai.vision.augment import setup_aug_tfms
+
+    from basegun_fastai.model.augment import Reframe
+    return lambda size, *_: setup_aug_tfms([Reframe(size, p_affine=0.)])
+
+
+def same_to_rounding(alone, several):
+    from safetensors.torch import load_file
+    expected, actual = load_file(alone.weights), load_file(several.weights)
+    for run, state in ((alone, expected), (several, actual)):  # the last layer as it was trained
+        for k in state.keys() & {'classifier.weight', 'classifier.bias'}:
+            state[k] = state[k] * json.loads(run.metrics.read_text())['calibration']['temperature']
+    assert max((expected[k].float() - actual[k].float()).abs().max() for k in expected) < 1e-5
+    rows, others = (pd.read_csv(o.history).drop(columns='seconds') for o in (alone, several))
+    pd.testing.assert_frame_equal(rows, others, rtol=1e-4)
+    answers, others = (pd.read_csv(o.predictions) for o in (alone, several))
+    pd.testing.assert_frame_equal(answers, others, rtol=1e-3)
+    assert {o.name for o in alone.path.iterdir()} == {o.name for o in several.path.iterdir()}
+    assert several.config.best['epoch'] == alone.config.best['epoch']
+
+
+# Ends
+
+class Launched:
+    "A training in two processes, and all processes that belong to it."
+
+    def __init__(self, *arguments):
+        self.mark, self.text = secrets.token_hex(8), []
+        self.process = subprocess.Popen([COMMAND, 'train', *map(str, arguments), '--gpus', '2'], text=True,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                        env=os.environ | dict(BASEGUN_TEST=self.mark))
+
+    def alive(self):
+        "Numbers of all its processes."
+        numbers = []
+        for folder in Path('/proc').glob('[0-9]*'):
+            try:
+                if self.mark.encode() in (folder/'environ').read_bytes() and 'Z' not in (folder/'stat').read_text(
+                    errors='replace').rsplit(')', 1)[1].split()[0]: numbers.append(int(folder.name))
+            except OSError: continue  # it has just ended
+        return numbers
+
+    def ranks(self):
+        "Those of the processes that train."
+        return [o for o in self.alive() if f'PPid:\t{self.process.pid}\n' in Path(f'/proc/{o}/status').read_text()]
+
+    def wait_for(self, text):
+        for line in self.process.stderr:
+            self.text.append(line)
+            if text in line: return
+        raise AssertionError(f'it never says {text!r}: {"".join(self.text)}')
+
+    def ended(self, seconds=30):
+        "Its exit code and what it text, once nothing of it is left."
+        until = time.monotonic() + seconds
+        rest = self.process.stderr.read()
+        code = self.process.wait(max(1, until - time.monotonic()))
+        while (left := self.alive()) and time.monotonic() < until: os.sched_yield()
+        assert not left and time.monotonic() < until
+        return code, ''.join(self.text) + rest
+
+
+MOMENTS = ['photos in', 'in 2 processes', 'features of', 'head        1/', 'fine-tune   2/', 'fine-tune   3/',
+           'best epoch']
+
+
+def strike(launched, how):
+    if how == 'term': launched.process.send_signal(signal.SIGTERM)
+    elif how == 'launcher': launched.process.kill()
+    else: os.kill(random.choice(launched.ranks()), signal.SIGKILL)
+
+
+CODES = dict(rank=137, launcher=-signal.SIGKILL, term=143)
+
+
+@pytest.fixture(scope='module')
+def together(data, weights, tmp_path_factory):
+    "A run of two processes that was not disturbed."
+    out = tmp_path_factory.mktemp('together')
+    options = as_arguments(**SMALL | dict(weights=weights, workers=1))
+    launched = Launched(data, '--out', out, '--name', 'whole', *options)
+    code, text = launched.ended(120)
+    assert code == 0, text
+    return Run(out/'whole'), options
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_all_end_and_the_same_command_goes_on(together, data, tmp_path):
+    "BASEGUN_KILLS=20 for more."
+    whole, options = together
+    command = [data, '--out', tmp_path, '--name', 'killed', '--resume', *options]
+    for number in range(KILLS):
+        how = ('rank', 'launcher', 'term')[number % 3]
+        launched = Launched(*command)
+        launched.wait_for(MOMENTS[random.randrange(len(MOMENTS) - 2) if number < KILLS - 1 else 4])
+        strike(launched, how)
+        code, text = launched.ended()
+        assert code == CODES[how], text
+        assert 'Traceback' not in text and text.count('so all were ended') == (how == 'rank'), text
+        if how == 'term': assert text.count('interrupted') == 1 and 'Traceback' not in text, text
+    code, text = Launched(*command).ended(120)
+    assert code == 0, text
+    same(whole, Run(tmp_path/'killed'))
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_has_to_be_asked_for(together, data, tmp_path):
+    whole, options = together
+    command = ['train', data, '--out', tmp_path, '--name', 'fewer', '--resume', *options]
+    launched = Launched(*command[1:])
+    launched.wait_for('fine-tune   3/')
+    strike(launched, 'rank')
+    launched.ended()
+    refused = typed(*command)
+    assert refused.returncode == 1 and 'it ran in 2 processes, now 1: give --gpus 2, or --other-gpus' in refused.stderr
+    ended = typed(*command, '--other-gpus')
+    assert ended.returncode == 0, ended.stderr
+    assert 'begun in 2 processes, going on in 1' in ended.stderr
+    assert Run(tmp_path/'fewer').config.resolved.processes == 1
+    rows, others = (pd.read_csv(o.history) for o in (whole, Run(tmp_path/'fewer')))
+    assert (rows.val_loss - others.val_loss).abs().max() < .05
+
+
+FAULTS = dict(
+    memory='if core.rank() == 1 and self.epoch == 1: raise torch.OutOfMemoryError("CUDA out of memory")',
+    nan='if core.rank() == 1 and self.epoch == 1: self.learn.pred = self.pred * float("nan")',
+    bug='if core.rank() == 1 and self.epoch == 1: raise ZeroDivisionError("a mistake")')
+BROKEN = '''
+import torch
+from basegun_fastai import core
+from basegun_fastai.training import distributed
+after_pred = distributed.DataParallel.after_pred
+def broken(self):
+    after_pred(self)
+    {fault}
+distributed.DataParallel.after_pred = broken
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('fault', 'message'), [
+    ('memory', 'out of memory with batches of 18: the same command with --name broken --resume goes on with batches of '
+               '8 from the last finished epoch'),
+    ('nan', 'the loss is nan at step 1 of 3 of epoch 3 (fine-tune); epoch'),
+    ('bug', 'a mistake, so all were ended; the same command with --name broken --resume goes on')])
+def test_what_ends_one_process_is_told_once(data, weights, tmp_path, capfd, monkeypatch, fault, message):
+    monkeypatch.setattr(distributed, '_PROGRAM', BROKEN.format(fault=FAULTS[fault]) + distributed._PROGRAM)
+    ended = typed('train', data, '--out', tmp_path, '--name', 'broken', '--gpus', '2',
+                  *as_arguments(**SMALL | dict(weights=weights, workers=0, head_views=1)))
+    text = ended.stderr + capfd.readouterr().err
+    assert ended.returncode == 1 and text.count(message) == 1, text
+    assert text.count('basegun-fastai: ') == 1 and ('Traceback' in text) == (
+        fault == 'bug') == ('process 2 of 2 ended: ZeroDivisionError' in text), text
+    if fault == 'memory': assert Run(tmp_path/'broken').config.resolved.batch_size == 8
+    assert Run(tmp_path/'broken').weights.exists() == (fault == 'nan')
+
+
+def test_faults_of_processes_are_told_before_anything_slow(data, tmp_path):
+    result = typed('train', data, '--out', tmp_path, *as_arguments(gpus=4, batch_size=30, lr=-1, device='cpu'))
+    assert result.returncode == 1 and '4 processes cannot share it evenly; give 28 or 32' in result.stderr
+    assert '--lr -1' in result.stderr
+    result = typed('train', data, '--out', tmp_path, '--gpus', 'all', '--device', 'cpu')
+    assert '--gpus all --device cpu: a CPU is one' in result.stderr
+    result = typed('train', data, '--out', tmp_path, '--gpus', '0', '--other-gpus')
+    assert '--gpus 0: give a whole number' in result.stderr and '--other-gpus goes with the --resume' in result.stderr
+    if not torch.cuda.is_available():
+        result = typed('train', data, '--out', tmp_path, '--gpus', 'all')
+        assert result.returncode == 1 and 'sees no GPU here' in result.stderr and '--device cpu' in result.stderr
