@@ -587,6 +587,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'basegun_fastai/model/loaders.py'),
                                               'basegun_fastai.model.loaders._loader_options': ( 'model/loaders.html#_loader_options',
                                                                                                 'basegun_fastai/model/loaders.py'),
+                                              'basegun_fastai.model.loaders._without_splits': ( 'model/loaders.html#_without_splits',
+                                                                                                'basegun_fastai/model/loaders.py'),
                                               'basegun_fastai.model.loaders.dataloaders': ( 'model/loaders.html#dataloaders',
                                                                                             'basegun_fastai/model/loaders.py'),
                                               'basegun_fastai.model.loaders.evaluation_loaders': ( 'model/loaders.html#evaluation_loaders',

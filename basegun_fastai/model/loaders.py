@@ -15,6 +15,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import GrandparentSplitter, IntToFloatTensor, Normalize, parent_label
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import RandTransform
+from fastcore.foundation import L
 
 from ..core import cores
 from ..data.cache import PhotoCache
@@ -62,6 +63,12 @@ def _loader_options(batch_size, workers, device):
     return dict(path=Path('.'), bs=batch_size, num_workers=min(16, cores()) if workers is None else workers,
                 device=device and torch.device(device), pin_memory=device == 'cuda')
 
+def _without_splits(dls):
+    "Let go of a number for each photo, which fastai keeps several times, also in a saved learner."
+    for dl in dls.loaders:
+        for o in dl.dataset.tls: o.splits = L(slice(None), [])
+    return dls
+
 def _drop_last(n, batch_size, processes=1): return n % batch_size < max(2 * processes, batch_size // 4)
 
 # %% ../../nbs/model/loaders.ipynb #a229e446
@@ -84,8 +91,8 @@ def dataloaders(
     splitter = GrandparentSplitter(train_name='train', valid_name='val')
     block = _data_block(square, sorted(photos.label.unique()), photos, splitter,
                         augmentation(architecture.size, p_affine), architecture)
-    dls = block.dataloaders(data, drop_last=_drop_last(n, batch_size, shard[1]),
-                            **_loader_options(batch_size, workers, device))
+    dls = _without_splits(block.dataloaders(data, drop_last=_drop_last(n, batch_size, shard[1]),
+                                            **_loader_options(batch_size, workers, device)))
     for dl in dls.loaders: dl.shard = shard
     return dls
 
@@ -103,7 +110,7 @@ def evaluation_loaders(
     "Make loaders whose validation side is all of `photos`."
     square = PhotoSquare(architecture.size, architecture.size, photo_cache)
     block = _data_block(square, classes, photos, lambda items: (range(len(items)), range(len(items))), [], architecture)
-    return block.dataloaders(Path(data), **_loader_options(batch_size, workers, device))
+    return _without_splits(block.dataloaders(Path(data), **_loader_options(batch_size, workers, device)))
 
 # %% ../../nbs/model/loaders.ipynb #7e10d6f6
 def run_loaders(
