@@ -137,8 +137,12 @@ class WeightAverage(Callback):
         self.model_weights, self.swapped = [*self.model.parameters()], False
         if self.state is None: self.state = dict(weights=[o.detach().clone() for o in self.model_weights], steps=0)
 
+    def before_batch(self): self.skipped = False
+    def after_cancel_step(self): self.skipped = True  # float16 leaves out a step whose gradients overflow
+
     @torch.no_grad()
     def after_step(self):
+        if self.skipped: return
         self.average_(self.state['weights'], self.model_weights, self.state['steps'])
         self.state['steps'] += 1
 

@@ -110,7 +110,8 @@ def fit(
     compiled: bool = False, # Compile the network for fine-tuning?
 ) -> Memory: # Rows and best weights of the whole training; raises `Diverged` where the loss is no number
     "Run the stages, from the newest checkpoint on where there is one."
-    saved = to_device(from_first(lambda: newest_checkpoint(run, started)), learn.dls.device)
+    saved = from_first(lambda: newest_checkpoint(run, started))
+    if saved: saved |= to_device({k: saved[k] for k in ('optimiser', 'average')}, learn.dls.device)
     memory = Memory(saved['rows'], saved['best']) if saved else Memory()
     learn.recorder.train_metrics = True
     first, epochs_done, before, total = rank() == 0, len(memory.rows), 0, sum(o.epochs for o in stages)

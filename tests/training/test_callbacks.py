@@ -1,7 +1,7 @@
 "The mean of the weights, and which epoch is kept."
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelStepException
 
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.learner import learner
@@ -65,3 +65,13 @@ def test_epochs_of_a_pretrained_network_are_compared_at_their_best_temperature(t
     assert (memory.best['epoch'] == losses.index(min(losses)) + 1
             and memory.best['compared_loss'] == pytest.approx(min(losses), abs=1e-5))
     assert memory.best['compared_loss'] < memory.best['val_loss']
+
+
+def test_a_step_that_is_left_out_counts_for_nothing_in_the_mean(trained):
+    class LeftOut(Callback):
+        counts = []
+        def before_step(self):
+            if self.iter == 0: raise CancelStepException
+        def after_fit(self): self.counts.append(self.weight_average.state['steps'])
+    learn, _ = trained(True, LeftOut())
+    assert LeftOut.counts == [2 * (len(learn.dls.train) - 1)]
