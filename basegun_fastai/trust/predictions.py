@@ -43,22 +43,22 @@ class Predictions:
         "Probability of each class for each photo."
         return softmax(self.logits.astype(float), 1)
 
-    @property
+    @cached_property
     def losses(self) -> np.ndarray: # Shape `(n,)`
         "Cross-entropy of each photo, in nats."
         return -log_softmax(self.logits.astype(float), 1)[np.arange(len(self.labels)), self.labels]
 
-    @property
+    @cached_property
     def predicted(self) -> np.ndarray: # Shape `(n,)`
         "Index of the most probable class of each photo."
         return self.logits.argmax(1)
 
-    @property
+    @cached_property
     def confidences(self) -> np.ndarray: # Shape `(n,)`
         "Probability of the most probable class of each photo."
         return self.probabilities.max(1)
 
-    @property
+    @cached_property
     def right(self) -> np.ndarray: # `bool` of shape `(n,)`
         "Is the most probable class the true one?"
         return self.predicted == self.labels

@@ -1,0 +1,42 @@
+"Predictions of many photos and classes take no more time and memory than they have to."
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from basegun_fastai.trust.predictions import Predictions, confusion_matrix
+
+
+def predictions(n, classes):
+    random = np.random.default_rng(0)
+    return Predictions([f'{i}.jpg' for i in range(n)], [f'c{i:03d}' for i in range(classes)],
+                       random.integers(0, classes, n), random.normal(size=(n, classes)).astype(np.float32))
+
+
+@pytest.mark.parametrize('name', ['probabilities', 'predicted', 'confidences', 'right', 'losses'])
+def test_what_follows_from_all_answers_is_computed_once(name):
+    preds = predictions(10, 3)
+    assert getattr(preds, name) is getattr(preds, name)  # a page asks for it once a photo
+
+
+def test_a_confusion_matrix_is_counted_in_parts():
+    preds = predictions(20_000, 30)  # in six parts
+    expected = np.zeros((30, 30), int)
+    np.add.at(expected, (preds.labels, preds.predicted), 1)
+    assert (confusion_matrix(preds).to_numpy() == expected).all()
+
+
+@pytest.mark.slow
+def test_a_confusion_matrix_of_many_classes_takes_little_memory():
+    program = ('from test_predictions import peak_mib, predictions, confusion_matrix; preds = predictions(3000, 300); '
+               'confusion_matrix(predictions(10, 3)); before = peak_mib(); confusion_matrix(preds); '
+               'print(peak_mib() - before)')
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True,
+                            cwd=__file__.rsplit('/', 1)[0])
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 300  # it was 2,100: a cube of 9 bytes a cell
+
+
+def peak_mib(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
