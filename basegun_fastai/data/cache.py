@@ -128,6 +128,18 @@ def _unfilled(squares):
     status = os.fstat(squares.opened.fileno())
     return max(0, status.st_size - status.st_blocks * 512)
 
+# %% ../../nbs/data/cache.ipynb #1ef46edd
+_NO_PLACES = np.empty(0, np.uint64), np.empty(0, np.int64)  # keys, sorted, and numbers of file and place
+
+def _key(name): return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), 'little')
+
+def _with_places(before, keys, places):
+    "Add places; of two for one key the first is taken, and where two names have one key, neither."
+    twice = [o for o, n in zip(*np.unique(keys, return_counts=True), strict=True) if n > 1]
+    keys, places = keys[~np.isin(keys, twice)], places[~np.isin(keys, twice)]
+    keys, first = np.unique(np.concatenate([before[0], keys]), return_index=True)
+    return keys, np.concatenate([before[1], places])[first]
+
 # %% ../../nbs/data/cache.ipynb #683a4f89
 class PhotoCache:
     "The squares of a training's photos, by the name of the file and the side."
@@ -147,24 +159,24 @@ class PhotoCache:
         files: list[SquareFile], # Where their places are, all of one side
     ) -> None: # Nothing
         "Note where the squares of some photos are."
-        needed = _digests(table)
-        places = self.places.setdefault(files[0].side, {}) if len(table) else {}
+        if not len(table): return
+        needed, side = _digests(table), files[0].side
+        keys = np.fromiter((_key(o) for o in table.file), np.uint64, len(table))
         for squares in files:
             number, digests = len(self.files), squares.digests
             self.files.append(squares)
             at = np.searchsorted(digests, needed).clip(max=len(digests) - 1)
-            for i in np.flatnonzero(digests[at] == needed):
-                places.setdefault(table.file.iat[i], number << 32 | int(at[i]))
+            here = digests[at] == needed
+            self.places[side] = _with_places(self.places.get(side, _NO_PLACES), keys[here], number << 32 | at[here])
 
     def __call__(self,
         photo: Path|str|bytes, # A file, or the bytes of one
         side: int, # Width and height of the square
     ) -> np.ndarray: # `uint8` of shape `(side, side, 3)`; raises `UnreadablePhoto`, `ChangedPhoto`
         "Be `photo.pixels`, and remember."
-        here = not isinstance(photo, bytes) and str(photo).startswith(self.data)
-        at = self.places.get(side, {}).get(str(photo)[len(self.data):]) if here else None
+        at = self._place(photo, side)
         if at is None: return pixels(photo, side)
-        squares, place = self.files[at >> 32], at & 0xffffffff
+        squares, place = self.files[at[0]], at[1]
         if (square := squares.read(place)) is not None: return square
         return self._fill(squares, place, photo, side)
 
@@ -176,6 +188,15 @@ class ChangedPhoto(BasegunError):
         message: str, # What to say; that of a worker process has its traceback before it
     ):
         super().__init__(message.strip().rsplit('ChangedPhoto: ', 1)[-1])
+
+@patch
+def _place(self: PhotoCache, photo, side):
+    "Number of the file and of the place in it; nothing where there is none."
+    if isinstance(photo, bytes) or not str(photo).startswith(self.data): return None
+    keys, places = self.places.get(side, _NO_PLACES)
+    key = _key(str(photo)[len(self.data):])
+    i = np.searchsorted(keys, np.uint64(key))
+    return divmod(int(places[i]), 1 << 32) if i < len(keys) and keys[i] == key else None
 
 @patch
 def _fill(self: PhotoCache, squares, place, photo, side):

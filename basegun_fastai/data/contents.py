@@ -169,6 +169,7 @@ def _rows_still_true(old, names, before):
     if len(known): rows[known[(old['marks'][rows[known]] != before[known]).any(1)]] = -1
     return rows
 
+# %% ../../nbs/data/contents.ipynb #8ef0ffd2
 def known_contents(
     data: Path, # The folder that `table.file` is relative to
     table: pd.DataFrame, # Photos, as `list_photos` lists them

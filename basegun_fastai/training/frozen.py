@@ -122,6 +122,7 @@ class Views:
 
     def __getitem__(self, i): return tuple(o[0] for o in self.rows([i]))
 
+# %% ../../nbs/training/frozen.ipynb #a28838ad
 class FeatureLoader(DataLoader):
     "fastai's loader, which takes a batch from `Views` at a time."
 
