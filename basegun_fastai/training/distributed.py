@@ -190,7 +190,8 @@ def _arguments(options):
 
 @contextmanager
 def _environment(n):
-    more = dict(OMP_NUM_THREADS=str(max(1, cores() // n)), GLOO_SOCKET_IFNAME='lo', NCCL_SOCKET_IFNAME='lo',
+    loopback = 'lo0' if sys.platform == 'darwin' else 'lo'
+    more = dict(OMP_NUM_THREADS=str(max(1, cores() // n)), GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback,
                 BASEGUN_LAUNCHED='1', TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(3 * _GRACE))
     added = {k: v for k, v in more.items() if k not in os.environ}
     os.environ.update(added)
