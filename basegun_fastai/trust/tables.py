@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import write_whole
+from ..core import whole_file, write_whole
 from ..data.names import class_columns
 from ..run import Tables
 from .confidence import confidence_lines, confidence_report, plot_confidence
@@ -36,7 +36,8 @@ def write_tables(
         **how), confusion_matrix(preds)
     rows = prediction_rows(preds).set_axis(prediction_columns(preds.classes), axis=1)
     renamed = counts.set_axis(class_columns(preds.classes, (counts.index.name,)), axis=1)
-    write_whole(tables.predictions, rows.to_csv(index=False, float_format='%.7g', lineterminator='\n'))
+    with whole_file(tables.predictions, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
+        rows.to_csv(file, index=False, float_format='%.7g', lineterminator='\n')  # in parts: a row a photo
     write_whole(tables.confusion, renamed.to_csv(lineterminator='\n'))
     write_whole(tables.confusion_shares,
                 normalize(renamed).to_csv(float_format='%.6f', lineterminator='\n'))
