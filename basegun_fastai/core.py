@@ -59,8 +59,8 @@ def handle_signals() -> None: # Nothing
     for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, _raise_signal)
     default_hook = sys.unraisablehook
     def hook(o):
-        half_imported = _signals and issubclass(o.exc_type, AttributeError)
-        if not half_imported and not issubclass(o.exc_type, KeyboardInterrupt): default_hook(o)
+        half_ended = _signals and (issubclass(o.exc_type, AttributeError) or 'DataLoader worker' in str(o.exc_value))
+        if not half_ended and not issubclass(o.exc_type, KeyboardInterrupt): default_hook(o)
     sys.unraisablehook = hook
 
 # %% ../nbs/core.ipynb #8952eba3

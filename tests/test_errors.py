@@ -158,7 +158,8 @@ def test_a_reader_that_goes_away_is_no_traceback():
 
 
 @pytest.mark.parametrize('asked', [True, False])
-def test_what_was_half_made_when_a_signal_came_says_nothing(asked):
+@pytest.mark.parametrize('what', ['return self.missing', 'raise RuntimeError("DataLoader worker (pid 1) is killed")'])
+def test_what_was_half_made_when_a_signal_came_says_nothing(asked, what):
     script = f'''
 import os, signal
 from basegun_fastai.core import handle_signals
@@ -166,7 +167,7 @@ class Half:
     def __init__(self):
         if {asked}: os.kill(os.getpid(), signal.SIGINT)
         raise KeyboardInterrupt
-    def __del__(self): return self.missing
+    def __del__(self): {what}
 handle_signals()
 try: Half()
 except KeyboardInterrupt: print('ended')'''
