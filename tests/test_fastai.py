@@ -136,3 +136,32 @@ def test_an_opt_func_gets_the_parameters_in_groups():
 @pytest.mark.parametrize('name', ['freeze', 'unfreeze', 'no_bar', 'no_logging', 'added_cbs', 'remove_cb', 'create_opt',
                                   'export'])
 def test_a_learner_has_what_we_call(name): assert hasattr(Learner, name)
+
+
+def test_a_callback_may_swap_the_network_for_its_call_and_scale_the_loss_of_a_step():
+    class Swapped(Callback):
+        order, calls = 40, 0
+        def before_batch(self):
+            def network(x):
+                self.calls += 1
+                return plain(x)
+            plain, self.plain, self.learn.model = self.model, self.model, network
+        def after_pred(self): self.learn.model = self.plain
+        def after_loss(self): self.learn.loss_grad = self.loss_grad * 0
+    learn, swapped = learner(opt_func=Adam, wd=0.), Swapped()
+    before = learn.model.weight.clone()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .1, cbs=[swapped])
+    assert swapped.calls == 4 and torch.equal(learn.model.weight, before) and learn.model is swapped.plain
+
+
+def test_the_loss_of_fastai_holds_that_of_pytorch_with_its_weights():
+    assert CrossEntropyLossFlat().func.weight is None
+    assert CrossEntropyLossFlat(weight=torch.tensor([1., 3.])).func.weight.tolist() == [1, 3]
+
+
+def test_fastai_asks_the_environment_how_many_processes_there_are(monkeypatch):
+    from fastai.torch_core import num_distrib, rank_distrib
+    for name, value in dict(WORLD_SIZE='3', RANK='2').items(): monkeypatch.setenv(name, value)
+    assert (num_distrib(), rank_distrib()) == (3, 2)  # so `training.distributed.join` renames both
+    for name in ('WORLD_SIZE', 'RANK'): monkeypatch.delenv(name)
+    assert (num_distrib(), rank_distrib()) == (0, 0)
