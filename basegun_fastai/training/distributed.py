@@ -24,9 +24,6 @@ import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core import BasegunError, Terminated, cores, number_of, rank, say, world_size
@@ -132,6 +129,7 @@ def join(
     device: str, # As `--device`
 ) -> Iterator[None]: # Of a context: nothing; raises `BasegunError` where there are more processes than GPUs
     "Be one of the processes that train together, until the context ends."
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
     handler = get_error_handler()
     handler.initialize()
     _watch(os.getppid())
@@ -221,6 +219,9 @@ def launch(
     run: Run, # Where it trains
 ) -> None: # Nothing; raises `ProcessEnded` where a process fails, and what a signal asks for
     "Train in several processes on this machine."
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     n = torch.cuda.device_count() if options.gpus == 'all' else options.gpus
     config = LaunchConfig(1, 1, n, run_id=run.path.name, rdzv_backend='c10d', rdzv_endpoint='127.0.0.1:0',
                           local_addr='127.0.0.1', max_restarts=0, logs_specs=DefaultLogsSpecs())
