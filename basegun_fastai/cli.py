@@ -19,7 +19,7 @@ from importlib.metadata import version
 from fastcore.script import anno_parser
 
 from .core import BasegunError, Terminated, disk_fault, handle_signals, raise_faults
-from .core import raise_if_interrupted, set_home
+from .core import raise_if_interrupted, say, set_home
 from .machine import machine_faults
 
 # %% ../nbs/cli.ipynb #c72b5c72
@@ -108,16 +108,15 @@ def exit_code(
         if not (fault := disk_fault(err)): raise
         return _fail(fault)
     except KeyboardInterrupt as err: return _signal_code(err)
-    except Exception:
+    except Exception as err:
         # the same signal may have ended a worker process first, and PyTorch raised for that
         try: raise_if_interrupted()
         except KeyboardInterrupt as signal_error: return _signal_code(signal_error)
-        raise
+        raise err
     return 0
 
 def _fail(error):
-    if 'BASEGUN_LAUNCHED' not in os.environ:  # else the launcher says so
-        print(f'basegun-fastai: {error}', file=sys.stderr)
+    if 'BASEGUN_LAUNCHED' not in os.environ: say(f'basegun-fastai: {error}')  # else the launcher says so
     return getattr(error, 'exit_code', 1)
 
 def _signal_code(error): return 143 if isinstance(error, Terminated) else 130

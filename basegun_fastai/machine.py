@@ -24,6 +24,8 @@ def machine_faults(
             'Windows is not supported: it has no locks that end with a process, and no way to sync a folder or to '
             'read at an '
             'offset, by which files stay whole. Run this in WSL 2 or in the Docker image']
+    if not (size := os.environ.get('WORLD_SIZE', '1')).isdecimal(): return [
+        f"WORLD_SIZE is '{size}' in the environment, where PyTorch's launcher puts the number of processes: unset it"]
     if not temporary: return []
     try: tempfile.gettempdir()
     except FileNotFoundError:

@@ -11,6 +11,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .core import BasegunError, write_whole
 
 # %% auto #0
@@ -144,6 +146,11 @@ class Run(Tables):
         for file in [*self.path.glob('.*.tmp'), *self.checkpoints.glob('.*.tmp')]: file.unlink(missing_ok=True)
 
 # %% ../nbs/run.ipynb #214bf275
+@patch(as_prop=True)
+def resume_hint(self: Run) -> str: # Without an end
+    "Say how a training that was interrupted goes on."
+    return f'the same command with --name {self.path.name} --resume goes on'
+
 def run_name(
     architecture: str, # Name of the network
     now: datetime|None = None, # Moment that names the run; empty means this one

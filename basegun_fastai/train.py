@@ -136,10 +136,10 @@ def _halve(run, config):
 def _end_out_of_memory(run, config, error):
     "Let all processes end, since the others wait for this one; they begin again with smaller batches."
     half, text = _halved(config), f'out of memory with batches of {config.resolved.batch_size}: '
-    if not run.exists: raise BasegunError(f'{text}begin another run with --batch-size {half.resolved.batch_size}')
+    size = half.resolved.batch_size
+    if not run.exists: raise BasegunError(f'{text}begin another run with --batch-size {size}') from error
     run.save_config(half)
-    raise BasegunError(f'{text}the same command with --name {run.path.name} --resume goes on with batches of '
-                       f'{half.resolved.batch_size} from the last finished epoch') from error
+    raise BasegunError(f'{text}{run.resume_hint} with batches of {size} from the last finished epoch') from error
 
 # %% ../nbs/train.ipynb #91156c31
 def _keep_what_was_best(run, config, learn):
@@ -154,7 +154,8 @@ def _keep_what_was_best(run, config, learn):
 
 def _stop(run, config, learn, error):
     "Keep the best weights of a training whose loss is no number any more, and raise."
-    kept_text = _from_first(lambda: _keep_what_was_best(run, config, learn))
+    if rank(): raise error
+    kept_text = _keep_what_was_best(run, config, learn)
     raise BasegunError(f"'{run.path}' stops: {error}; {kept_text}. Begin another run with a smaller rate, such as "
                        f'--lr {config.resolved.lr / 10:g}') from error
 
@@ -175,8 +176,8 @@ def _fit_and_finish(run, config, setup, ood_photos):
             memory = _fit(run, config, setup, learn)
     except Diverged as err: _stop(run, config, learn, err)
     except KeyboardInterrupt:
-        if 'BASEGUN_LAUNCHED' not in os.environ: say(  # else the launcher does
-            f'interrupted: the same command with --name {run.path.name} --resume goes on from the last finished epoch')
+        if 'BASEGUN_LAUNCHED' not in os.environ:  # else the launcher says so
+            say(f'interrupted: {run.resume_hint} from the last finished epoch')
         raise
     return judge(config, setup, learn) if rank() else finish(run, setup, learn, memory, ood_photos)
 
@@ -297,6 +298,7 @@ def lr_find(
     **kwargs
 ) -> None: # Nothing; prints the suggested rate, raises `BasegunError`
     "Find a learning rate: leave its curve as lr-find.csv and lr-find.png, and print the suggestion."
+    if world_size() > 1: raise BasegunError('lr-find is one process: start it without torchrun')
     options = _options(data, **kwargs)
     run = Run(options.out/(options.name or 'lr-find_' + run_name(str(options.arch))))
     faults = out_faults(run.path, data, '--name', '--out')

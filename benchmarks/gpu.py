@@ -47,8 +47,8 @@ from basegun_fastai.model.weights import trained_model  # noqa: E402
 from basegun_fastai.run import Run  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
 from basegun_fastai.training.callbacks import Checkpoint, EpochSeed, History, Memory, PlainTensors  # noqa: E402
-from basegun_fastai.training.fit import Stage, free_memory, largest_batch_size, out_of_memory, stage_context  # noqa: E402
-from basegun_fastai.training.fit import trial_step  # noqa: E402
+from basegun_fastai.training.fit import Stage, free_memory, largest_batch_size, out_of_memory  # noqa: E402
+from basegun_fastai.training.fit import stage_context, trial_step  # noqa: E402
 from basegun_fastai.trust.predictions import predictions  # noqa: E402
 
 HERE, TINY = Path(__file__).parent, bool(os.environ.get('BASEGUN_TINY'))

@@ -1,7 +1,7 @@
 """What each step takes as the photos grow in number: seconds, peak memory of its main process, and growth per photo.
 
-Draws data sets of tiny photos (64 × 48 pixels, JPEG, no two alike, 12 classes, every tenth in val), and runs check →
-train (head on features, then one epoch of fine-tuning, timm's test_resnet at 32 pixels) → evaluate → export → report
+Draws data sets of tiny photos (64 × 48 pixels, JPEG, no two alike, 12 classes, every tenth in val), and runs check,
+train (head on features, then one epoch of fine-tuning, timm's test_resnet at 32 pixels), evaluate, export and report
 on each, every step as a process of its own. Prints a table and writes it to benchmarks/many-photos.json.
 BASEGUN_COUNTS="3000 300000" gives the sizes, BASEGUN_STEPS="check train" the steps, BASEGUN_FOLDER a place to draw in
 (what lies there already is taken; a temporary folder otherwise).
@@ -84,6 +84,12 @@ def steps(data, out):
         report=['report', run, '--out', out/'report.html'])
 
 
+def bytes_a_photo(rows):
+    "By how much the peak grows from the smallest data set to the largest."
+    first, last = rows[0], rows[-1]
+    return (last['peak_mib'] - first['peak_mib']) * 2**20 / (last['photos'] - first['photos'])
+
+
 def save_some_weights(file):
     "Write weights that are worth keeping, as far as the command can know."
     if file.exists(): return
@@ -111,7 +117,9 @@ def main():
                 seconds, mib = measured(arguments, out/f'{name}.log')
                 rows.append(dict(photos=n, step=name, seconds=round(seconds, 1), peak_mib=round(mib, 1)))
                 print(f'{n:8} {name:10} {seconds:8.1f} s {mib:8.1f} MiB', flush=True)
-    write_whole(HERE/'many-photos.json', json.dumps(rows, indent=2) + '\n')
+    growth = {name: bytes_a_photo([o for o in rows if o['step'] == name]) for name in chosen} if counts[1:] else {}
+    for name, size in growth.items(): print(f'{name:10} {size:8.0f} bytes a photo')
+    write_whole(HERE/'many-photos.json', json.dumps(dict(rows=rows, bytes_a_photo=growth), indent=2) + '\n')
 
 
 if __name__ == '__main__': main()

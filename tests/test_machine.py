@@ -115,3 +115,14 @@ def test_a_thread_that_waits_for_ever_does_not_hold_up_the_end(data, tmp_path):
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 143
         finally: process.kill()
+
+
+def test_a_launcher_that_is_none_is_told(data, tmp_path):
+    def failed(*arguments, **environment):
+        result = run_command(*arguments, env=os.environ | environment)
+        assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
+        return result.stderr
+    assert "WORLD_SIZE is 'two' in the environment" in failed('archs', WORLD_SIZE='two')
+    text = failed('train', data, '--out', tmp_path, WORLD_SIZE='2', RANK='0')
+    assert 'without LOCAL_RANK and MASTER_ADDR and MASTER_PORT: start the command by torchrun, or unset' in text
+    assert 'lr-find is one process: start it without torchrun' in failed('lr-find', data, WORLD_SIZE='2')

@@ -30,6 +30,7 @@ from ..core import BasegunError, Terminated, cores, number_of, rank, say, world_
 from ..data.contents import examine
 from ..model.ranks import from_first, gather, total
 from ..run import Run
+from .callbacks import Diverged
 from .options import Options
 
 # %% ../../nbs/training/distributed.ipynb #08a25cbf
@@ -120,8 +121,10 @@ def _watch(launcher):
         os._exit(128 + number)
     threading.Thread(target=wait, daemon=True).start()
 
-def _is_lost_peer(error):
-    return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and 'gloo' in str(error)
+def _wait_for_the_end(error):
+    "Give way to the process whose fault it is, or that has more to say: the launcher's signal ends this one meanwhile."
+    lost_peer = isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and 'gloo' in str(error)
+    time.sleep(2 * _GRACE if lost_peer else 60 if isinstance(error, Diverged) else 0)
 
 # %% ../../nbs/training/distributed.ipynb #9122a21d
 @contextmanager
@@ -130,6 +133,9 @@ def join(
 ) -> Iterator[None]: # Of a context: nothing; raises `BasegunError` where there are more processes than GPUs
     "Be one of the processes that train together, until the context ends."
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+    if missing := [o for o in ('RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if o not in os.environ]:
+        raise BasegunError(f"WORLD_SIZE is {world_size()} in the environment, without {' and '.join(missing)}: start "
+                           'the command by torchrun, or unset WORLD_SIZE')
     handler = get_error_handler()
     handler.initialize()
     _watch(os.getppid())
@@ -140,7 +146,7 @@ def join(
         yield
         dist.destroy_process_group()
     except Exception as err:
-        if _is_lost_peer(err): time.sleep(2 * _GRACE)
+        _wait_for_the_end(err)
         handler.record_exception(BasegunError(str(err)) if isinstance(err, BasegunError) else err)
         raise
 
@@ -199,9 +205,9 @@ def _environment(n):
         logging.disable(logging.NOTSET)
         for k in added: del os.environ[k]
 
-def _resume_hint(run):
-    return (f'the same command with --name {run.path.name} --resume goes on from the last finished epoch' if run.exists
-            else 'nothing was begun')
+def _what_next(run):
+    return f'{run.resume_hint} from the last finished epoch' if run.exists else 'nothing was begun'
+
 
 # %% ../../nbs/training/distributed.ipynb #d2ac04dc
 def _raise_failure(error, n, run):
@@ -211,7 +217,7 @@ def _raise_failure(error, n, run):
     if kind == BasegunError.__name__: raise ProcessEnded(text, failure.exitcode) from error
     how = f'was ended by {signal.Signals(-failure.exitcode).name}' if failure.exitcode < 0 else f'ended: {kind}: {text}'
     want = ', perhaps for want of memory' if failure.exitcode == -signal.SIGKILL else ''
-    raise ProcessEnded(f'process {number + 1} of {n} {how}{want}, so all were ended; {_resume_hint(run)}',
+    raise ProcessEnded(f'process {number + 1} of {n} {how}{want}, so all were ended; {_what_next(run)}',
                        failure.exitcode) from error
 
 def launch(
@@ -230,5 +236,5 @@ def launch(
             elastic_launch(config, sys.executable)('-P', '-c', _PROGRAM, *_arguments(replace(options, gpus=n)))
     except ChildFailedError as err: _raise_failure(err, n, run)
     except SignalException as err:
-        say(f'interrupted: {_resume_hint(run)}')
+        say(f'interrupted: {_what_next(run)}')
         raise (Terminated if err.sigval == signal.SIGTERM else KeyboardInterrupt) from err

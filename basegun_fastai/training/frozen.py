@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -134,14 +135,14 @@ class FeatureLoader(DataLoader):
 
 # %% ../../nbs/training/frozen.ipynb #61af3f4f
 def _body_features(learn, dl, what):
-    last, batches, width = time.monotonic(), iter(dl), learn.model[1][-1].in_features
-    for i in progress(range(len(dl)), len(dl), what, 'batch'):
+    last, width = time.monotonic(), learn.model[1][-1].in_features
+    for i, batch in zip_longest(range(len(dl)), progress(dl, len(dl), what, 'batch')):  # the last may be the others'
         raise_if_interrupted()
         if not sys.stderr.isatty() and time.monotonic() - last > 60:
             last = say(f'{what}: batch {i + 1} of {len(dl)}') or time.monotonic()
-        n, (photos, labels) = min(dl.bs, dl.n - i * dl.bs), next(batches, (None, None))
-        own = ((torch.zeros(0, width, device=dl.device), torch.zeros(0, dtype=torch.int64, device=dl.device))
-               if photos is None else (learn.model[0](photos.as_subclass(Tensor)), labels.as_subclass(Tensor)))
+        n = min(dl.bs, dl.n - i * dl.bs)
+        own = ((learn.model[0](batch[0].as_subclass(Tensor)), batch[1].as_subclass(Tensor)) if batch else
+               (torch.zeros(0, width, device=dl.device), torch.zeros(0, dtype=torch.int64, device=dl.device)))
         yield tuple(gather(o, n, n) for o in own)
 
 @contextmanager

@@ -160,7 +160,8 @@ def _process_differences(options, then):
         f'it ran in {number_of(then.processes, "process", "processes")}, now {now}: give --gpus {then.processes}, or '
         '--other-gpus for a result that differs by rounding']
     if batch_size % now == 0: return []
-    return [f'its batches of {batch_size} photos cannot be shared evenly by {now} processes']
+    return [f'its batches of {batch_size} photos cannot be shared evenly by {now} processes: give a number that '
+            f'divides them, such as --gpus {then.processes}']
 
 @patch
 def differences(self: Options,

@@ -92,8 +92,8 @@ class Setup:
 def batch_size(self: Setup) -> int: # At most the number of train photos
     "Choose the batch size: as asked for, 32 on a CPU, what fits on each GPU."
     n, batch_size, processes = int((self.photos.split == 'train').sum()), self.options.batch_size, self.shard[1]
-    if n < 2 * processes: raise BasegunError(f"{number_of(n, 'train photo')} for {processes} processes: give fewer, or "
-                                             'more photos')
+    if n < 2 * processes: raise BasegunError(
+        f"{number_of(n, 'train photo')} are too few for {processes} processes: give --gpus {n // 2}, or add photos")
     if (batch_size, self.device) == ('auto', 'cpu'): batch_size = 32 // processes * processes
     if batch_size == 'auto': batch_size = processes * largest_batch_size(
         self.learner(), self.stages(.1)[-1], self.architecture.before_crop)

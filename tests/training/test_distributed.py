@@ -267,15 +267,25 @@ def broken(self):
     {fault}
 distributed.DataParallel.after_pred = broken
 '''
+BROKEN_HEAD = '''
+from basegun_fastai.training import callbacks
+before_batch = callbacks.PlainTensors.before_batch
+def broken(self):
+    before_batch(self)
+    self.learn.xb = tuple(o * float("nan") for o in self.xb)
+callbacks.PlainTensors.before_batch = broken
+'''
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('fault', 'message'), [
     ('memory', 'out of memory with batches of 18: the same command with --name broken --resume goes on with batches of '
                '8 from the last finished epoch'),
-    ('nan', 'the loss is nan at step 1 of 3 of epoch 3 (fine-tune); epoch')])
+    ('nan', 'the loss is nan at step 1 of 3 of epoch 3 (fine-tune); epoch'),
+    ('head', 'the loss is nan at step 1 of 3 of epoch 1 (head); no epoch had ended before that')])
 def test_what_ends_one_process_is_told_once(data, weights, tmp_path, capfd, monkeypatch, fault, message):
-    monkeypatch.setattr(distributed, '_PROGRAM', BROKEN.format(fault=FAULTS[fault]) + distributed._PROGRAM)
+    broken = BROKEN_HEAD if fault == 'head' else BROKEN.format(fault=FAULTS[fault])
+    monkeypatch.setattr(distributed, '_PROGRAM', broken + distributed._PROGRAM)
     ended = typed('train', data, '--out', tmp_path, '--name', 'broken', '--gpus', '2',
                   *as_arguments(**SMALL | dict(weights=weights, workers=0, head_views=1)))
     text = ended.stderr + capfd.readouterr().err
