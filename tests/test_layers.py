@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
     'core': 'core run lock machine',
-    'data': 'colour formats photo names walk phash blank crops reading folders contents near_duplicates problems '
+    'data': 'colour formats tiff photo names walk phash blank crops reading folders contents near_duplicates problems '
             'pages demo cache',
     'model': 'archs device optimiser scores augment ranks workers loaders weights learner',
     'trust': 'calibration levels predictions confidence ood captions mistakes groups tables evidence '
