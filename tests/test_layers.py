@@ -8,8 +8,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
     'core': 'core run lock machine',
-    'data': 'colour formats tiff photo names walk phash blank crops reading folders contents near_duplicates problems '
-            'pages demo cache',
+    'data': 'colour formats tiff png photo names walk phash blank crops reading folders contents near_duplicates '
+            'problems pages demo cache',
     'model': 'archs device optimiser scores augment ranks workers loaders weights learner',
     'trust': 'calibration levels predictions confidence ood captions mistakes groups tables evidence '
              'comparison steadiness neighbours inspection run_page',

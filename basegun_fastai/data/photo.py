@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 from .colour import to_srgb
 from ..core import BasegunError
 from .formats import format_of
+from .png import needed_chunks
 from .tiff import eight_bits, open_tiff
 
 # %% ../../nbs/data/photo.ipynb #68d8a2fc
@@ -128,6 +129,7 @@ def _heic(content):
 # %% ../../nbs/data/photo.ipynb #a3bbe009
 def _open(content):
     name = format_of(content)
+    if name == 'PNG': content = needed_chunks(content)
     openers = dict(HEIC=_heic, TIFF=open_tiff)
     image = openers[name](content) if name in openers else Image.OPEN[name][0](BytesIO(content), '')
     if not (image.width and image.height): raise ValueError('it has no pixels')
