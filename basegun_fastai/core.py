@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BasegunError', 'raise_faults', 'attempt', 'Terminated', 'handle_signals', 'raise_if_interrupted', 'world_size',
-           'rank', 'say', 'cores', 'set_home', 'cache_home', 'whole_file', 'write_whole', 'whole_folder', 'disk_fault',
+           'rank', 'say', 'set_home', 'cache_home', 'whole_file', 'write_whole', 'whole_folder', 'disk_fault',
            'inside_fault', 'out_faults', 'file_faults', 'printable', 'number_of', 'csv_text', 'one_of']
 
 # %% ../nbs/core.ipynb #61233daf
@@ -84,12 +84,6 @@ def say(
 ) -> None: # Nothing
     "Print `text` on stderr at once, in the first of several processes that train together."
     if rank() == 0: print(text, file=sys.stderr, flush=True)
-
-# %% ../nbs/core.ipynb #4e666007
-def cores() -> int: # At least 1
-    "Count the cores that this process may use."
-    n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return max(1, n // int(os.environ.get('LOCAL_WORLD_SIZE', 1))) if world_size() > 1 else n
 
 # %% ../nbs/core.ipynb #49340697
 def _home():

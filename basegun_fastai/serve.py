@@ -18,7 +18,7 @@ from typing import Annotated
 
 from .core import BasegunError, raise_faults, say
 from .exported import place_fault, read_description
-from .predict import max_threads
+from .machine import cores, processes
 
 # %% ../nbs/serve.ipynb #af0693d5
 MIN_KEY = 16  # characters
@@ -93,7 +93,7 @@ def serve(
     api_key_file: Path = None, # File with a key that every question has to bring as Authorization: Bearer KEY
 ) -> None: # Nothing, when SIGTERM or ctrl-C has ended it; raises `BasegunError`
     "Answer over HTTP what photos show."
-    exported, cores = Path(exported), max_threads()
+    exported = Path(exported)
     key, faults = _key(api_key_file)
     faults += _text_faults(root_path, allow_origin) + _number_faults(
         port=(port, 0, 65535), workers=(workers, 1, 256), limit_concurrency=(limit_concurrency, 1, 10_000),
@@ -106,10 +106,10 @@ def serve(
         from basegun_fastai.serving.server import listen
     except ModuleNotFoundError as err:
         raise BasegunError(f"`serve` needs {err.name}: type `pip install 'basegun-fastai[serve]'`") from err
-    workers = workers or cores
-    processes = Processes(exported, workers, max(1, cores // workers), limit_concurrency or 2 * workers)
+    workers = workers or processes()
+    judges = Processes(exported, workers, max(1, cores() // workers), limit_concurrency or 2 * workers)
     settings = Settings(max_bytes, root_path, tuple(allow_origin), key)
     if key is None and host not in ('127.0.0.1', '::1', 'localhost'):
         say(f'warning: everybody who reaches {host}:{port} may ask; --api-key-file wants a key')
     with listen(host, port) as listening:
-        asyncio.run(_serve(processes, settings, listening, not no_page))
+        asyncio.run(_serve(judges, settings, listening, not no_page))

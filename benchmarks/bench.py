@@ -43,7 +43,8 @@ from PIL import Image  # noqa: E402
 from basegun_fastai.data.cache import open_cache  # noqa: E402
 from basegun_fastai.training.callbacks import EpochSeed, History, Memory, PlainTensors, Progress  # noqa: E402
 from basegun_fastai.data.contents import known_contents  # noqa: E402
-from basegun_fastai.core import cores, write_whole  # noqa: E402
+from basegun_fastai.core import write_whole  # noqa: E402
+from basegun_fastai.machine import cores  # noqa: E402
 from basegun_fastai.data.folders import list_photos  # noqa: E402
 from basegun_fastai.data.demo import GUNS, draw_photo  # noqa: E402
 from basegun_fastai.training.fit import Stage, stage_context  # noqa: E402

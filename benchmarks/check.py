@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from basegun_fastai.core import cores, write_whole
+from basegun_fastai.core import write_whole
+from basegun_fastai.machine import cores
 
 HERE, REPEATS = Path(__file__).parent, 3
 MEASURED = '''

@@ -29,7 +29,8 @@ import timm
 import torch
 from scipy.stats import spearmanr
 
-from basegun_fastai.core import cores, say
+from basegun_fastai.core import say
+from basegun_fastai.machine import cores
 from basegun_fastai.data.demo import GUNS, demo_data, draw_photo_and_mask
 from basegun_fastai.data.photo import NEUTRAL, in_square, pixels
 from basegun_fastai.export import onnx_model

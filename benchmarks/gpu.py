@@ -34,7 +34,8 @@ from fastai.vision.augment import Resize, ResizeMethod, aug_transforms  # noqa: 
 from fastai.vision.data import ImageBlock  # noqa: E402
 from fastai.vision.learner import vision_learner  # noqa: E402
 
-from basegun_fastai.core import cores, write_whole  # noqa: E402
+from basegun_fastai.core import write_whole  # noqa: E402
+from basegun_fastai.machine import cores  # noqa: E402
 from basegun_fastai.data.cache import open_cache  # noqa: E402
 from basegun_fastai.data.contents import known_contents  # noqa: E402
 from basegun_fastai.data.demo import GUNS, draw_photo  # noqa: E402

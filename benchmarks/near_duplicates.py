@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from basegun_fastai.data.phash import nearest
 from basegun_fastai.data.contents import examine
-from basegun_fastai.core import cores, write_whole
+from basegun_fastai.core import write_whole
+from basegun_fastai.machine import cores
 from basegun_fastai.data.crops import RECORD, CropRecords, crop_candidates
 from basegun_fastai.data.demo import GUNS, draw_photo
 from basegun_fastai.data.near_duplicates import near_duplicate_pairs

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import COMMAND, TINY, as_arguments, run_command
 
-from basegun_fastai.machine import read_at
+from basegun_fastai.machine import PROCESS_MEMORY, cores, memory_limits, processes, read_at
 
 pytestmark = pytest.mark.slow
 
@@ -17,6 +17,49 @@ ODD = {'shm of 128 kB': 'mount -t tmpfs -o size=128k tmpfs /dev/shm',
        'read-only shm': 'mount -t tmpfs -o ro tmpfs /dev/shm',
        'read-only root': 'mount -o remount,bind,ro /; for o in /tmp /var/tmp; do mount -t tmpfs -o ro tmpfs $o; done; '
                          'cd /usr'}
+
+
+def groups(root, **files):
+    "Control groups: the lines of /proc/self/cgroup, and the limits by the path of their file with a colon for a slash."
+    for name, text in files.items():
+        path = root/('proc/self/cgroup' if name == 'lines' else 'sys/fs/cgroup/' + name.replace(':', '/'))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize('quota, n', [('max 100000\n', 8), ('200000 100000\n', 2), ('150000 100000\n', 2),
+                                      ('10000 100000\n', 1), ('9000000 100000\n', 8), ('', 8), ('odd\n', 8)])
+def test_processors_are_those_that_the_container_may_use(monkeypatch, tmp_path, quota, n):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(8)), raising=False)
+    assert cores(groups(tmp_path, lines='0::/\n', **{'cpu.max': quota})) == n
+
+
+@pytest.mark.parametrize('files, n', [
+    ({'lines': '0::/a/b\n', 'a:cpu.max': '200000 100000', 'a:b:cpu.max': 'max 100000'}, 2),  # a service in a slice
+    ({'lines': '0::/../../pod\n', 'cpu.max': '300000 100000'}, 3),  # the host's path, from a namespace of its own
+    ({'lines': '3:cpu,cpuacct:/docker/x\n', 'cpu,cpuacct:docker:x:cpu.cfs_quota_us': '250000',
+      'cpu,cpuacct:docker:x:cpu.cfs_period_us': '100000'}, 3),
+    # the container sees its own group as the top one
+    ({'lines': '3:cpu:/docker/x\n', 'cpu:cpu.cfs_quota_us': '50000', 'cpu:cpu.cfs_period_us': '25000'}, 2),
+    ({'lines': '3:cpu:/\n', 'cpu:cpu.cfs_quota_us': '-1', 'cpu:cpu.cfs_period_us': '100000'}, 8),
+    ({'lines': '3:cpuset:/\n', 'cpuset:cpu.max': '100000 100000'}, 8)])
+def test_both_versions_of_control_groups_are_read(monkeypatch, tmp_path, files, n):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(8)), raising=False)
+    root = groups(tmp_path, **files)
+    assert cores(root) == processes(root) == n
+
+
+@pytest.mark.parametrize('file', ['memory.max', 'memory.limit_in_bytes'])
+def test_processes_have_room_in_the_memory_of_the_container(monkeypatch, tmp_path, file):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(64)), raising=False)
+    root = groups(tmp_path, lines='0::/\n1:memory:/x\n', **{f'memory:x:{file}': str(7 * PROCESS_MEMORY)})
+    assert min(memory_limits(root)) == 7 * PROCESS_MEMORY and processes(root) == 3 and cores(root) == 64
+    (root/f'sys/fs/cgroup/memory/x/{file}').write_text('1000')
+    assert processes(root) == 1
+    (root/f'sys/fs/cgroup/memory/x/{file}').write_text('max' if file == 'memory.max' else '9223372036854771712')
+    assert processes(root) == max(1, min(64, os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+                                         // 2 // PROCESS_MEMORY))
 
 
 def on_a_machine_with(what, *arguments, **options):

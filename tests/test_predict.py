@@ -591,18 +591,6 @@ def test_nothing_is_unpickled(exported, photos):
                         'cli.main()\nprint(found)', exported, photos) == '[]'
 
 
-def test_threads_are_those_of_the_container(monkeypatch, tmp_path):
-    from basegun_fastai import predict
-    quota = tmp_path/'cpu.max'
-    monkeypatch.setattr(predict, 'Path', lambda _: quota)
-    monkeypatch.setattr(predict, 'cores', lambda: 8)
-    assert predict.max_threads() == 8
-    for text, threads in (('max 100000\n', 8), ('200000 100000\n', 2), ('150000 100000\n', 2), ('10000 100000\n', 1),
-                          ('9000000 100000\n', 8)):
-        quota.write_text(text)
-        assert predict.max_threads() == threads, text
-
-
 @pytest.mark.slow
 @pytest.mark.slow
 def test_the_package_without_its_dependencies_and_three_others_are_enough(exported, photos, tmp_path):

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageStat
 
-from ..core import cores, raise_if_interrupted
+from ..core import raise_if_interrupted
+from ..machine import cores
 
 # %% ../../nbs/data/phash.ipynb #6ceb0c5f
 SIDE = 64

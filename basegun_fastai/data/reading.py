@@ -23,7 +23,8 @@ from queue import SimpleQueue
 
 from .phash import SIDE, aspect_and_hue, phash, thumbnail
 from .blank import blank
-from ..core import cores, raise_if_interrupted
+from ..core import raise_if_interrupted
+from ..machine import processes
 from .crops import crop_record, trim
 from .photo import UnreadablePhoto, photo_bytes, photo_header, read_photo
 from ..machine import limit_memory
@@ -144,7 +145,7 @@ class Readers:
         seconds: float|None = None, # That one photo may take; empty means `MAX_SECONDS`
     ):
         self.readers = [_Reader(Path(folder).absolute(), task, seconds or MAX_SECONDS)
-                        for _ in range(workers or cores())]
+                        for _ in range(workers or processes())]
         self.free, self.pool = SimpleQueue(), ThreadPoolExecutor(len(self.readers))
         for o in self.readers: self.free.put(o)
 
@@ -180,5 +181,5 @@ def answers(
     seconds: float|None = None, # That one photo may take; empty means `MAX_SECONDS`
 ) -> Iterator[dict]: # As `answer` returns it, for each name in order
     "Answer one question about many photos, in processes that may die of one."
-    with Readers(folder, task, min(workers or cores(), -(-len(names) // 16) or 1), seconds) as readers:
+    with Readers(folder, task, min(workers or processes(), -(-len(names) // 16) or 1), seconds) as readers:
         yield from readers.answers(names)

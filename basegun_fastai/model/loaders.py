@@ -17,7 +17,7 @@ from fastai.torch_core import TensorImage
 from fastai.vision.augment import RandTransform
 from fastcore.foundation import L
 
-from ..core import cores
+from ..machine import processes
 from ..data.cache import PhotoCache
 from ..data.folders import list_photos
 from ..data.photo import pixels
@@ -60,7 +60,7 @@ def _data_block(square, classes, photos, splitter, augmentations, architecture):
                      batch_tfms=[*augmentations, Normalize.from_stats(architecture.mean, architecture.std, cuda=False)])
 
 def _loader_options(batch_size, workers, device):
-    return dict(path=Path('.'), bs=batch_size, num_workers=min(16, cores()) if workers is None else workers,
+    return dict(path=Path('.'), bs=batch_size, num_workers=min(16, processes()) if workers is None else workers,
                 device=device and torch.device(device), pin_memory=device == 'cuda')
 
 def _without_splits(dls):

@@ -26,8 +26,9 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core import BasegunError, Terminated, cores, number_of, rank, say, world_size
+from ..core import BasegunError, Terminated, number_of, rank, say, world_size
 from ..data.contents import examine
+from ..machine import cores
 from ..model.ranks import from_first, gather, total
 from ..run import Run
 from .callbacks import Diverged

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageEnhance, ImageOps
 
-from ..core import cores, raise_if_interrupted
+from ..core import raise_if_interrupted
+from ..machine import cores
 from ..data.contents import progress
 from ..data.photo import NEUTRAL, in_square, read_photo
 
