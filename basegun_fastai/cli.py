@@ -20,7 +20,7 @@ from fastcore.script import anno_parser
 
 from .core import BasegunError, Terminated, disk_fault, handle_signals, raise_faults
 from .core import raise_if_interrupted, say, set_home
-from .machine import machine_faults
+from .machine import limit_threads, machine_faults
 
 # %% ../nbs/cli.ipynb #c72b5c72
 COMMANDS = {  # command: (module, function, what it does, two examples of what follows it)
@@ -133,6 +133,7 @@ def main() -> None: # Nothing; ends the process with its exit code
     os.environ.setdefault('COLUMNS', str(min(shutil.get_terminal_size((100, 30)).columns, 120)))
     handle_signals()
     set_home()
+    limit_threads()
     for o in (sys.stdout, sys.stderr):  # names of files may be no text
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
     code = exit_code(sys.argv[1:])

@@ -54,6 +54,7 @@ class Resolved:
     stages: list[dict] = field(default_factory=list)  # As `training.fit.Stage` holds them
     halved_from: list[int]|None = None  # Batch sizes that memory did not suffice for
     processes: int = 1  # How many train together, and share each batch
+    threads: int|None = None  # Of a calculation in each of them, where that is on a CPU
 
 # %% ../nbs/run.ipynb #61c83769
 @dataclass(frozen=True)

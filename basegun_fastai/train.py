@@ -94,13 +94,14 @@ def _begin(run, setup, photos, skipped):
 def _resume(run, setup, photos):
     config = run.config
     options, resolved = setup.options, config.resolved
-    if differences := options.differences(config, describe_photos(photos), setup.device): raise BasegunError(
+    if differences := options.differences(config, describe_photos(photos), setup.device,
+                                              setup.threads): raise BasegunError(
         f"'{run.path}' cannot be continued: " + '\n  '.join(['', *differences]).strip()
         + '\nGive what it was begun with, or begin another run with another --name')
     run.tidy()
     if resolved.processes != options.processes:
         say(f'begun in {number_of(resolved.processes, "process", "processes")}, going on in {options.processes}')
-        config = replace(config, resolved=replace(resolved, processes=options.processes))
+        config = replace(config, resolved=replace(resolved, processes=options.processes, threads=setup.threads))
         run.save_config(config)
     if config.versions != _versions():
         say(f'begun with {config.versions}, going on with {_versions()}: results may differ')
@@ -245,7 +246,7 @@ def train(
     class_weights: one_of(CLASS_WEIGHTS) = 'none', # balanced: photos of rare classes count for more in the loss
     out: Path = 'runs', # Folder in which the run's folder is made
     name: str = None, # Name of the run's folder (default: <arch>_<date>_<time>)
-    seed: int = 42, # Runs with the same options, photos and seed are identical on a CPU
+    seed: int = 42, # Runs with one seed, options and photos are identical on a CPU with as many threads
     workers: int = None, # Processes that read photos; changes the time alone (default: one a core, at most 16)
     device: one_of(DEVICES) = 'auto', # Where to train; auto takes a GPU that is there
     head_views: int = 2, # Views of each photo that train the head; 0 augments anew each epoch; changes the numbers

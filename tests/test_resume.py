@@ -1,4 +1,5 @@
 "Killed at any moment and resumed, a training ends as if nothing had happened."
+import os
 import signal
 import subprocess
 
@@ -98,6 +99,14 @@ def test_changed_photos_are_refused_by_name(half, copy):
     (copy/'train'/'revolver'/'0004.jpg').unlink()
     result = typed('train', copy, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS)
     assert result.returncode == 1 and 'train/revolver had 8 photos, now 7' in result.stderr
+
+
+def test_another_number_of_threads_is_refused(half, data):
+    assert half.config.resolved.threads == int(os.environ['OMP_NUM_THREADS'])
+    command = ['train', data, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS]
+    result = run_command(*command, env=os.environ | dict(OMP_NUM_THREADS='5'))
+    assert result.returncode == 1 and (f"it ran with {half.config.resolved.threads} threads, now 5: set "
+                                       f'OMP_NUM_THREADS={half.config.resolved.threads}') in result.stderr
 
 
 def test_without_resume_nothing_is_overwritten(half, data):

@@ -153,9 +153,11 @@ def _photo_differences(then, now):
                  if n(then, split, label) != n(now, split, label)]
     return [f"the photos are not the same: {'; '.join(differing) or 'names or contents differ'}"]
 
-def _process_differences(options, then):
+def _process_differences(options, then, threads):
     now, batch_size = options.processes, then.batch_size
-    if now == then.processes: return []
+    if now == then.processes: return [] if threads == then.threads or None in (threads, then.threads) else [
+        f'it ran with {number_of(then.threads, "thread")}, now {threads}: set OMP_NUM_THREADS={then.threads} in the '
+        'environment']
     if not options.other_gpus: return [
         f'it ran in {number_of(then.processes, "process", "processes")}, now {now}: give --gpus {then.processes}, or '
         '--other-gpus for a result that differs by rounding']
@@ -168,10 +170,11 @@ def differences(self: Options,
     config: Config, # Of a run that was begun before
     dataset: Dataset, # The photos that are there now
     device: str, # The device of this machine
+    threads: int|None = None, # Of a calculation on a CPU; empty for a GPU
 ) -> list[str]: # A message for each
     "Say in what these options, photos and device differ from those of a run."
     then, was = config.options, config.resolved.device
     return [*(f"--{k.replace('_', '-')} was {then.get(k, 'not there')}, now {v}" for k, v in self.to_json().items()
               if k not in _FREE and then.get(k) != v),
-            *_photo_differences(config.dataset, dataset), *_process_differences(self, config.resolved),
+            *_photo_differences(config.dataset, dataset), *_process_differences(self, config.resolved, threads),
             *([] if was == device else [f'it ran on {was}, now {device}: give --device {was}'])]

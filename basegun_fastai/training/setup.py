@@ -5,10 +5,12 @@
 # %% ../../nbs/training/setup.ipynb #ad67195f
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -45,6 +47,8 @@ def check_network(
         if (device, options.precision) == ('cpu', 'float16') else [],
         arch_faults, device_faults] for o in group])
     check_weights(arch, options.weights)
+    threads = os.environ.get('OMP_NUM_THREADS', '')
+    if threads.isdecimal() and int(threads): torch.set_num_threads(int(threads))  # more than processors too
     return arch, device
 
 # %% ../../nbs/training/setup.ipynb #319b6d8f
@@ -62,6 +66,11 @@ class Setup:
     def p_affine(self) -> float: # Between 0 and 1
         "Probability that a train photo is rotated and tilted."
         return P_AFFINE if self.options.pretrained else 1.
+
+    @property
+    def threads(self) -> int|None: # None on a GPU
+        "Threads of a calculation, by which sums on a CPU are split."
+        return torch.get_num_threads() if self.device == 'cpu' else None
 
     def loaders(self,
         batch_size: int = 32, # Photos in a batch
@@ -136,4 +145,4 @@ def resolve(self: Setup) -> Resolved: # For `config.json`
         say(f'--lr auto: {rate:.2g}')
         warn_of_finder(self.options)
     return Resolved(self.device, batch_size, rate, self.architecture.size, self.architecture.before_crop, self.p_affine,
-                    [asdict(o) for o in self.stages(rate)], processes=self.shard[1])
+                    [asdict(o) for o in self.stages(rate)], processes=self.shard[1], threads=self.threads)
