@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import BasegunError, attempt, one_of, out_faults, raise_faults, say, whole_folder
+from .core import BasegunError, attempt, name_some, one_of, out_faults, printable, raise_faults, say
+from .core import whole_folder
 from .data.contents import keep_readable, known_contents, part_fingerprint
-from .data.folders import list_photos
+from .data.folders import ignored_lines, list_photos
 from .data.names import confusable, difference
 from .data.photo import DECODER
 from .lock import hold
@@ -43,7 +44,7 @@ def unknown_classes(
         like = confusable(label, classes)
         return f" '{like}' looks the same: {difference(like, label)}." if like else ''
     return [f"class '{o}' is not one that '{run.path}' knows: rename or move the folder.{hint(o)} The run's classes "
-            f"are: {', '.join(classes)}" for o in sorted(set(table.label) - set(classes))]
+            f"are: {name_some(classes)}" for o in sorted(set(table.label) - set(classes))]
 
 # %% ../nbs/evaluate.ipynb #cd18ba81
 def provenance(
@@ -105,8 +106,11 @@ def _check(run, data, out, workers, not_a_gun, groups):
     return table, known if known is None else known.set_axis(table.file)
 
 def _say_what_differs(config, data, table):
-    for label in sorted(set(config.classes) - set(table.label)):
-        say(f"class '{label}' has no photo in '{data}': nothing is known of it, and the means leave it out")
+    for line in ignored_lines(data/'val' if (data/'val').is_dir() else data): say(line)
+    absent = sorted(set(config.classes) - set(table.label))
+    for label in absent[:10]:
+        say(f"class '{printable(label)}' has no photo in '{data}': nothing is known of it, and the means leave it out")
+    if absent[10:]: say(f'and {len(absent) - 10} more have none: metrics.json names them all')
     if (then := config.versions.get('decoder', 1)) != DECODER:
         say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder '
             f'{DECODER}: answers may differ')

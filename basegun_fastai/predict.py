@@ -28,7 +28,7 @@ from .core import BasegunError, number_of, out_faults, printable, raise_faults
 from .core import raise_if_interrupted, say, whole_file, whole_folder
 from .data.names import class_columns
 from .data.photo import UnreadablePhoto, in_square, pixels, read_photo
-from .data.walk import list_files
+from .data.walk import COMPANIONS, list_files
 from .exported import EXPORT_AGAIN, open_session, place_fault, read_description, read_probe
 from .exported import verify_same_answers
 from .lock import hold
@@ -283,7 +283,8 @@ def predict(
     raise_faults(_faults(exported, photos, out, explain))
     model, counts = load(exported, threads=1), [0, 0]
     if explain and not model.has_evidence: raise BasegunError(_no_evidence(exported))
-    rows = answers(model.explain if explain else model, list_files(photos), cores())
+    aside = []
+    rows = answers(model.explain if explain else model, list_files(photos, companions=aside), cores())
     with _make_folder(explain) as folder, _open_output(out) as file:
         lines = _lines(rows, model.classes, json, counts, folder)
         plain = out and not json  # a file keeps the bytes of a name that is no text; right in JSON too
@@ -292,5 +293,6 @@ def predict(
     n, unreadable = sum(counts), counts[1]
     if out: say(f"{number_of(n)} {'is' if n == 1 else 'are'} in '{out}'")
     if explain: say(f"pictures: {explain}")
+    if aside: say(f"{number_of(len(aside), 'file')} {COMPANIONS}")
     if unreadable:
         raise BasegunError(f'{unreadable} of {number_of(n)} could not be read; their reasons are in the column error')

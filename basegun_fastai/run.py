@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .core import BasegunError, write_whole
+from .core import BasegunError, name_some, write_whole
 
 # %% auto #0
 __all__ = ['Tables', 'Dataset', 'Resolved', 'Config', 'Run', 'run_name']
@@ -96,7 +96,7 @@ def _is_required(field): return field.default is MISSING and field.default_facto
 # %% ../nbs/run.ipynb #7256c86d
 def _no_run(folder):
     here = [o.parent.name for o in folder.glob('*/config.json')] if folder.is_dir() else []
-    inside = f"; the runs in there are {', '.join(sorted(here))}" if here else ''
+    inside = f"; the runs in there are {name_some(sorted(here))}" if here else ''
     return (f"'{folder}' is not the folder of a run: there is no config.json in it{inside}. "
             'Give a folder that `basegun-fastai train` left')
 

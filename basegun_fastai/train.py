@@ -20,11 +20,11 @@ from pathlib import Path
 
 from fastcore.meta import delegates
 
-from .core import BasegunError, number_of, one_of, out_faults, printable, raise_faults, rank, say
+from .core import BasegunError, number_of, one_of, out_faults, raise_faults, rank, say
 from .core import whole_folder, world_size, write_whole
 from .data.cache import cache_faults, open_cache
 from .data.contents import describe_photos
-from .data.folders import folder_fault, ignored_files, layout_faults, list_photos
+from .data.folders import folder_fault, ignored_lines, layout_faults, list_photos
 from .data.photo import DECODER
 from .data.problems import readable_photos
 from .lock import hold
@@ -45,9 +45,7 @@ def _list_photos(data):
     table = list_photos(data)
     parts = ' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())
     say(f"{number_of(len(table))} in {number_of(table.label.nunique(), 'class', 'classes')}: {parts}")
-    if aside := ignored_files(data):
-        more = f' and {len(aside) - 10} more' if aside[10:] else ''
-        say(f"not taken as photos: {printable(', '.join(aside[:10]))}{more}")
+    for line in ignored_lines(data): say(line)
     return table
 
 # %% ../nbs/train.ipynb #acca8279

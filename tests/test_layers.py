@@ -11,7 +11,7 @@ WINGS = {
     'data': 'colour formats tiff png photo names walk phash blank crops reading folders contents near_duplicates '
             'problems pages demo cache',
     'model': 'archs device optimiser scores augment ranks workers loaders weights learner',
-    'trust': 'calibration levels predictions confidence ood captions mistakes groups tables evidence '
+    'trust': 'calibration levels worst predictions confidence ood captions mistakes groups tables evidence '
              'comparison steadiness neighbours inspection run_page',
     'training': 'precision frozen callbacks options distributed fit setup finish',
     'commands': 'exported check split evaluate train predict report export',

@@ -18,7 +18,7 @@ from ..core import number_of, printable, raise_faults, say
 from .contents import examine, keep_readable, known_contents, phashes
 from .crops import CropRecords
 from .folders import SPLITS, Problem, class_differences, classes, empty_classes, odd_problems
-from .folders import twin_folders
+from .folders import twin_folders, unwritable_classes
 from .names import confusables, difference, invisible_parts
 from .near_duplicates import near_duplicate_pairs
 from .phash import SAME_BITS, nearest
@@ -109,6 +109,8 @@ def folder_problems(
     data = Path(data)
     twins = [Problem('class-mismatch', 'error', [f'{split}/{o}'], message) for split in SPLITS
              for o, message in twin_folders(data/split).items()]
+    twins += [Problem('class-mismatch', 'error', [f'{split}/{o}'], message) for split in SPLITS
+              for o, message in unwritable_classes(data/split).items()]
     return twins + [Problem('empty-class', 'error', [f'{split}/{label}'], message) for split in SPLITS
                     for label, message in empty_classes(data/split).items()] + [
             Problem('class-mismatch', 'error', [o], message) for o, message in class_differences(data).items()] + [

@@ -151,7 +151,8 @@ def _photo_differences(then, now):
                  for split in now.counts
                  for label in sorted({*then.counts.get(split, {}), *now.counts[split]})
                  if n(then, split, label) != n(now, split, label)]
-    return [f"the photos are not the same: {'; '.join(differing) or 'names or contents differ'}"]
+    return [f"the photos are not the same: {'; '.join(differing[:10]) or 'names or contents differ'}"
+            + (f'; and {len(differing) - 10} more' if differing[10:] else '')]
 
 def _process_differences(options, then, threads):
     now, batch_size = options.processes, then.batch_size

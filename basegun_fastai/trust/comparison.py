@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..core import name_some
 from ..run import Run
 from .predictions import Predictions
 
@@ -85,7 +86,7 @@ def comparison_fault(
     other = [o for o in then.classes if o not in now.classes] + [o for o in now.classes if o not in then.classes]
     if other:
         return (f"--against '{before.path}' answers with other classes: only one of the two runs knows "
-                f"{', '.join(other)}. Give a run of the same classes")
+                f'{name_some(other)}. Give a run of the same classes')
     if then.dataset.parts.get('val') != now.dataset.parts.get('val'):
         return (f"--against '{before.path}' was judged on other val photos than '{run.path}', so their numbers cannot "
                 'be compared: give a run that was trained with the same val/')

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,7 @@ def _header_faults(header):
 class _Groups:
     def __init__(self, header, files):
         self.header, self.at, self.known = header, header.index('file'), set(files)
+        self.by_form = {normalize('NFC', o): o for o in files}
         self.rows, self.n_unknown, self.faults, self.first_unknown = {}, 0, {}, None
 
     def _fault(self, kind, text):
@@ -66,6 +68,7 @@ class _Groups:
         if len(cells) != len(self.header):
             return self._fault('cells', f'line {line} has {len(cells)} cells, the header {len(self.header)}: mend it')
         name, values = cells[self.at], [*cells[:self.at], *cells[self.at + 1:]]
+        if name not in self.known: name = self.by_form.get(normalize('NFC', name), name)  # a Mac decomposes accents
         if not all(map(_is_text, values if name in self.known else cells)):
             return self._fault('text', f"line {line} is not UTF-8: save it as 'CSV UTF-8'")
         if name not in self.known:

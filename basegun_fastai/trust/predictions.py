@@ -16,10 +16,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.special import log_softmax, softmax
 
-from ..core import BasegunError
+from ..core import BasegunError, name_some, printable
 from ..data.contents import progress
 from ..data.names import class_columns
 from ..run import Tables
+from .worst import MAX_DRAWN, shrink_matrix
 
 if TYPE_CHECKING:
     import torch
@@ -149,20 +150,23 @@ def normalize(
 def plot_confusion_matrix(
     counts: pd.DataFrame, # What `confusion_matrix` returned
 ) -> Figure: # Large enough for all the names to be read
-    "Draw a confusion matrix."
-    n, longest = len(counts), max(map(len, counts.columns))
+    "Draw a confusion matrix, or the worst part of a large one."
+    part = shrink_matrix(counts)
+    n, longest = len(part), max(map(len, part.columns))
     inches = .5 * n + .085 * longest + .7
     figure = Figure(figsize=(inches, inches), layout='constrained')
-    axes = figure.add_subplot()
-    shares = normalize(counts).fillna(0).to_numpy()
+    axes, names = figure.add_subplot(), [printable(o) for o in part.index]
+    shares = normalize(part).fillna(0).to_numpy()
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-    axes.set_xticks(range(n), counts.columns, rotation=90)
-    axes.set_yticks(range(n), counts.index)
+    axes.set_xticks(range(n), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(n), names, parse_math=False)
     axes.set_xlabel('predicted')
     axes.set_ylabel('true')
-    for i, j in np.ndindex(n, n):
-        if counts.iat[i, j]: axes.text(j, i, counts.iat[i, j], ha='center', va='center', fontsize=9,
-                                       color='white' if shares[i, j] > .5 else 'black')
+    if n < len(counts): axes.set_title(f'The {MAX_DRAWN} of {len(counts)} classes that are confused most; '
+                                       'confusion-matrix.csv has all')
+    for i, j in zip(*part.to_numpy().nonzero(), strict=True):
+        axes.text(j, i, part.iat[i, j], ha='center', va='center', fontsize=9,
+                  color='white' if shares[i, j] > .5 else 'black')
     return figure
 
 # %% ../../nbs/trust/predictions.ipynb #944507cb
@@ -194,7 +198,7 @@ def read_predictions(
     except (OSError, ValueError) as err:
         raise BasegunError(f"'{file}' cannot be read ({err}): give the folder of another run") from err
     if rows.columns.tolist() != prediction_columns(classes) or not rows.label.isin(classes).all():
-        raise BasegunError(f"'{file}' is not of the classes {', '.join(classes)}: give the folder of another run")
+        raise BasegunError(f"'{file}' is not of the classes {name_some(classes)}: give the folder of another run")
     probabilities = rows.iloc[:, 4:].to_numpy(float)
     return Predictions(rows.file.tolist(), list(classes), pd.Index(classes).get_indexer(rows.label),
                        np.log(np.maximum(probabilities, 1e-300)))

@@ -16,13 +16,14 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..core import number_of
-from ..data.pages import pictures, render
+from ..core import name_some, number_of, printable
+from ..data.pages import pictures, render, smallest_classes
 from ..run import Config, Run
 from .comparison import Comparison, intervals
 from .confidence import plot_confidence
 from .inspection import MAX_SHOWN, Inspection
 from .predictions import Predictions, confusion_matrix
+from .worst import MAX_COLUMNS, most_changed, most_confused, shrink_matrix, worst_classes
 
 # %% auto #0
 __all__ = ['MAX_PHOTOS', 'MAX_OF_PAIR', 'plot_history', 'svg', 'level_promises', 'augmentation_text', 'run_page']
@@ -60,13 +61,14 @@ _SUMMARY = """{% from 'macros' import photo with context %}
 {{ o.title }}<br><small>{{ o.interval[0]|share }} to {{ o.interval[1]|share }}</small></div>{% endfor %}
 <div><b id="n" data-value="{{ n }}">{{ n }}</b> val photos</div></div>
 <p>In 19 of 20 cases, the share among many photos of the same kind lies between the two small numbers.</p>
-{% if absent %}<p class="warning">No photo in val/ is of {{ absent|join(', ') }}: nothing is known of
+{% if absent %}<p class="warning">No photo in val/ is of {{ absent_names }}: nothing is known of
 {{ 'it' if absent|length == 1 else 'them' }}, and the means leave {{ 'it' if absent|length == 1 else 'them' }} out.</p>{% endif %}
 {% if comparison %}<h2 id="against">Against {{ before }}</h2>
 <p>{{ verdict }}</p>
 <div class="scroll"><table class="numbers"><tr><th>class</th><th>recall before</th><th>now</th><th>only now right</th><th>only before right</th><th>photos</th></tr>
-{% for o in comparison.classes.itertuples() %}<tr data-against="{{ o.Index }}"><td>{{ o.Index|printable }}</td><td>{{ o.before|share }}</td><td>{{ o.after|share }}</td>
+{% for o in compared_classes.itertuples() %}<tr data-against="{{ o.Index }}"><td>{{ o.Index|printable }}</td><td>{{ o.before|share }}</td><td>{{ o.after|share }}</td>
 <td>{{ o.fixed }}</td><td>{{ o.broken }}</td><td>{{ o.support }}</td></tr>{% endfor %}</table></div>
+{% if compared_classes|length < comparison.classes|length %}<p>These are the {{ compared_classes|length }} of {{ comparison.classes|length }} classes in which most photos changed.</p>{% endif %}
 {% for title, files, count in differences %}{% if files %}<h3>{{ title }}: {{ count }}</h3>
 <div class="sheet">{% for file in files %}{{ photo(file) }}{% endfor %}</div>
 {% if count > files|length %}<p>and {{ count - files|length }} more</p>{% endif %}{% endif %}{% endfor %}{% endif %}
@@ -81,7 +83,8 @@ def _summary(config, preds, numbers):
     sentence = (f"{arch['timm_name']} at {arch['size']} pixels, trained on "
                 f"{number_of(sum(config.dataset.counts['train'].values()))} of {len(config.classes)} classes. Of "
                 f"{number_of(numbers['n'], 'val photo')}, {int(preds.right.sum())} are answered rightly.")
-    return dict(totals=totals, sentence=sentence, n=numbers['n'], absent=numbers['absent'])
+    return dict(totals=totals, sentence=sentence, n=numbers['n'], absent=numbers['absent'],
+                absent_names=printable(name_some(numbers['absent'], 40)))
 
 # %% ../../nbs/trust/run_page.ipynb #55b8fa3f
 def _against(before, comparison, preds):
@@ -93,16 +96,19 @@ def _against(before, comparison, preds):
                f"(McNemar's exact test, p = {comparison.p_value:.3g}).")
     differences = [(title, [preds.files[i] for i in at[:MAX_SHOWN]], len(at)) for title, at in (
         ('Right now, wrong before', comparison.fixed), ('Wrong now, right before', comparison.broken))]
-    return dict(comparison=comparison, before=before, verdict=verdict, differences=differences)
+    shown = comparison.classes.loc[most_changed(comparison.classes.fixed + comparison.classes.broken)]
+    return dict(comparison=comparison, compared_classes=shown, before=before, verdict=verdict, differences=differences)
 
 # %% ../../nbs/trust/run_page.ipynb #5efd3bd6
 _CLASSES = """<h2>What was taken for what</h2><p>A row is a true class, a column what it was taken for. A count leads to its photos.</p>
 <div class="scroll"><table class="matrix" id="confusion"><tr><th></th>{% for label in labels %}<th scope="col" title="{{ label|printable }}"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
 {% for label in labels %}{% set i = loop.index0 %}<tr><th scope="row">{{ label|printable }}</th>
-{%- for count in matrix[i] %}{% set j = loop.index0 %}<td{% if count %} style="--share: {{ (100 * count / matrix[i].sum())|round|int }}%"{% endif %}>
-{%- if count %}{% if i == j %}{{ count }}{% else %}<a href="#pair-{{ i }}-{{ j }}">{{ count }}</a>{% endif %}{% endif %}</td>{% endfor %}</tr>
+{%- for count in matrix[i] %}{% set pair = (index[i], index[loop.index0]) %}<td{% if count %} style="--share: {{ (100 * count / matrix[i].sum())|round|int }}%"{% endif %}>
+{%- if count %}{% if pair in linked %}<a href="#pair-{{ pair[0] }}-{{ pair[1] }}">{{ count }}</a>{% else %}{{ count }}{% endif %}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
+{% if index[-1] is none %}<p>These are the {{ labels|length - 1 }} of {{ n_classes }} classes that are confused most: confusion-matrix.csv has all.</p>{% endif %}
 <h2>Class by class</h2>
+{% if per_class|length < n_classes %}<p>These are the {{ per_class|length }} of {{ n_classes }} classes with the lowest F1: metrics.json has all.</p>{% endif %}
 <div class="scroll"><table class="numbers" id="classes"><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>val photos</th><th>train photos</th></tr>
 {% for label, o in per_class.items() %}<tr data-class="{{ label }}"><td>{{ label|printable }}</td>
 {% for key in ('precision', 'recall', 'f1') %}<td data-{{ key }}="{{ o[key] }}">{{ o[key]|share }}</td>{% endfor %}
@@ -114,9 +120,18 @@ _PAIRS = """{% from 'macros' import photo with context %}
 {% for o in pairs %}<h3 id="pair-{{ o.i }}-{{ o.j }}">{{ o.title|printable }}</h3>
 <div class="sheet">{% for file, caption in o.photos %}{{ photo(file, caption) }}{% endfor %}</div>
 {% if o.more %}<p>and {{ o.more }} more: predictions-val.csv names them all</p>{% endif %}{% endfor %}
+{% if more_pairs %}<p>and {{ more_pairs }} more pairs: confusion-matrix.csv has all</p>{% endif %}
 """
 
 MAX_PHOTOS, MAX_OF_PAIR = 320, 12  # of confused pairs, in a page of 5 MB
+
+def _matrix(preds, pairs):
+    "The confusion matrix of the page, and the index of each class in it, which all others together have not."
+    counts = confusion_matrix(preds)
+    part = shrink_matrix(counts)
+    index = range(len(counts)) if part is counts else [*most_confused(counts.to_numpy()), None]
+    return dict(labels=[*part.index], matrix=part.to_numpy(), index=[*index], linked={(o['i'], o['j']) for o in pairs},
+                n_classes=len(counts))
 
 def _pairs(preds):
     "Confused pairs, most photos first, and the photos to show of each."
@@ -124,13 +139,13 @@ def _pairs(preds):
     for i in wrong[np.argsort(-preds.confidences[wrong], kind='stable')]:
         pairs.setdefault((preds.labels[i], preds.predicted[i]), []).append(i)
     most, rows, left = max(1, min(MAX_OF_PAIR, MAX_PHOTOS // max(1, len(pairs)))), [], MAX_PHOTOS
-    for (i, j), at in sorted(pairs.items(), key=lambda o: (-len(o[1]), o[0])):
+    for (i, j), at in sorted(pairs.items(), key=lambda o: (-len(o[1]), o[0]))[:MAX_PHOTOS]:
         shown = at[:min(most, left)]
         left -= len(shown)
         photos = [(preds.files[k], f"{preds.confidences[k]:.2f} {preds.files[k].rsplit('/', 1)[-1]}") for k in shown]
         title = f'{preds.classes[i]}, taken for {preds.classes[j]}: {number_of(len(at))}'
-        rows.append(dict(i=i, j=j, title=title, photos=photos, more=len(at) - len(shown)))
-    return rows
+        rows.append(dict(i=int(i), j=int(j), title=title, photos=photos, more=len(at) - len(shown)))
+    return rows, len(pairs) - len(rows)
 
 # %% ../../nbs/trust/run_page.ipynb #9ad694b0
 _CONFIDENCE = """<h2>How far its confidence can be trusted</h2>
@@ -218,8 +233,16 @@ _STEADINESS = """<h2 id="steadiness">How steady its answers are</h2>
 <div class="scroll"><table class="numbers"><tr><th>the photo</th><th>changed</th><th>confidence</th>{% for label in varied_classes %}<th scope="col" title="{{ label|printable }}"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
 {% for variation, changed, confidence, shares in varied_rows %}<tr data-variation="{{ variation }}"><td>{{ variation }}</td><td data-changed="{{ changed }}">{{ changed|share }}</td><td>{{ confidence|share }}</td>
 {% for o in shares %}<td{% if o >= 0.2 %} class="warning"{% endif %}>{{ o|share }}</td>{% endfor %}</tr>{% endfor %}</table></div>
-<p>The confidence is the mean probability of the answer that was given to the photo as it is.</p>
+<p>The confidence is the mean probability of the answer that was given to the photo as it is.
+{% if n_varied_classes > varied_classes|length %}The classes are the {{ varied_classes|length }} of {{ n_varied_classes }} whose answers change most.{% endif %}</p>
 """
+
+def _varied(table):
+    "The table of steadiness, with the classes whose answers change most where there are too many."
+    labels = table.columns[2:]
+    shown = most_changed(table[labels].sum(), MAX_COLUMNS)
+    rows = table[[*table.columns[:2], *shown]].itertuples(name=None)
+    return dict(varied_classes=shown, n_varied_classes=len(labels), varied_rows=[(*row[:3], row[3:]) for row in rows])
 
 def augmentation_text(
     config: Config, # Of the run
@@ -235,7 +258,8 @@ def augmentation_text(
 _ORIGIN = """{% from 'macros' import bars with context %}
 <h2>What it was trained on</h2>
 <p class="key"><i class="train"></i> train <i class="val"></i> val</p>
-{% for label in labels %}{{ bars(label, counts, most) }}{% endfor %}
+{% for label in smallest %}{{ bars(label, counts, most) }}{% endfor %}
+{% if smallest|length < n_classes %}<p>These are the {{ smallest|length }} of {{ n_classes }} classes with the fewest photos: config.json has all.</p>{% endif %}
 <p>{{ augmentation }}</p>
 <table class="messages">{% for key, value in facts.items() %}<tr><td>{{ key }}</td><td>{{ value|string|printable }}</td></tr>{% endfor %}</table>
 """
@@ -251,7 +275,7 @@ def _origin(config, history):
     facts = {'started': config.started, 'time of all epochs': _duration(history.seconds.sum()),
              'device': resolved.device, 'kept': kept, 'batches of': resolved.batch_size,
              'highest rate of the head': resolved.lr, 'fingerprint of the photos': config.dataset.fingerprint,
-             'left aside': ', '.join(config.skipped) or 'nothing', 'command': ' '.join(config.command)}
+             'left aside': name_some(config.skipped, 40), 'command': ' '.join(config.command)}
     options = {'--' + key.replace('_', '-'): value for key, value in config.options.items()}
     versions = {'version of ' + key: value for key, value in config.versions.items()}
     return dict(facts=facts | options | versions, augmentation=augmentation_text(config))
@@ -281,15 +305,15 @@ def run_page(
 
 def _values(run, preds, inspection, before, comparison):
     config, history, numbers = run.config, pd.read_csv(run.history), json.loads(run.metrics.read_text())
-    counts = config.dataset.counts
+    counts, (pairs, more_pairs) = config.dataset.counts, _pairs(preds)
     return dict(
-        name=run.path.resolve().name, labels=preds.classes, matrix=confusion_matrix(preds).to_numpy(),
-        per_class=numbers['per_class'], train_counts=counts['train'], counts=counts, pairs=_pairs(preds),
+        name=run.path.resolve().name, per_class=worst_classes(numbers['per_class']), train_counts=counts['train'],
+        counts=counts, pairs=pairs, more_pairs=more_pairs, smallest=smallest_classes(counts),
+        **_matrix(preds, pairs),
         most=max(max(o.values()) for o in counts.values()), calibration=numbers['calibration'],
         levels=numbers['levels'], promises=level_promises(numbers['levels']),
         confidence_chart=svg(plot_confidence(preds, numbers)),
         curves=svg(plot_history(history, (config.best or {}).get('epoch'))), n_varied=inspection.n_varied,
-        varied_classes=list(inspection.steadiness.columns[2:]),
-        varied_rows=[(*row[:3], row[3:]) for row in inspection.steadiness.itertuples(name=None)],
+        **_varied(inspection.steadiness),
         **_summary(config, preds, numbers), **_against(before and before.path.resolve().name, comparison, preds),
         **_mistakes(preds, inspection), **_origin(config, history))

@@ -5,7 +5,7 @@ import pytest
 
 from basegun_fastai.data.contents import examine, fingerprint, unreadable_lines
 from basegun_fastai.core import BasegunError
-from basegun_fastai.data.folders import ignored_files, layout_faults, list_photos
+from basegun_fastai.data.folders import ignored_files, ignored_lines, layout_faults, list_photos
 
 
 def replaced(file, content):
@@ -56,6 +56,44 @@ def test_hidden_and_loose_files_are_left_aside_and_named(copy):
     os.mkfifo(copy/'val'/'revolver'/'pipe')
     assert ignored_files(copy) == ['train/liste.txt', 'train/revolver/.DS_Store', 'val/revolver/pipe']
     assert len(list_photos(copy)) == len(list_photos(copy.parent/'copy')) == 48 + 24
+
+
+COMPANIONS = ['Thumbs.db', 'DESKTOP.INI', 'Icon\r', '0001.jpg.xmp', 'IMG_1.AAE', 'IMG_1.jpg.json', '@eaDir/0001.jpg',
+              '__MACOSX/._0001.jpg']
+
+
+def test_what_other_programs_leave_is_no_photo_and_no_class(copy):
+    for o in [f'{place}/{name}' for place in ('train/revolver', 'val/revolver', 'val') for name in COMPANIONS]:
+        (copy/o).parent.mkdir(exist_ok=True)
+        (copy/o).write_bytes(b'no photo')
+    assert layout_faults(copy) == [] and len(list_photos(copy)) == 48 + 24
+    assert len(list_photos(copy/'val', 'classes')) == 24
+    assert [o for o in list_photos(copy, 'any').file if not o.endswith(('.jpg', '.png', '.webp', '.gif'))] == []
+    line, = ignored_lines(copy)
+    assert line.startswith('24 files that other programs left beside the photos (Thumbs.db, .xmp and the like)')
+
+
+def test_a_class_whose_name_is_no_text_is_a_fault(copy):
+    for split in ('train', 'val'): (copy/split/'revolver').rename(copy/split/os.fsdecode(b'pistolet \xe0 percussion'))
+    faults = layout_faults(copy)
+    assert len(faults) == 2
+    for o in faults: assert "class 'pistolet \\udce0 percussion' in '" in o and 'is not UTF-8' in o
+
+
+def test_every_remedy_can_be_followed_to_the_letter(copy):
+    "What a message says to type or to do makes it go away, and no other one come."
+    import shutil
+    (copy/'train'/'revolver').rename(copy/'train'/'pistolet')
+    first, second = layout_faults(copy)
+    assert f"or remove '{copy}/train/pistolet'" in first and f"or remove '{copy}/val/revolver'" in second
+    shutil.rmtree(copy/'train'/'pistolet')
+    shutil.rmtree(copy/'val'/'revolver')
+    assert layout_faults(copy) == []
+    for o in (copy/'val'/'epaule_a_pompe').iterdir(): o.unlink()
+    [fault] = layout_faults(copy)
+    assert fault.endswith("epaule_a_pompe' holds no photo: put some there, or remove the class from train/ and val/")
+    for split in ('train', 'val'): shutil.rmtree(copy/split/'epaule_a_pompe')
+    assert layout_faults(copy) == []
 
 
 def test_unreadable_photos_are_named_with_their_reason(copy):

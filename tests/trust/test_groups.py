@@ -49,6 +49,12 @@ FAULTS = {
 }
 
 
+def test_a_photo_from_a_mac_is_found_by_a_name_from_windows(tmp_path):
+    csv = tmp_path/'groups.csv'
+    csv.write_text('file,camera\nval/caf\u00e9/1.jpg,Nikon\nval/b\u00e9/2.jpg,Canon\n', encoding='utf-8')
+    assert read_groups(csv, ['val/cafe\u0301/1.jpg', 'val/b\u00e9/2.jpg']).camera.tolist() == ['Nikon', 'Canon']
+
+
 def test_groups_go_beside_the_photos(tmp_path, capsys):
     csv = tmp_path/'groups.csv'
     csv.write_bytes('\ufeffcamera,file,year\r\nNikon,"val/a/2, ""x"".jpg",007\r\n\r\n'
