@@ -64,7 +64,7 @@ h3 { font-size: 1rem; margin-bottom: .3rem }
 td:first-child { white-space: nowrap } td { vertical-align: top; padding: .15rem 1rem .15rem 0; border-bottom: 1px solid var(--soft) } table { border-collapse: collapse }
 .scroll { overflow-x: auto } .numbers td, .numbers th { text-align: right; white-space: nowrap } .numbers td:first-child, .numbers th:first-child { text-align: left }
 th { vertical-align: bottom; font-weight: 600; padding: .15rem 1rem .15rem 0 } small { font-size: .8rem; opacity: .8 } .totals small { white-space: nowrap }
-.matrix td { text-align: center; min-width: 1.8rem; padding: .15rem; background: color-mix(in srgb, var(--train) calc(var(--share, 0%) * .8), transparent) } .matrix a { color: inherit; font-weight: 600 }
+.matrix td { text-align: center; white-space: nowrap; min-width: 1.8rem; padding: .15rem; background: color-mix(in srgb, var(--train) calc(var(--share, 0%) * .8), transparent) } .matrix a { color: inherit; font-weight: 600 }
 .matrix th { padding: .15rem .4rem; text-align: right; white-space: nowrap; font-weight: 400; font-size: .85rem } th[scope=col] { text-align: left }
 th[scope=col] span { font-weight: 400; font-size: .85rem; line-height: 1; writing-mode: vertical-rl; transform: rotate(180deg);
   max-height: 17rem; overflow: hidden; text-overflow: ellipsis }
