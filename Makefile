@@ -6,7 +6,7 @@
 SHELL = bash
 PYTHON ?= python3
 BIN = .venv/bin
-ENVIRONMENT = OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES= MPLBACKEND=Agg PATH="$$PWD/$(BIN):$$PATH"
+ENVIRONMENT = OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES= MPLBACKEND=Agg PATH="$$PWD/$(BIN):$$PATH"
 
 install: .venv/installed
 
@@ -48,7 +48,7 @@ test: install
 	nbdev-clean
 	test "$$before" = "$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)" || { git diff --stat; echo 'nbdev-export or nbdev-clean changes files: commit what they make'; exit 1; }
 	ruff check .
-	timeout 1800 nbdev-test --n-workers 1 2>&1 | tee "$$XDG_CACHE_HOME/lessons.log"
+	timeout 1800 nbdev-test --n-workers 2 2>&1 | tee "$$XDG_CACHE_HOME/lessons.log"
 	if grep -q Traceback "$$XDG_CACHE_HOME/lessons.log"; then echo 'a lesson prints a traceback'; exit 1; fi
 	pytest -n 2 --dist loadfile
 	rm -rf build dist

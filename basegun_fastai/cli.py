@@ -18,8 +18,8 @@ from importlib.metadata import version
 
 from fastcore.script import anno_parser
 
-from .core import BasegunError, Terminated, disk_fault, handle_signals, raise_faults
-from .core import raise_if_interrupted, say, set_home
+from .core import BasegunError, Terminated, disk_fault, handle_signals, is_closed, open_streams
+from .core import raise_faults, raise_if_interrupted, say, set_home
 from .machine import limit_threads, machine_faults
 
 # %% ../nbs/cli.ipynb #c72b5c72
@@ -99,13 +99,15 @@ def exit_code(
     arguments: list[str], # What follows `basegun-fastai` on the command line
 ) -> int: # 0, 1, or what a shell says of a program that a signal ended
     "Run a command, and tell on stderr what the user has to change."
-    try: run_command(arguments)
+    try:
+        run_command(arguments)
+        sys.stdout.flush()
     except BasegunError as err: return _fail(err)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         return 141
     except OSError as err:
-        if not (fault := disk_fault(err)): raise
+        if not (fault := _stdout_fault() or disk_fault(err)): raise
         return _fail(fault)
     except KeyboardInterrupt as err: return _signal_code(err)
     except Exception as err:
@@ -114,6 +116,15 @@ def exit_code(
         except KeyboardInterrupt as signal_error: return _signal_code(signal_error)
         raise err
     return 0
+
+def _leave_stdout(): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+def _stdout_fault():
+    try: sys.stdout.flush()
+    except OSError as err:
+        _leave_stdout()
+        return (f'stdout cannot be written ({err.strerror}): what was printed is incomplete; files that were written '
+                'are whole')
 
 def _fail(error):
     if 'BASEGUN_LAUNCHED' not in os.environ: say(f'basegun-fastai: {error}')  # else the launcher says so
@@ -125,8 +136,17 @@ def _signal_code(error): return 143 if isinstance(error, Terminated) else 130
 GRACE = 5  # seconds
 _WORKER_WARNINGS = 'ignore:`torch.jit.script` is deprecated'  # for processes that begin anew, as macOS has them
 
+def _use_utf8():
+    "Names of files and of classes are UTF-8 in every locale; what is printed stays in the terminal's own letters."
+    if sys.getfilesystemencoding() == 'utf-8': return
+    letters = f"{getattr(sys.stdout, 'encoding', 'utf-8')}:backslashreplace"
+    environment = os.environ | dict(PYTHONUTF8='1', PYTHONIOENCODING=os.environ.get('PYTHONIOENCODING', letters))
+    os.execve(sys.executable, [sys.executable, '-X', 'utf8', *sys.orig_argv[1:]], environment)
+
 def main() -> None: # Nothing; ends the process with its exit code
     "Be the program `basegun-fastai`."
+    _use_utf8()
+    open_streams()
     warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated.*')  # timm 1.0 at import, torch 2.15
     warnings.filterwarnings('ignore', '.*joblib will operate in serial mode')  # which is as fast here
     os.environ['PYTHONWARNINGS'] = ','.join(filter(None, [os.environ.get('PYTHONWARNINGS'), _WORKER_WARNINGS]))
@@ -136,6 +156,7 @@ def main() -> None: # Nothing; ends the process with its exit code
     limit_threads()
     for o in (sys.stdout, sys.stderr):  # names of files may be no text
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
+    if is_closed('stdout'): say('warning: stdout is closed, so what this command prints is lost')
     code = exit_code(sys.argv[1:])
     if code in (130, 143):
         timer = threading.Timer(GRACE, os._exit, [code])

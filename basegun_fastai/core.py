@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_FAULTS', 'BasegunError', 'raise_faults', 'attempt', 'Terminated', 'handle_signals', 'raise_if_interrupted',
-           'world_size', 'rank', 'say', 'set_home', 'cache_home', 'whole_file', 'write_whole', 'whole_folder',
-           'disk_fault', 'inside_fault', 'out_faults', 'file_faults', 'printable', 'number_of', 'name_some', 'csv_text',
-           'one_of']
+           'world_size', 'rank', 'say', 'open_streams', 'is_closed', 'set_home', 'cache_home', 'whole_file',
+           'write_whole', 'whole_folder', 'disk_fault', 'inside_fault', 'out_faults', 'file_faults', 'printable',
+           'number_of', 'name_some', 'csv_text', 'one_of']
 
 # %% ../nbs/core.ipynb #61233daf
 import csv
@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Annotated
 
 # %% ../nbs/core.ipynb #dff399b6
@@ -87,7 +88,31 @@ def say(
     text: str, # A line of progress or a warning
 ) -> None: # Nothing
     "Print `text` on stderr at once, in the first of several processes that train together."
-    if rank() == 0: print(text, file=sys.stderr, flush=True)
+    if rank() != 0: return
+    try: print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError: raise
+    except OSError:  # its disk is full, and may have room again later
+        sys.stderr = open(sys.stderr.fileno(), 'w', errors='backslashreplace', closefd=False)  # without what is waiting
+
+_closed = []
+
+def open_streams() -> None: # Nothing
+    "Lead the standard streams that are closed to nowhere."
+    for number, (name, mode) in enumerate(dict(stdin='r', stdout='w', stderr='w').items()):
+        if getattr(sys, name) is not None: continue
+        _closed.append(name)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        try: os.fstat(number)
+        except OSError: os.dup2(nowhere, number)
+        if nowhere != number: os.close(nowhere)
+        else: os.set_inheritable(number, True)
+        setattr(sys, name, open(number, mode, encoding='utf-8', closefd=False))
+
+def is_closed(
+    name: str, # Of a standard stream
+) -> bool: # True if it was when `open_streams` was called
+    "Is nobody there to read or write it?"
+    return name in _closed
 
 # %% ../nbs/core.ipynb #49340697
 def _home():
@@ -107,9 +132,17 @@ def cache_home() -> Path: # In `$XDG_CACHE_HOME`, or `~/.cache`; perhaps not the
     return Path(os.environ.get('XDG_CACHE_HOME') or _home()/'.cache')/'basegun-fastai'
 
 # %% ../nbs/core.ipynb #a467b4e2
-def _sync_folder(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+def _sync(descriptor):
     try: os.fsync(descriptor)
+    except OSError as err:
+        if err.errno not in _UNSUPPORTED: raise
+
+def _sync_folder(folder):
+    try: descriptor = os.open(folder, os.O_RDONLY)
+    except OSError: return  # a disk that opens no folders; what is in it has its name already
+    try: _sync(descriptor)
     finally: os.close(descriptor)
 
 @contextmanager
@@ -120,12 +153,12 @@ def whole_file(
 ) -> Iterator[IO]: # An open file that takes the name `path` when the context ends without an error
     "Open a file that is at `path` as a whole, or leaves there what was there before."
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name}.{token_hex(4)}.tmp')  # two machines may have a process of one number
     try:
         with open(temporary, mode, **options) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
@@ -162,6 +195,10 @@ _REMEDIES = {errno.ENOSPC: 'the disk is full: make room, then start the same com
              errno.EROFS: 'that place is read-only: give a folder that can be written with --out',
              errno.EACCES: 'permission denied: give a folder that this user may use',
              errno.EPERM: 'permission denied: give a folder that this user may use',
+             **dict.fromkeys(_UNSUPPORTED[1:] + (errno.EXDEV,), 'this disk cannot rename or lock as it has to: give a '
+                                                                'folder on another disk'),
+             **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
+                             'the disk does not answer: see that it is there, then start the same command again'),
              errno.ENAMETOOLONG: 'the name is too long for this disk: give a shorter --name'}
 
 # %% ../nbs/core.ipynb #6395647b

@@ -140,7 +140,7 @@ def description(
     return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=arch.timm_name,
                 classes=config.classes, size=arch.size, padding=list(NEUTRAL), decoder=DECODER, mean=list(arch.mean),
                 std=list(arch.std), temperature=temperature,
-                levels=dict(low=levels.low, high=levels.high), metrics=json.loads(run.metrics.read_text()),
+                levels=dict(low=levels.low, high=levels.high), metrics=json.loads(run.metrics.read_bytes()),
                 dataset=asdict(config.dataset),
                 versions=config.versions | {o: version(o) for o in ('onnx', 'onnxruntime')})
 

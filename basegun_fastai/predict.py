@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from .core import BasegunError, number_of, out_faults, printable, raise_faults
+from .core import BasegunError, is_closed, number_of, out_faults, printable, raise_faults
 from .core import raise_if_interrupted, say, whole_file, whole_folder
 from .data.names import class_columns
 from .data.photo import UnreadablePhoto, in_square, pixels, read_photo
@@ -240,6 +240,7 @@ def _faults(exported, photos, out, explain=None):
                                        for o in photos if not os.path.exists(o)),
               *(f"'{o}' holds no photo: give a folder with photos" for o in photos if os.path.isdir(o)
                 and not any(list_files([o])))]
+    if out is None and is_closed('stdout'): faults.append('stdout is closed: give --out FILE')
     if out is not None:
         faults += [f for o in (exported, *photos) if os.path.exists(o) for f in out_faults(out, o)]
         if not os.path.isdir(out.absolute().parent):

@@ -61,7 +61,7 @@ def _read_photos(run, data):
     return val, []
 
 def _read_predictions(run, val):
-    preds, numbers = read_predictions(run, run.config.classes), json.loads(run.metrics.read_text())
+    preds, numbers = read_predictions(run, run.config.classes), json.loads(run.metrics.read_bytes())
     if sorted(preds.files) != sorted(val.file) or metrics(preds)['per_class'] != numbers['per_class']:
         raise BasegunError(f"'{run.predictions}' and '{run.metrics}' are not of the same val photos: give the folder "
                            'of another run')

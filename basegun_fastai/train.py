@@ -183,7 +183,7 @@ def _fit_and_finish(run, config, setup, ood_photos):
 def _finished(run):
     say(f"'{run.path}' is finished: nothing to do")
     shutil.rmtree(run.checkpoints, ignore_errors=True)
-    return json.loads(run.metrics.read_text())
+    return json.loads(run.metrics.read_bytes())
 
 def _launch(options):
     from basegun_fastai.training.distributed import gpu_faults, launch

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault('OMP_NUM_THREADS', '2')  # before torch, which only the tests that need it import
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that spin while they wait take the cores of other tests
 # what is remembered of photos, for this session alone
 CACHE = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')
 

@@ -104,7 +104,7 @@ def run_confidence(
 ) -> tuple[float, Levels, dict]: # Temperature, levels and rates; raises `BasegunError` for a run without them
     "Read what a training found out about its confidence."
     file = run.metrics
-    try: numbers = json.loads(file.read_text())
+    try: numbers = json.loads(file.read_bytes())
     except (OSError, ValueError) as err:
         raise BasegunError(f"'{file}' cannot be read ({err}): train again with another --name") from err
     if 'calibration' not in numbers or 'levels' not in numbers:

@@ -304,7 +304,7 @@ def run_page(
     return render('run', _TEMPLATES, pictures(data, sorted(files)), kind='report', **values)
 
 def _values(run, preds, inspection, before, comparison):
-    config, history, numbers = run.config, pd.read_csv(run.history), json.loads(run.metrics.read_text())
+    config, history, numbers = run.config, pd.read_csv(run.history), json.loads(run.metrics.read_bytes())
     counts, (pairs, more_pairs) = config.dataset.counts, _pairs(preds)
     return dict(
         name=run.path.resolve().name, per_class=worst_classes(numbers['per_class']), train_counts=counts['train'],
