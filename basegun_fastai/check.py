@@ -107,12 +107,12 @@ def check(
         problems = all_problems(data, table, size, workers, records)
     save_index(data, table, before, since)
     summary = summarise(data, table, problems)
-    print(summary_text(summary, problems, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6))
     if json: _write_json(json, summary, problems)
     if report:
         from basegun_fastai.data.pages import check_page
         write_whole(report, check_page(data, table, problems, summary, workers))
         say(f'page: {report}')
+    print(summary_text(summary, problems, shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6))
     if errors := sum(o.level == 'error' for o in problems): raise BasegunError(
         f"'{data}' has {number_of(errors, 'error')} that would spoil a training: mend them, then check again"
         + ('' if json or report else '; --json FILE.json or --report FILE.html names them all'))

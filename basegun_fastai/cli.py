@@ -101,13 +101,13 @@ def exit_code(
     "Run a command, and tell on stderr what the user has to change."
     try:
         run_command(arguments)
-        sys.stdout.flush()
+        _flush_stdout()
     except BasegunError as err: return _fail(err)
     except BrokenPipeError:
         _leave_stdout()
         return 141
     except OSError as err:
-        if not (fault := _stdout_fault() or disk_fault(err)): raise
+        if not (fault := disk_fault(err)): raise
         return _fail(fault)
     except KeyboardInterrupt as err: return _signal_code(err)
     except Exception as err:
@@ -119,12 +119,13 @@ def exit_code(
 
 def _leave_stdout(): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-def _stdout_fault():
+def _flush_stdout():
     try: sys.stdout.flush()
+    except BrokenPipeError: raise
     except OSError as err:
         _leave_stdout()
-        return (f'stdout cannot be written ({err.strerror}): what was printed is incomplete; files that were written '
-                'are whole')
+        raise BasegunError(f'stdout cannot be written ({err.strerror}): what was printed is incomplete; files that '
+                           'were written are whole') from err
 
 def _fail(error):
     if 'BASEGUN_LAUNCHED' not in os.environ: say(f'basegun-fastai: {error}')  # else the launcher says so

@@ -160,6 +160,9 @@ def whole_file(
             file.flush()
             _sync(file.fileno())
         os.replace(temporary, path)
+    except OSError as err:
+        if err.filename is None: err.filename = str(path)
+        raise
     finally: temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
@@ -207,7 +210,7 @@ def disk_fault(
 ) -> str|None: # A message with a remedy, or nothing where this is not about the disk
     "Translate `error` where the user can mend it."
     remedy = _REMEDIES.get(error.errno)
-    return remedy and f"{error.filename or 'writing'}: {remedy}"
+    return remedy and f"{error.filename or 'stdout, or a file'}: {remedy}"
 
 # %% ../nbs/core.ipynb #ec8e45f1
 def inside_fault(
