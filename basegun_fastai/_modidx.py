@@ -175,6 +175,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'basegun_fastai/data/crops.py'),
                                            'basegun_fastai.data.crops._is_plain': ( 'data/crops.html#_is_plain',
                                                                                     'basegun_fastai/data/crops.py'),
+                                           'basegun_fastai.data.crops._temporary_folders': ( 'data/crops.html#_temporary_folders',
+                                                                                             'basegun_fastai/data/crops.py'),
                                            'basegun_fastai.data.crops.crop_candidates': ( 'data/crops.html#crop_candidates',
                                                                                           'basegun_fastai/data/crops.py'),
                                            'basegun_fastai.data.crops.crop_record': ( 'data/crops.html#crop_record',

@@ -102,7 +102,7 @@ def check(
     since, table = time.time_ns(), list_photos(data, strict=False)
     say(f'reading {number_of(len(table))}')
     before = file_stamps(data, table.file.tolist())
-    with CropRecords() as records:
+    with CropRecords(len(table)) as records:
         table = examine(data, table, workers, records)
         problems = all_problems(data, table, size, workers, records)
     save_index(data, table, before, since)

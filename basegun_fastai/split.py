@@ -138,7 +138,7 @@ def split(
         table = list_photos(photos, 'classes')
         for line in ignored_lines(photos): say(line)
         say(f'reading {number_of(len(table))}')
-        with CropRecords() as records:
+        with CropRecords(len(table)) as records:
             table = examine(photos, table, workers, records)
             table = keep_readable(photos, table, skip_unreadable).reset_index(drop=True)
             table, left_out = _decide(photos, table, val, seed, conflicts, workers, records)

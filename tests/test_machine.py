@@ -14,6 +14,8 @@ pytestmark = pytest.mark.slow
 NAMESPACE = ['unshare', '--mount'] if os.getuid() == 0 else ['unshare', '--map-root-user', '--mount']
 WORKERS = as_arguments(**TINY | dict(workers=2)) + ['--head-epochs', '1', '--fine-tune-epochs', '1', '--name', 'tiny']
 ODD = {'shm of 128 kB': 'mount -t tmpfs -o size=128k tmpfs /dev/shm',
+       'shm of 2 MiB': 'mount -t tmpfs -o size=2m tmpfs /dev/shm',
+       'temporary folder of 1 MiB': 'mount -t tmpfs -o size=1m tmpfs "$TMPDIR"',
        'read-only shm': 'mount -t tmpfs -o ro tmpfs /dev/shm',
        'read-only root': 'mount -o remount,bind,ro /; for o in /tmp /var/tmp; do mount -t tmpfs -o ro tmpfs $o; done; '
                          'cd /usr'}
@@ -64,7 +66,7 @@ def test_processes_have_room_in_the_memory_of_the_container(monkeypatch, tmp_pat
 
 def on_a_machine_with(what, *arguments, **options):
     "Run the installed command where some of the system's folders are others."
-    if subprocess.run([*NAMESPACE, 'sh', '-ec', ODD[what]], capture_output=True).returncode:
+    if subprocess.run([*NAMESPACE, 'sh', '-ec', ODD[what]], capture_output=True, env=options.get('env')).returncode:
         pytest.skip('this user may not mount anything here')
     script = f'set -e; {ODD[what]}; exec "$@"'
     return subprocess.run([*NAMESPACE, 'sh', '-c', script, 'sh', COMMAND, *map(str, arguments)], capture_output=True,
@@ -87,6 +89,25 @@ def trained(done, out):
 def test_workers_do_without_the_shared_memory_that_a_container_lacks(data, without_workers, tmp_path):
     done = on_a_machine_with('shm of 128 kB', 'train', data, *WORKERS, '--out', tmp_path)  # a batch has 62
     assert trained(done, tmp_path) == without_workers
+
+
+def test_a_little_shared_memory_is_enough_for_many_workers(data, tmp_path):
+    many = as_arguments(**TINY | dict(size=96, batch_size=24, workers=4, fine_tune_epochs=2))
+    done = on_a_machine_with('shm of 2 MiB', 'train', data, *many, '--out', tmp_path)  # a batch has .9
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_small_temporary_folder_is_enough(data, tmp_path):
+    "A network of 16 MB is saved beside the results, and the finder keeps no copy of it."
+    (tmp_path/'tmp').mkdir()
+    small = os.environ | dict(TMPDIR=str(tmp_path/'tmp'))
+    options = as_arguments(arch='efficientnet_b0', size=32, weights='none', batch_size=24, workers=2)
+    for command in (['lr-find', data, *options, '--out', tmp_path, '--name', 'rate'],
+                    ['train', data, *options, '--fine-tune-epochs', 1, '--out', tmp_path, '--name', 'run'],
+                    ['export', tmp_path/'run', '--out', tmp_path/'exported']):
+        done = on_a_machine_with('temporary folder of 1 MiB', *command, env=small)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path/'run'/'learner.pkl').stat().st_size > 15e6
 
 
 def test_workers_do_with_a_temporary_folder_too_deep_for_a_socket(data, without_workers, tmp_path):

@@ -8,12 +8,16 @@ __all__ = ['MAX_GAP', 'MIN_INSIDE', 'TOLERANCE', 'CUT', 'STARTS', 'RECORD', 'MAX
            'crop_candidates', 'part_correlation']
 
 # %% ../../nbs/data/crops.ipynb #595d1e8c
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from tempfile import SpooledTemporaryFile
 
 import numpy as np
 from PIL import Image
 
+from ..core import cache_home
 from .phash import SIDE, aspect_and_hue, compare_colours, dct_signs, dct_window, nearest, phash
 from .phash import register
 from .phash import thumbnail
@@ -78,10 +82,22 @@ def crop_record(
                      [*hashes, phash(thumbnail(trimmed_photo))[0]]), RECORD)
 
 # %% ../../nbs/data/crops.ipynb #e7194366
+def _temporary_folders():
+    yield tempfile.gettempdir()
+    with suppress(OSError):
+        cache_home().mkdir(parents=True, exist_ok=True)
+        yield str(cache_home())
+
 class CropRecords:
     "`RECORD`s of many photos, in a file, since there may be more of them than memory."
 
-    def __init__(self): self.file, self.n = SpooledTemporaryFile(2**22), 0
+    def __init__(self,
+        n: int = 0, # How many photos there will be, by which a disk with room for them is chosen
+    ):
+        need = n * RECORD.itemsize
+        folder = next((o for o in _temporary_folders() if shutil.disk_usage(o).free > 2 * need), None)
+        self.file, self.n = SpooledTemporaryFile(2**22 if folder else max(2**22, need), dir=folder), 0
+
     def __enter__(self): return self
     def __exit__(self, *_): self.file.close()
 

@@ -7,11 +7,12 @@ __all__ = ['save_weights', 'verify_saved_weights', 'save_learner', 'judge', 'fin
 
 # %% ../../nbs/training/finish.ipynb #815b927f
 import copy
+import errno
+import os
 import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from torch import nn
 
-from ..core import csv_text, say, write_whole
+from ..core import csv_text, say, whole_file, write_whole
 from ..model.loaders import evaluation_loaders
 from ..model.ranks import broadcast_weights
 from ..model.weights import fold_temperature, plain_state, trained_model, weights_bytes
@@ -65,9 +66,11 @@ def save_learner(
     learn: Learner, # fastai's
 ) -> None: # Nothing
     "Write what `load_learner` opens."
-    with TemporaryDirectory() as folder:
-        learn.export(Path(folder).resolve()/'learner.pkl', pickle_module=pickle)
-        write_whole(run.learner, (Path(folder)/'learner.pkl').read_bytes())
+    with whole_file(run.learner) as file:
+        try: learn.export(Path(file.name).resolve(), pickle_module=pickle)
+        except RuntimeError as err:
+            if shutil.disk_usage(run.path).free > 2**20: raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.learner)) from err
 
 def _keep_best(run, learn, memory):
     best = {k: v for k, v in memory.best.items() if k != 'weights'}

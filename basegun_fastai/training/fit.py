@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage, to_device
+from fastcore.basics import noop
 
 from .callbacks import Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress
 from .callbacks import WeightAverage, newest_checkpoint, restore
@@ -147,7 +148,7 @@ def find_rate(
 ) -> tuple[pd.DataFrame, float]: # Columns `learning_rate` and smoothed `loss`; fastai's 'valley'; raises `BasegunError`
     "Find a learning rate by fastai's finder."
     with TemporaryDirectory() as folder, learn.no_bar():
-        learn.path = Path(folder)
+        learn.path, learn.save = Path(folder), noop
         try: suggestions = learn.lr_find(show_plot=False)
         except (IndexError, ValueError) as err:
             raise BasegunError("--lr auto: the loss exploded before a rate could be "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..model.archs import HEADS
 from ..run import Config, Dataset
 
 # %% auto #0
-__all__ = ['DEVICES', 'PRECISIONS', 'CLASS_WEIGHTS', 'Options']
+__all__ = ['DEVICES', 'PRECISIONS', 'CLASS_WEIGHTS', 'COMPILE_SPACE', 'Options']
 
 # %% ../../nbs/training/options.ipynb #d899bd2a
 DEVICES = ('auto', 'cpu', 'cuda')
@@ -126,16 +127,21 @@ def _process_faults(o):
          f'{_nearest_batches(o.batch_size, o.processes) if _is_whole(o.batch_size, 1) else ""}')] if not sound]
 
 # %% ../../nbs/training/options.ipynb #2dd268c6
+COMPILE_SPACE = 2**28  # bytes
+
 @patch
 def faults(self: Options) -> list[str]: # A message for each value that makes no sense
     "Say which options make no sense."
     choices = dict(head=HEADS, device=DEVICES, precision=PRECISIONS, class_weights=CLASS_WEIGHTS)
-    compiler = os.environ.get('CXX') or 'g++'
+    compiler, place = os.environ.get('CXX') or 'g++', tempfile.gettempdir()
     return _number_faults(self) + _process_faults(self) + [message for sound, message in [
         *((value in allowed, f"{_option(name, '')}'{value}': give {' or '.join(allowed)}")
           for name, allowed in choices.items() for value in [getattr(self, name)]),
         (not self.compile or shutil.which(compiler),
          f"--compile: there is no C++ compiler '{compiler}' here; install one, or leave --compile out"),
+        (not self.compile or shutil.disk_usage(place).free >= COMPILE_SPACE,
+         f"--compile: '{place}' has less than {COMPILE_SPACE >> 20} MiB free for what is compiled; set TMPDIR to "
+         'another folder, or leave --compile out'),
         (self.name is None or self.name and Path(self.name).name == self.name,
          f"--name '{self.name}': give a name for a folder, without '/'"),
         (not self.resume or self.name, '--resume goes with the --name of the run to continue')] if not sound]
