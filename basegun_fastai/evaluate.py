@@ -7,6 +7,7 @@ __all__ = ['unknown_classes', 'provenance', 'evaluate']
 
 # %% ../nbs/evaluate.ipynb #1c9730f4
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from .data.contents import keep_readable, known_contents, part_fingerprint
 from .data.folders import ignored_lines, list_photos
 from .data.names import confusable, difference
 from .data.photo import DECODER
-from .lock import hold
+from .lock import first_free, hold, hold_first
 from .machine import worker_faults
 from .model.archs import run_architecture
 from .run import Config, Run
@@ -68,6 +69,11 @@ def _read_photos(data, table, skip_unreadable):
     if not len(table): raise BasegunError(f"'{data}' has no photo that can be read")
     return table
 
+def _place(out, default):
+    return Path(out) if out else first_free(default.with_name(f'{default.name}_{datetime.now():%Y-%m-%d_%H%M%S}'))
+
+def _holder(out): return partial(hold, new=True) if out else hold_first
+
 def _evaluate_pickle(file, data, out, skip_unreadable, workers, trust_pickle):
     if not trust_pickle:
         raise BasegunError(
@@ -75,10 +81,11 @@ def _evaluate_pickle(file, data, out, skip_unreadable, workers, trust_pickle):
             'folder of a run instead; only for a file whose origin you know, add --trust-pickle')
     if not file.is_file(): raise BasegunError(f"no file '{file}': give a learner.pkl, or the folder of a run")
     from fastai.learner import load_learner
-    table, out = list_photos(data, 'classes'), Path(out or f'{file.stem}_evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
+    table, hold_out = list_photos(data, 'classes'), _holder(out)
+    out = _place(out, Path(f'{file.stem}_evaluation'))
     learn = load_learner(file)
     raise_faults(unknown_classes(table, list(learn.dls.vocab), Run(file)) + out_faults(out, data))
-    with hold(out, new=True):
+    with hold_out(out) as out:
         table = _read_photos(data, table, skip_unreadable)
         dl = learn.dls.test_dl([str(data/o) for o in table.file], num_workers=workers or 0)
         labels = np.array([learn.dls.vocab.o2i[o] for o in table.label])
@@ -149,10 +156,10 @@ def evaluate(
     if run.path.suffix == '.pkl' and (not_a_gun or groups): raise BasegunError(
         f"'{run.path}' is a pickle: --not-a-gun and --groups go with the folder of a run; give that, or leave them out")
     if run.path.suffix == '.pkl': return _evaluate_pickle(run.path, data, out, skip_unreadable, workers, trust_pickle)
-    config, out = run.config, Path(out or run.path/f'evaluation_{datetime.now():%Y-%m-%d_%H%M%S}')
+    config, hold_out, out = run.config, _holder(out), _place(out, run.path/'evaluation')
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
     table, known = _check(run, data, out, workers, not_a_gun, groups)
-    with hold(out, new=True):
+    with hold_out(out) as out:
         table = _read_photos(data, table, skip_unreadable)
         _say_what_differs(config, data, table)
         ood_photos = None if not_a_gun is None else read_ood_photos(not_a_gun, skip_unreadable, {*table.digest})

@@ -27,7 +27,7 @@ from .data.contents import describe_photos
 from .data.folders import folder_fault, ignored_lines, layout_faults, list_photos
 from .data.photo import DECODER
 from .data.problems import readable_photos
-from .lock import hold
+from .lock import first_free, hold, hold_first
 from .machine import worker_faults
 from .model.archs import EFFICIENTNETS, HEADS
 from .run import Config, Run, run_name
@@ -187,7 +187,7 @@ def _finished(run):
 
 def _launch(options):
     from basegun_fastai.training.distributed import gpu_faults, launch
-    run = Run(options.out/(options.name or run_name(str(options.arch))))
+    run = Run(_run_path(options))
     raise_faults(_early_faults(options, _run_faults(run, options)) + gpu_faults(options))
     launch(replace(options, name=run.path.name), run)
 
@@ -220,11 +220,19 @@ def _run_faults(run, options):
     if options.resume and run.exists: return []
     return out_faults(run.path, options.data, '--name, or --resume to continue it', '--out')
 
+def _run_path(options, prefix=''):
+    return options.out/options.name if options.name else first_free(options.out/(prefix + run_name(str(options.arch))))
+
+def _hold(path, options, faults):
+    if rank(): return nullcontext(path)  # the first holds it for all
+    return hold(path, faults, new=not options.resume) if options.name else hold_first(path, faults)
+
 def _run(options):
     "Train in this process, or in those that it has joined."
-    run = Run(options.out/_from_first(lambda: options.name or run_name(str(options.arch))))
-    faults = _run_faults(run, options) if rank() == 0 else []
-    with hold(run.path, unless=options.faults() + faults, new=not options.resume) if rank() == 0 else nullcontext():
+    path = _run_path(options)
+    faults = _run_faults(Run(path), options) if rank() == 0 else []
+    with _hold(path, options, options.faults() + faults) as held:
+        run = Run(_from_first(lambda: held))
         numbers = _train(run, options, faults)
     if rank(): return
     from basegun_fastai.trust.tables import summary
@@ -299,6 +307,6 @@ def lr_find(
     "Find a learning rate: leave its curve as lr-find.csv and lr-find.png, and print the suggestion."
     if world_size() > 1: raise BasegunError('lr-find is one process: start it without torchrun')
     options = _options(data, **kwargs)
-    run = Run(options.out/(options.name or 'lr-find_' + run_name(str(options.arch))))
-    faults = out_faults(run.path, data, '--name', '--out')
-    with hold(run.path, unless=options.faults() + faults, new=True): _find_rate(run, options, faults)
+    path = _run_path(options, 'lr-find_')
+    faults = out_faults(path, data, '--name', '--out')
+    with _hold(path, options, options.faults() + faults) as held: _find_rate(Run(held), options, faults)

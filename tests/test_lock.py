@@ -64,17 +64,41 @@ def test_every_command_that_makes_something_is_refused_while_another_makes_it(da
     assert tree(copied) == before
 
 
-def test_two_trainings_started_together_leave_one_run(data, tmp_path):
-    options = as_arguments(**TINY, fine_tune_epochs=2, out=tmp_path/'runs', name='same')
+def test_of_twenty_trainings_started_together_one_trains(data, tmp_path):
+    options = as_arguments(**TINY, fine_tune_epochs=1, out=tmp_path/'runs', name='same')
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    both = [subprocess.Popen([COMMAND, 'train', data, *options], text=True, **pipes) for _ in range(2)]
-    ended = [(o.communicate(timeout=200), o.returncode) for o in both]
-    assert sorted(code for _, code in ended) == [0, 1]
-    [(_, stderr)] = [streams for streams, code in ended if code]
-    late = 'exists, and nothing is overwritten' in stderr  # a slow machine may start it when the other one has ended
-    winner = next(o.pid for o in both if not o.returncode)
-    assert (late or f'is being written by process {winner}' in stderr) and 'Traceback' not in stderr
+    many = [subprocess.Popen([COMMAND, 'train', data, *options, '--resume'], text=True, **pipes) for _ in range(20)]
+    ended = [(*o.communicate(timeout=200), o.returncode) for o in many]
+    # a slow machine may start some when the first has ended; they find nothing to do
+    late = [o for o in ended if o[2] == 0 and 'is finished: nothing to do' in o[1]]
+    refused = [o for o in ended if o[2] == 1]
+    assert len(late) + len(refused) == 19, ended
+    winner = next(o.pid for o, done in zip(many, ended, strict=True) if done not in late + refused)
+    for _, stderr, _ in refused:
+        assert stderr.count('\n') == 1 and f"same' is being written by process {winner} on " in stderr
     assert os.listdir(tmp_path/'runs') == ['same'] and (tmp_path/'runs'/'same'/'metrics.json').is_file()
+    assert len(list((tmp_path/'runs'/'same'/'train').iterdir())) == 1  # one file of events, not one for each
+
+
+def test_of_twenty_that_take_a_default_name_in_one_second_each_gets_its_own(tmp_path):
+    code = ("import sys\nfrom basegun_fastai.lock import hold_first\nsys.stdin.read()\n"
+            "with hold_first(sys.argv[1]) as path:\n    path.mkdir()\n    print(path)")
+    many = [subprocess.Popen([sys.executable, '-c', code, tmp_path/'run_2026-01-01_120000'], text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(20)]
+    for o in many: o.stdin.close()  # all go at once
+    outputs = [o.stdout.read().strip() for o in many]
+    assert [o.wait(60) for o in many] == [0] * 20
+    names = {f'run_2026-01-01_120000{"" if n == 1 else f"_{n}"}' for n in range(1, 21)}
+    assert {os.path.basename(o) for o in outputs} == {*os.listdir(tmp_path)} == names
+    for o in many: o.stdout.close(), o.stderr.close()
+
+
+def test_two_runs_without_a_name_in_one_second_are_two(data, tmp_path, monkeypatch):
+    import basegun_fastai.train as module
+    monkeypatch.setattr(module, 'run_name', lambda arch: f'{arch}_now')
+    for _ in range(2):
+        assert typed('train', data, *as_arguments(**TINY, fine_tune_epochs=1, out=tmp_path)).returncode == 0
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['test_efficientnet_now', 'test_efficientnet_now_2']
 
 
 @pytest.mark.parametrize('worker', [[], ['with a worker']])
