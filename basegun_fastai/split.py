@@ -94,10 +94,13 @@ def _decide(photos, table, val, seed, conflicts, workers, records):
 
 # %% ../nbs/split.ipynb #008c93c4
 def _place(source, target, link):
+    if os.path.lexists(target): raise BasegunError(
+        f"'{target}' is there already, of a class or a photo whose name differs by case or accents alone, which this "
+        'disk does not tell apart: give an OUT on another disk')
     if not link: return shutil.copyfile(source, target)
     try: return os.link(os.path.realpath(source), target)
     except OSError as err:
-        if err.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP): raise
+        if err.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK): raise
         raise BasegunError(f"'{target}' cannot be a hard link to '{source}' ({err.strerror}): give an OUT on the same "
                            "disk, or "
                            "leave --link out, to copy") from err

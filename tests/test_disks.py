@@ -1,0 +1,85 @@
+"Disks that are not ext4: each fault is put in where the system would raise it."
+import errno
+import os
+import stat
+
+import pytest
+from conftest import typed
+
+from basegun_fastai import core, split
+from basegun_fastai.core import BasegunError, disk_fault, whole_folder, write_whole
+
+
+def failing(monkeypatch, name, number, folders):
+    "Let a function of `os` that takes a descriptor fail, for folders or for files."
+    real = getattr(os, name)
+    def fail(descriptor, *more):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == folders: raise OSError(number, os.strerror(number))
+        return real(descriptor, *more)
+    monkeypatch.setattr(os, name, fail)
+
+
+@pytest.mark.parametrize('number', [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize('folders', [True, False])
+def test_a_disk_that_syncs_no_folder_or_no_file_keeps_what_is_written(tmp_path, monkeypatch, number, folders):
+    failing(monkeypatch, 'fsync', number, folders)
+    assert write_whole(tmp_path/'file', 'text').read_text(encoding='utf-8') == 'text'
+    with whole_folder(tmp_path/'folder') as folder: write_whole(folder/'file', 'text')
+    assert sorted(os.listdir(tmp_path)) == ['file', 'folder'] and os.listdir(tmp_path/'folder') == ['file']
+
+
+def test_a_disk_that_opens_no_folder_keeps_what_is_written(tmp_path, monkeypatch):
+    real = os.open
+    def fail(path, *more, **options):
+        if os.path.isdir(path): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *more, **options)
+    monkeypatch.setattr(os, 'open', fail)
+    assert write_whole(tmp_path/'file', 'text').read_text(encoding='utf-8') == 'text'
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ENOSPC, errno.ESTALE])
+def test_a_disk_that_failed_to_sync_is_told_by_the_file_and_leaves_the_old_one(tmp_path, monkeypatch, number):
+    write_whole(tmp_path/'file', 'old')
+    failing(monkeypatch, 'fsync', number, False)
+    with pytest.raises(OSError) as error: write_whole(tmp_path/'file', 'new')
+    assert (tmp_path/'file').read_text(encoding='utf-8') == 'old' and os.listdir(tmp_path) == ['file']
+    assert str(tmp_path/'file') in disk_fault(error.value)
+
+
+@pytest.mark.parametrize('number', [errno.EXDEV, errno.ENOTSUP, errno.ENOSYS])
+def test_a_disk_that_renames_no_folder_is_told(tmp_path, monkeypatch, number):
+    from pathlib import Path
+    def fail(self, target): raise OSError(number, os.strerror(number), str(self))
+    monkeypatch.setattr(Path, 'rename', fail)
+    done = typed('demo-data', tmp_path/'drawn', '--photos-per-class', 4)
+    assert done.returncode == 1 and 'give a folder on another disk' in done.stderr and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_disk_that_went_away_is_told(number):
+    message = disk_fault(OSError(number, os.strerror(number), '/net/file'))
+    assert message == ('/net/file: the disk does not answer: see that it is there, then start the same command again')
+
+
+def test_two_machines_with_processes_of_one_number_write_to_files_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'getpid', lambda: 1)
+    with core.whole_file(tmp_path/'file') as one, core.whole_file(tmp_path/'file') as other:
+        assert one.name != other.name
+        one.write(b'one')
+        other.write(b'other')
+    assert (tmp_path/'file').read_bytes() == b'one' and os.listdir(tmp_path) == ['file']
+
+
+def test_a_disk_that_does_not_tell_case_loses_no_photo(tmp_path):
+    for o in ('source', 'there'): (tmp_path/o).write_text(o, encoding='utf-8')
+    for link in (False, True):
+        with pytest.raises(BasegunError, match='differs by case or accents alone'):
+            split._place(tmp_path/'source', tmp_path/'there', link)
+    assert (tmp_path/'there').read_text(encoding='utf-8') == 'there'
+
+
+@pytest.mark.parametrize('number', [errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
+def test_a_disk_without_hard_links_is_told(tmp_path, monkeypatch, number):
+    def fail(*_): raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(os, 'link', fail)
+    with pytest.raises(BasegunError, match='leave --link out, to copy'): split._place(tmp_path/'a', tmp_path/'b', True)
