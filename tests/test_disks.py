@@ -49,7 +49,7 @@ def test_a_disk_that_failed_to_sync_is_told_by_the_file_and_leaves_the_old_one(t
 @pytest.mark.parametrize('number', [errno.EXDEV, errno.ENOTSUP, errno.ENOSYS])
 def test_a_disk_that_renames_no_folder_is_told(tmp_path, monkeypatch, number):
     from pathlib import Path
-    def fail(self, target): raise OSError(number, os.strerror(number), str(self))
+    def fail(self, _): raise OSError(number, os.strerror(number), str(self))
     monkeypatch.setattr(Path, 'rename', fail)
     done = typed('demo-data', tmp_path/'drawn', '--photos-per-class', 4)
     assert done.returncode == 1 and 'give a folder on another disk' in done.stderr and os.listdir(tmp_path) == []
