@@ -92,7 +92,8 @@ def say(
     try: print(text, file=sys.stderr, flush=True)
     except BrokenPipeError: raise
     except OSError:  # its disk is full, and may have room again later
-        sys.stderr = open(sys.stderr.fileno(), 'w', errors='backslashreplace', closefd=False)  # without what is waiting
+        old = sys.stderr
+        sys.stderr = open(old.fileno(), 'w', encoding=old.encoding, errors='backslashreplace', closefd=False)  # empty
 
 _closed = []
 
@@ -145,6 +146,7 @@ def _sync_folder(folder):
     try: _sync(descriptor)
     finally: os.close(descriptor)
 
+# %% ../nbs/core.ipynb #a40d1478
 @contextmanager
 def whole_file(
     path: Path|str, # File to write; its folder must exist

@@ -99,13 +99,11 @@ def _evaluate_pickle(file, data, out, skip_unreadable, workers, trust_pickle):
 # %% ../nbs/evaluate.ipynb #86922bc9
 def _check(run, data, out, workers, not_a_gun, groups):
     "Raise all faults; returns the photos, and what `groups` says of each."
-    table, faults = attempt(list_photos, data, 'classes')
-    known = None
+    (table, faults), known = attempt(list_photos, data, 'classes'), None
     faults += worker_faults(workers) + out_faults(out, data)
     if table is not None: faults += unknown_classes(table, run.config.classes, run)
     if not_a_gun is not None:
-        faults += attempt(list_ood_photos, not_a_gun)[1]
-        faults += [o for o in out_faults(out, not_a_gun) if o not in faults]
+        faults += attempt(list_ood_photos, not_a_gun)[1] + [o for o in out_faults(out, not_a_gun) if o not in faults]
     if groups is not None and table is not None:
         known, group_faults = attempt(read_groups, groups, table.file.tolist())
         faults += group_faults

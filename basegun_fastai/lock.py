@@ -79,9 +79,9 @@ def hold(
     new: bool = False, # It must not be there yet: another command may have made it since that was checked
 ) -> Iterator[Path]: # `path`, while it is held
     "Hold `path` against other commands; raises `Taken` where another one holds it, or has made it."
-    given, path = Path(path), Path(path).absolute()
+    name, path = Path(path), Path(path).absolute()
     if unless:
-        yield given
+        yield name
         return
     file = path.with_name(f'.{path.name}.lock')
     missing, descriptor = [o for o in path.parents if not o.exists()], None
@@ -89,7 +89,7 @@ def hold(
         descriptor = _acquire(file, path)
         if new and os.path.lexists(path): raise Taken(
             f"'{path}' exists, and nothing is overwritten: give another name")
-        yield given
+        yield name
     finally:
         _release(file)  # by its name: a signal may have come before the descriptor was known here
         if descriptor is not None: os.close(descriptor)

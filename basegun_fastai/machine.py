@@ -132,7 +132,7 @@ def limit_memory(
     "Let this process grow so far and no further."
     if not Path('/proc/self/statm').exists(): return
     import resource
-    taken = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+    taken = int(Path('/proc/self/statm').read_bytes().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = taken + more
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -117,6 +117,20 @@ def test_lines_fit_a_screen():
         assert not long, f'{name}: {long}'
 
 
+def takes_the_encoding_of_the_locale(call):
+    "Does a call read or write text without a word on its encoding?"
+    named = {o.arg for o in call.keywords}
+    if 'encoding' in named or None in named: return False
+    if isinstance(call.func, ast.Attribute): return call.func.attr in ('read_text', 'write_text')
+    mode = call.args[1] if call.args[1:] else ast.Constant('r')
+    return getattr(call.func, 'id', '') == 'open' and isinstance(mode, ast.Constant) and 'b' not in mode.value
+
+
+def test_every_text_names_its_encoding():
+    calls = [(name, o) for name in ORDER for o in ast.walk(syntax(name)) if isinstance(o, ast.Call)]
+    assert not [f'{name}: {ast.unparse(o)}' for name, o in calls if takes_the_encoding_of_the_locale(o)]
+
+
 def test_no_error_is_swallowed():
     for name in ORDER:
         for node in ast.walk(syntax(name)):

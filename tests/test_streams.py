@@ -44,10 +44,10 @@ LIGHT = ['demo-data', 'check', 'archs', 'cache', 'predict']
 
 @pytest.mark.parametrize('command', [*LIGHT, 'split', 'lr-find', 'train', 'evaluate', 'export', 'report'])
 def test_a_command_without_any_stream_does_its_work(commands, run, tmp_path, command):
-    arguments, made = commands[command]
+    arguments, result = commands[command]
     done = shell('<&- >&- 2>&-', *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
-    assert made is None or made.exists()
+    assert result is None or result.exists()
     if command == 'train': same(run, Run(tmp_path/'run'))  # what was printed is in none of its files
 
 
@@ -73,11 +73,11 @@ def test_rows_that_nobody_could_read_are_not_computed(exported, data):
 
 @pytest.mark.parametrize('command', ['archs', 'check', 'cache', 'demo-data'])
 def test_a_full_disk_behind_stdout_is_told(commands, command):
-    arguments, made = commands[command]
+    arguments, result = commands[command]
     done = shell('>/dev/full', *arguments)
     assert done.returncode == 1 and re.search('stdout.*(No space left on device|the disk is full)', done.stderr)
     assert 'Traceback' not in done.stderr and 'Exception ignored' not in done.stderr
-    assert made is None or made.exists()
+    assert result is None or result.exists()
 
 
 def test_a_training_goes_on_when_the_disk_of_its_log_is_full(data, run, tmp_path):

@@ -67,11 +67,6 @@ class Setup:
         "Probability that a train photo is rotated and tilted."
         return P_AFFINE if self.options.pretrained else 1.
 
-    @property
-    def threads(self) -> int|None: # None on a GPU
-        "Threads of a calculation, by which sums on a CPU are split."
-        return torch.get_num_threads() if self.device == 'cpu' else None
-
     def loaders(self,
         batch_size: int = 32, # Photos in a batch
     ) -> DataLoaders: # New ones
@@ -97,6 +92,11 @@ class Setup:
                            o.head_views)
 
 # %% ../../nbs/training/setup.ipynb #f28f467d
+@patch(as_prop=True)
+def threads(self: Setup) -> int|None: # None on a GPU
+    "Threads of a calculation, by which sums on a CPU are split."
+    return torch.get_num_threads() if self.device == 'cpu' else None
+
 @patch
 def batch_size(self: Setup) -> int: # At most the number of train photos
     "Choose the batch size: as asked for, 32 on a CPU, what fits on each GPU."

@@ -115,6 +115,7 @@ _CLASSES = """<h2>What was taken for what</h2><p>A row is a true class, a column
 <td>{{ o.support }}</td><td>{{ train_counts.get(label, 0) }}</td></tr>{% endfor %}</table></div>
 """
 
+# %% ../../nbs/trust/run_page.ipynb #a445cb08
 _PAIRS = """{% from 'macros' import photo with context %}
 {% if pairs %}<h2>Photos of each confused pair</h2>{% endif %}
 {% for o in pairs %}<h3 id="pair-{{ o.i }}-{{ o.j }}">{{ o.title|printable }}</h3>

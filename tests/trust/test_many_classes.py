@@ -83,7 +83,7 @@ def make(folder, n):
 
 
 def make_all(folder):
-    "Make it for few and many classes; prints the highest memory after each, in MiB, and says which is made."
+    "Make it for few and many classes; prints the highest memory after each, in MiB, and says which is case."
     for n in NUMBERS:
         print(f'{n} classes', file=sys.stderr)
         make(f'{folder}/{n}', n)
@@ -91,7 +91,7 @@ def make_all(folder):
 
 
 @pytest.fixture(scope='module')
-def all_made(tmp_path_factory):
+def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp('many classes')
     program = f'from test_many_classes import make_all; make_all({str(folder)!r})'
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
@@ -104,22 +104,22 @@ def all_made(tmp_path_factory):
 
 
 @pytest.fixture(params=NUMBERS)
-def made(request, all_made): return all_made[request.param]
+def case(request, cases): return cases[request.param]
 
 
-def test_the_memory_is_bounded(all_made):
-    assert all_made[1000][2] - all_made[2][2] < 500  # the picture alone took 1,200 with 100 classes
+def test_the_memory_is_bounded(cases):
+    assert cases[1000][2] - cases[2][2] < 500  # the picture alone took 1,200 with 100 classes
 
 
-def test_the_picture_of_the_matrix_is_bounded(made):
-    n, folder, _, _ = made
+def test_the_picture_of_the_matrix_is_bounded(case):
+    n, folder, _, _ = case
     with Image.open(folder/'run'/'confusion-matrix.png') as picture: assert max(picture.size) < 3000
     counts = pd.read_csv(folder/'run'/'confusion-matrix.csv', index_col=0)
     assert counts.shape == (n, n) and counts.to_numpy().sum() == N
 
 
-def test_sheets_are_bounded_and_say_what_they_leave_out(made):
-    n, folder, _, text = made
+def test_sheets_are_bounded_and_say_what_they_leave_out(case):
+    n, folder, _, text = case
     n_pairs = sum(np.count_nonzero(o) - np.count_nonzero(np.diag(o)) for o in
                   [pd.read_csv(folder/'run'/'confusion-matrix.csv', index_col=0).to_numpy()])
     sheets = list((folder/'run'/'confused').iterdir())
@@ -128,8 +128,8 @@ def test_sheets_are_bounded_and_say_what_they_leave_out(made):
     assert sum(o.stat().st_size for o in sheets) < MAX_ON_SHEETS * 20_000
 
 
-def test_the_page_of_a_run_is_bounded_and_names_the_files_that_have_all(made, tmp_path):
-    n, folder, _, _ = made
+def test_the_page_of_a_run_is_bounded_and_names_the_files_that_have_all(case, tmp_path):
+    n, folder, _, _ = case
     file = folder/'page.html'
     assert file.stat().st_size < 5e6 and width_of(file, tmp_path, 1200) <= 1200
     page = BeautifulSoup(browsed(file.as_uri(), tmp_path), 'html.parser')
@@ -146,8 +146,8 @@ def test_the_page_of_a_run_is_bounded_and_names_the_files_that_have_all(made, tm
     assert sum(cells) == N
 
 
-def test_the_page_of_a_check_is_bounded(made, tmp_path):
-    n, folder, _, _ = made
+def test_the_page_of_a_check_is_bounded(case, tmp_path):
+    n, folder, _, _ = case
     file = folder/'check.html'
     assert file.stat().st_size < 25e6 and width_of(file, tmp_path, 1200) <= 1200
     page = BeautifulSoup(file.read_text(encoding='utf-8'), 'html.parser')
