@@ -127,7 +127,7 @@ def test_fit_one_cycle_begins_at_an_epoch():
 def test_the_finder_asks_its_learner_to_save_and_does_without(tmp_path):
     learn, asked = learner(path=tmp_path), []
     learn.save = lambda name, **_: asked.append(name)
-    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=20, show_plot=False)
     assert len(asked) == 1 and not [o for o in tmp_path.rglob('*') if o.is_file()]
 
 
