@@ -193,6 +193,22 @@ def test_odd_files_are_told_and_never_waited_for(clean, tmp_path, monkeypatch):
     assert kinds(actual)['error', 'conflict'] == kinds(actual)['error', 'leak'] == 1
 
 
+def test_what_other_programs_leave_is_counted_and_spoils_nothing(clean, tmp_path):
+    for o in ('train/revolver/Thumbs.db', 'train/revolver/a.xmp', 'val/desktop.ini', 'val/@eaDir/a.jpg'):
+        (clean/o).parent.mkdir(exist_ok=True)
+        (clean/o).write_bytes(b'no photo')
+    code, actual, _ = checked(clean, tmp_path)
+    assert code == 0 and kinds(actual) == {('warning', 'odd-file'): 1}
+    assert files_of(actual, 'odd-file') == {'train/revolver/Thumbs.db', 'train/revolver/a.xmp', 'val/desktop.ini',
+                                            'val/@eaDir'}
+
+
+def test_a_class_whose_name_is_no_text_is_an_error(clean, tmp_path):
+    for split in ('train', 'val'): (clean/split/'revolver').rename(clean/split/os.fsdecode(b'r\xe9volver'))
+    code, actual, result = checked(clean, tmp_path)
+    assert code == 1 and kinds(actual)['error', 'class-mismatch'] == 2 and 'is not UTF-8' in result.stdout
+
+
 def test_folders_inside_classes_are_errors_and_their_links_not_followed(clean, tmp_path):
     (clean/'train'/'revolver'/'inner').mkdir()
     shutil.copy(photo(clean/'train'/'revolver'), clean/'train'/'revolver'/'inner'/'a.jpg')

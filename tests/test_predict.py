@@ -584,6 +584,18 @@ def test_nothing_heavy_is_imported(exported, photos):
                         f'print({HEAVY})', exported, photos) == '[]'
 
 
+def test_what_other_programs_leave_gets_no_row(exported, photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path/'photos')
+    for o in ('Thumbs.db', 'revolver/0.jpg.xmp', '@eaDir/0.jpg'):
+        (folder/o).parent.mkdir(exist_ok=True)
+        (folder/o).write_bytes(b'no photo')
+    done = typed('predict', exported, folder)
+    assert done.returncode == 0 and len(rows(done.stdout)) == 4
+    assert done.stderr.startswith('3 files that other programs left beside the photos')
+    alone = typed('predict', exported, folder/'Thumbs.db')  # what is asked for by its name is looked at
+    assert alone.returncode == 1 and len(rows(alone.stdout)) == 1
+
+
 def test_nothing_is_unpickled(exported, photos):
     assert in_a_process('import sys; found = []; sys.addaudithook(lambda name, _: name == "pickle.find_class" and '
                         'found.append(name))\n'

@@ -103,6 +103,19 @@ def test_the_keyboard_is_enough(server, photo):
         assert all(names), names
 
 
+def test_of_a_thousand_classes_twenty_have_a_bar(server, photo):
+    with opened(server.url) as (page, heard):
+        page.evaluate("""() => show({ label: 'c7', confidence: .5, confidence_level: 'low', model: 'm', milliseconds: 1,
+            probabilities: Object.fromEntries([...Array(1000).keys()].map(i => ['c' + i, i === 7 ? .5 : .5 / 999])) },
+            new Blob())""")
+        assert [*answered(page)][0] == 'c7' and len(answered(page)) == 20
+        assert page.inner_text('#others') == 'The 980 other classes have 49.0 % together.' and not heard
+        page.uncheck('#shrink')
+        page.set_input_files('#file', photo)
+        page.wait_for_selector('#bars output >> nth=19', state='detached')
+        assert len(answered(page)) == 6 and page.inner_text('#others') == ''
+
+
 def test_a_photo_that_is_dropped_gets_its_answer(server, photo):
     with opened(server.url) as (page, heard):
         handle = page.evaluate_handle("""content => { const all = new DataTransfer();
