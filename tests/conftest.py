@@ -26,6 +26,15 @@ def pytest_unconfigure():
     shutil.rmtree(CACHE, ignore_errors=True)
 
 
+# files that take minutes begin first, so that no process waits for the last one
+SLOWEST = ['test_resume.py', 'test_train.py', 'test_distributed.py', 'test_machine.py', 'test_export.py', 'test_streams.py',
+           'test_frozen.py', 'test_run_page.py', 'test_split.py', 'test_many_classes.py', 'test_report.py', 'test_lock.py']
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda o: SLOWEST.index(o.path.name) if o.path.name in SLOWEST else len(SLOWEST))
+
+
 def tree(folder):
     "Content and times of everything in a folder."
     return {o.relative_to(folder).as_posix(): (o.lstat().st_mtime_ns, o.is_file()
