@@ -27,8 +27,9 @@ def pytest_unconfigure():
 
 
 # files that take minutes begin first, so that no process waits for the last one
-SLOWEST = ['test_resume.py', 'test_train.py', 'test_distributed.py', 'test_machine.py', 'test_export.py', 'test_streams.py',
-           'test_frozen.py', 'test_run_page.py', 'test_split.py', 'test_many_classes.py', 'test_report.py', 'test_lock.py']
+SLOWEST = ['test_resume.py', 'test_train.py', 'test_distributed.py', 'test_machine.py', 'test_export.py',
+           'test_streams.py', 'test_frozen.py', 'test_run_page.py', 'test_split.py', 'test_many_classes.py',
+           'test_report.py', 'test_lock.py']
 
 
 def pytest_collection_modifyitems(items):
