@@ -16,6 +16,7 @@ WORKERS = as_arguments(**TINY | dict(workers=2)) + ['--head-epochs', '1', '--fin
 ODD = {'shm of 128 kB': 'mount -t tmpfs -o size=128k tmpfs /dev/shm',
        'shm of 2 MiB': 'mount -t tmpfs -o size=2m tmpfs /dev/shm',
        'temporary folder of 200 kB': 'mount -t tmpfs -o size=200k tmpfs "$TMPDIR"',
+       'read-only home': 'mount -t tmpfs -o ro tmpfs "$HOME"',
        'read-only shm': 'mount -t tmpfs -o ro tmpfs /dev/shm',
        'read-only root': 'mount -o remount,bind,ro /; for o in /tmp /var/tmp; do mount -t tmpfs -o ro tmpfs $o; done; '
                          'cd /usr'}
@@ -108,6 +109,15 @@ def test_a_small_temporary_folder_is_enough(data, tmp_path):
         done = on_a_machine_with('temporary folder of 200 kB', *command, env=small)
         assert done.returncode == 0, done.stderr
     assert (tmp_path/'run'/'learner.pkl').stat().st_size > 400_000
+
+
+def test_a_home_that_cannot_be_written_is_enough(run, tmp_path):
+    (tmp_path/'home').mkdir()
+    home = {k: v for k, v in os.environ.items() if k not in ('XDG_CACHE_HOME', 'XDG_CONFIG_HOME', 'MPLCONFIGDIR')}
+    done = on_a_machine_with('read-only home', 'report', run.path, '--out', tmp_path/'page.html',
+                             env=home | dict(HOME=str(tmp_path/'home')))
+    assert done.returncode == 0 and (tmp_path/'page.html').exists(), done.stderr
+    assert 'every photo will be read again next time' in done.stderr
 
 
 def test_workers_do_with_a_temporary_folder_too_deep_for_a_socket(data, without_workers, tmp_path):
