@@ -45,7 +45,7 @@ def tree(folder):
 
 def run_command(*arguments, **options):
     "Run the installed command to its end."
-    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=600, **options)
 
 
 def typed(*arguments):

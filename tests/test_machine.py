@@ -71,7 +71,7 @@ def on_a_machine_with(what, *arguments, **options):
         pytest.skip('this user may not mount anything here')
     script = f'set -e; {ODD[what]}; exec "$@"'
     return subprocess.run([*NAMESPACE, 'sh', '-c', script, 'sh', COMMAND, *map(str, arguments)], capture_output=True,
-                          text=True, timeout=300, **options)
+                          text=True, timeout=600, **options)
 
 
 @pytest.fixture(scope='module')

@@ -17,7 +17,7 @@ OPTIONS = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2))
 def shell(streams, *arguments, **options):
     "Run the command as a shell does with redirections such as `>&-`."
     return subprocess.run(['bash', '-c', f'exec "$@" {streams}', 'bash', COMMAND, *map(str, arguments)],
-                          capture_output=True, text=True, timeout=300, **options)
+                          capture_output=True, text=True, timeout=600, **options)
 
 
 @pytest.fixture
