@@ -22,7 +22,7 @@ except ImportError: fcntl = None  # Windows has none
 
 # %% ../nbs/lock.ipynb #3d805611
 class Taken(BasegunError):
-    "Say that another command makes, or has made, what this one is to make."
+    "Say that another command is writing, or has written, the same file or folder."
 
 def _try_lock(descriptor):
     "Lock it; False where the disk has no locks; raises `BlockingIOError` or `PermissionError` where another has it."
@@ -114,7 +114,7 @@ def first_free(
 
 @contextmanager
 def hold_first(
-    path: Path|str, # What is to be made, by a name that may be another
+    path: Path|str, # File or folder to write; where the name is taken, a number is added
     unless: Sequence[str] = (), # As `hold` takes it
 ) -> Iterator[Path]: # The first of `numbered` that no other command has made or holds, while it is held
     "Hold a new place against other commands."
