@@ -19,7 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from .contents import progress
-from ..core import printable
+from ..core import name_some, printable
 from .folders import Problem
 from .reading import Readers
 
@@ -64,7 +64,9 @@ h3 { font-size: 1rem; margin-bottom: .3rem }
 td:first-child { white-space: nowrap } td { vertical-align: top; padding: .15rem 1rem .15rem 0; border-bottom: 1px solid var(--soft) } table { border-collapse: collapse }
 .scroll { overflow-x: auto } .numbers td, .numbers th { text-align: right; white-space: nowrap } .numbers td:first-child, .numbers th:first-child { text-align: left }
 th { vertical-align: bottom; font-weight: 600; padding: .15rem 1rem .15rem 0 } small { font-size: .8rem; opacity: .8 } .totals small { white-space: nowrap }
-.matrix td { text-align: center; white-space: nowrap; min-width: 1.8rem; padding: .15rem; background: color-mix(in srgb, var(--train) calc(var(--share, 0%) * .8), transparent) } .matrix a { color: inherit; font-weight: 600 }
+.matrix td { text-align: center; white-space: nowrap; min-width: 1.8rem; padding: .15rem;
+  background: color-mix(in srgb, var(--train) calc(var(--share, 0%) * .8), transparent) }
+.matrix a { color: inherit; font-weight: 600 }
 .matrix th { padding: .15rem .4rem; text-align: right; white-space: nowrap; font-weight: 400; font-size: .85rem } th[scope=col] { text-align: left }
 th[scope=col] span { font-weight: 400; font-size: .85rem; line-height: 1; writing-mode: vertical-rl; transform: rotate(180deg);
   max-height: 17rem; overflow: hidden; text-overflow: ellipsis }
@@ -92,6 +94,8 @@ _MACROS = """{% macro photo(file, name=file) %}<figure>{% if file in shown %}<im
 {% macro bars(label, counts, most) %}<div class="class"><span>{{ label|printable }}</span><div>{% for split in ('train', 'val') %}
 <div class="bar"><i class="{{ split }}" style="width: {{ 80 * counts[split].get(label, 0) / most }}%"></i>
 <span data-split="{{ split }}" data-class="{{ label }}">{{ counts[split].get(label, 0) }}</span></div>{% endfor %}</div></div>{% endmacro %}
+{% macro some_of(n, n_classes, which) %}{% if n < n_classes %}<p>These are the {{ n }} of {{ n_classes }} classes
+{{- ' ' }}{{ which }}</p>{% endif %}{% endmacro %}
 """
 
 def render(
@@ -103,7 +107,7 @@ def render(
     "Write a page; whatever a file or a class is called is escaped."
     loader = DictLoader(dict(page=_BASE, macros=_MACROS) | templates)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=StrictUndefined)
-    environment.filters |= dict(printable=printable, share='{:.3f}'.format)
+    environment.filters |= dict(printable=printable, name_some=name_some, share='{:.3f}'.format)
     return environment.get_template(template).render(style=Markup(_STYLE), shown=shown, **values)
 
 # %% ../../nbs/data/pages.ipynb #db1d06c0
@@ -111,7 +115,7 @@ MAX_PAIRS, MAX_SHEET, MAX_ROWS, MAX_CLASSES = 60, 200, 500, 100
 MAX_PHOTOS = 2400  # of all classes: 20 MB
 _SHOWN = ('leak', 'conflict', 'near-duplicate', 'blank', 'repeated')  # kinds of which a person judges by the photos
 
-_CHECK = """{% extends 'page' %}{% from 'macros' import bars, photo with context %}{% block body %}
+_CHECK = """{% extends 'page' %}{% from 'macros' import bars, photo, some_of with context %}{% block body %}
 <h1>{{ name }}</h1>
 <div class="totals">{% for key in ('photos', 'ok', 'warned', 'refused') %}<div><b id="{{ key }}">{{ summary[key] }}</b>
 {{ 'files' if key == 'photos' else key }}</div>{% endfor %}</div>
@@ -122,7 +126,7 @@ _CHECK = """{% extends 'page' %}{% from 'macros' import bars, photo with context
 <h2>Photos of each class</h2>
 <p class="key"><i class="train"></i> train <i class="val"></i> val</p>
 {% for label in smallest %}{{ bars(label, counts, most) }}
-{% endfor %}{% if smallest|length < n_classes %}<p>These are the {{ smallest|length }} of {{ n_classes }} classes with the fewest photos: --json counts them all.</p>{% endif %}
+{% endfor %}{{ some_of(smallest|length, n_classes, 'with the fewest photos: --json counts them all.') }}
 
 {% for kind, part in pairs %}<h2>{{ titles[kind] }}</h2>
 {% for o in part[:most_pairs] %}<div class="pair" data-pair="{{ kind }}"><div>{% for file in o.files[:6] %}{{ photo(file) }}{% endfor %}</div>
@@ -132,7 +136,8 @@ _CHECK = """{% extends 'page' %}{% from 'macros' import bars, photo with context
 {% for o in part[:most_rows] %}<tr><td>{{ o.kind }}</td><td>{{ o.message|printable }}
 {%- if o.files[1:] or o.kind == 'odd-file' %}<br>{{ o.files[:20]|join(', ')|printable }}{% if o.files[20:] %} and {{ o.files[20:]|length }} more{% endif %}{% endif %}</td></tr>{% endfor %}</table>
 {% if part[most_rows:] %}<p>and {{ part[most_rows:]|length }} more: --json names them all</p>{% endif %}{% endfor %}
-<h2>What is in val/</h2><p>Alike photos lie together.{% if sheets|length < n_classes %} There are photos of {{ sheets|length }} of {{ n_classes }} classes here.{% endif %}</p>
+<h2>What is in val/</h2><p>Alike photos lie together.{% if sheets|length < n_classes %} There are photos of
+{{ sheets|length }} of {{ n_classes }} classes here.{% endif %}</p>
 {% for label, files, n in sheets %}<h3>{{ label }}</h3><p>{{ n }} photos{% if n > files|length %}, {{ files|length }} of them shown{% endif %}</p>
 <div class="sheet" data-sheet="{{ label }}">{% for file in files %}{{ photo(file, file.rsplit('/', 1)[1]) }}{% endfor %}</div>{% endfor %}
 {% endblock %}

@@ -16,14 +16,14 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..core import name_some, number_of, printable
+from ..core import name_some, number_of
 from ..data.pages import pictures, render, smallest_classes
 from ..run import Config, Run
 from .comparison import Comparison, intervals
 from .confidence import plot_confidence
 from .inspection import MAX_SHOWN, Inspection
 from .predictions import Predictions, confusion_matrix
-from .worst import MAX_COLUMNS, most_changed, most_confused, shrink_matrix, worst_classes
+from .worst import MAX_COLUMNS, MAX_DRAWN, most_changed, shrink_matrix, worst_classes
 
 # %% auto #0
 __all__ = ['MAX_PHOTOS', 'MAX_OF_PAIR', 'plot_history', 'svg', 'level_promises', 'augmentation_text', 'run_page']
@@ -55,20 +55,21 @@ def svg(
     return Markup(out.getvalue()[out.getvalue().index('<svg'):])
 
 # %% ../../nbs/trust/run_page.ipynb #c20816b6
-_SUMMARY = """{% from 'macros' import photo with context %}
+_SUMMARY = """{% from 'macros' import photo, some_of with context %}
 <p>{{ sentence }}</p>
 <div class="totals">{% for key, o in totals.items() %}<div><b id="{{ key }}" data-value="{{ o.value }}">{{ o.value|share }}</b>
 {{ o.title }}<br><small>{{ o.interval[0]|share }} to {{ o.interval[1]|share }}</small></div>{% endfor %}
 <div><b id="n" data-value="{{ n }}">{{ n }}</b> val photos</div></div>
 <p>In 19 of 20 cases, the share among many photos of the same kind lies between the two small numbers.</p>
-{% if absent %}<p class="warning">No photo in val/ is of {{ absent_names }}: nothing is known of
+{% if absent %}<p class="warning">No photo in val/ is of {{ absent|name_some(40)|printable }}: nothing is known of
 {{ 'it' if absent|length == 1 else 'them' }}, and the means leave {{ 'it' if absent|length == 1 else 'them' }} out.</p>{% endif %}
 {% if comparison %}<h2 id="against">Against {{ before }}</h2>
 <p>{{ verdict }}</p>
 <div class="scroll"><table class="numbers"><tr><th>class</th><th>recall before</th><th>now</th><th>only now right</th><th>only before right</th><th>photos</th></tr>
-{% for o in compared_classes.itertuples() %}<tr data-against="{{ o.Index }}"><td>{{ o.Index|printable }}</td><td>{{ o.before|share }}</td><td>{{ o.after|share }}</td>
+{% for o in compared_classes.itertuples() %}<tr data-against="{{ o.Index }}"><td>{{ o.Index|printable }}</td>
+<td>{{ o.before|share }}</td><td>{{ o.after|share }}</td>
 <td>{{ o.fixed }}</td><td>{{ o.broken }}</td><td>{{ o.support }}</td></tr>{% endfor %}</table></div>
-{% if compared_classes|length < comparison.classes|length %}<p>These are the {{ compared_classes|length }} of {{ comparison.classes|length }} classes in which most photos changed.</p>{% endif %}
+{{ some_of(compared_classes|length, comparison.classes|length, 'in which most photos changed.') }}
 {% for title, files, count in differences %}{% if files %}<h3>{{ title }}: {{ count }}</h3>
 <div class="sheet">{% for file in files %}{{ photo(file) }}{% endfor %}</div>
 {% if count > files|length %}<p>and {{ count - files|length }} more</p>{% endif %}{% endif %}{% endfor %}{% endif %}
@@ -77,14 +78,12 @@ _SUMMARY = """{% from 'macros' import photo with context %}
 _TITLES = dict(accuracy='accuracy', precision='macro precision', recall='macro recall')
 
 def _summary(config, preds, numbers):
-    bounds = intervals(preds)
+    bounds, arch = intervals(preds), config.architecture
     totals = {k: dict(value=numbers[k], title=title, interval=bounds[k]) for k, title in _TITLES.items()}
-    arch = config.architecture
     sentence = (f"{arch['timm_name']} at {arch['size']} pixels, trained on "
                 f"{number_of(sum(config.dataset.counts['train'].values()))} of {len(config.classes)} classes. Of "
                 f"{number_of(numbers['n'], 'val photo')}, {int(preds.right.sum())} are answered rightly.")
-    return dict(totals=totals, sentence=sentence, n=numbers['n'], absent=numbers['absent'],
-                absent_names=printable(name_some(numbers['absent'], 40)))
+    return dict(totals=totals, sentence=sentence, n=numbers['n'], absent=numbers['absent'])
 
 # %% ../../nbs/trust/run_page.ipynb #55b8fa3f
 def _against(before, comparison, preds):
@@ -100,15 +99,17 @@ def _against(before, comparison, preds):
     return dict(comparison=comparison, compared_classes=shown, before=before, verdict=verdict, differences=differences)
 
 # %% ../../nbs/trust/run_page.ipynb #5efd3bd6
-_CLASSES = """<h2>What was taken for what</h2><p>A row is a true class, a column what it was taken for. A count leads to its photos.</p>
+_CLASSES = """{% from 'macros' import some_of %}<h2>What was taken for what</h2>
+<p>A row is a true class, a column what it was taken for. A count leads to its photos.</p>
 <div class="scroll"><table class="matrix" id="confusion"><tr><th></th>{% for label in labels %}<th scope="col" title="{{ label|printable }}"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
 {% for label in labels %}{% set i = loop.index0 %}<tr><th scope="row">{{ label|printable }}</th>
-{%- for count in matrix[i] %}{% set pair = (index[i], index[loop.index0]) %}<td{% if count %} style="--share: {{ (100 * count / matrix[i].sum())|round|int }}%"{% endif %}>
-{%- if count %}{% if pair in linked %}<a href="#pair-{{ pair[0] }}-{{ pair[1] }}">{{ count }}</a>{% else %}{{ count }}{% endif %}{% endif %}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
-{% if index[-1] is none %}<p>These are the {{ labels|length - 1 }} of {{ n_classes }} classes that are confused most: confusion-matrix.csv has all.</p>{% endif %}
+{%- for count in matrix[i] %}{% set pair = (index[i], index[loop.index0]) %}
+<td{% if count %} style="--share: {{ (100 * count / matrix[i].sum())|round|int }}%"{% endif %}>
+{%- if pair in linked %}<a href="#pair-{{ pair|join('-') }}">{{ count }}</a>{% elif count %}{{ count }}{% endif %}</td>
+{%- endfor %}</tr>{% endfor %}</table></div>
+{{ some_of(n_shown, n_classes, 'that are confused most: confusion-matrix.csv has all.') }}
 <h2>Class by class</h2>
-{% if per_class|length < n_classes %}<p>These are the {{ per_class|length }} of {{ n_classes }} classes with the lowest F1: metrics.json has all.</p>{% endif %}
+{{ some_of(per_class|length, n_classes, 'with the lowest F1: metrics.json has all.') }}
 <div class="scroll"><table class="numbers" id="classes"><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>val photos</th><th>train photos</th></tr>
 {% for label, o in per_class.items() %}<tr data-class="{{ label }}"><td>{{ label|printable }}</td>
 {% for key in ('precision', 'recall', 'f1') %}<td data-{{ key }}="{{ o[key] }}">{{ o[key]|share }}</td>{% endfor %}
@@ -127,12 +128,11 @@ _PAIRS = """{% from 'macros' import photo with context %}
 MAX_PHOTOS, MAX_OF_PAIR = 320, 12  # of confused pairs, in a page of 5 MB
 
 def _matrix(preds, pairs):
-    "The confusion matrix of the page, and the index of each class in it, which all others together have not."
+    "The confusion matrix of the page, and the index of each of its classes; -1 stands for all others."
     counts = confusion_matrix(preds)
     part = shrink_matrix(counts)
-    index = range(len(counts)) if part is counts else [*most_confused(counts.to_numpy()), None]
-    return dict(labels=[*part.index], matrix=part.to_numpy(), index=[*index], linked={(o['i'], o['j']) for o in pairs},
-                n_classes=len(counts))
+    return dict(labels=[*part.index], matrix=part.to_numpy(), index=counts.index.get_indexer(part.index).tolist(),
+                linked={(o['i'], o['j']) for o in pairs}, n_classes=len(counts), n_shown=min(len(counts), MAX_DRAWN))
 
 def _pairs(preds):
     "Confused pairs, most photos first, and the photos to show of each."
@@ -212,8 +212,7 @@ def _case(preds, index, inspection, message):
                 resembled=[(o.train_file, _label(o.train_file), o.cosine) for o in resembled.itertuples()])
 
 def _mistakes(preds, inspection):
-    index = {o: i for i, o in enumerate(preds.files)}
-    classes = np.array(preds.classes)
+    index, classes = {o: i for i, o in enumerate(preds.files)}, np.array(preds.classes)
     worst = [_case(preds, i, inspection, f'{classes[preds.labels[i]]}, taken for {classes[preds.predicted[i]]} with '
                    f'{preds.confidences[i]:.3f}: {preds.files[i]}') for i in inspection.worst]
     suspects = [_case(preds, index[o.file], inspection, f'labelled {o.label}, perhaps {o.suggested}: the label has a '
@@ -229,21 +228,22 @@ def _mistakes(preds, inspection):
     return dict(worst=worst, suspects=suspects, closest=closest, explanation=explanation, compared=compared)
 
 # %% ../../nbs/trust/run_page.ipynb #0934a801
-_STEADINESS = """<h2 id="steadiness">How steady its answers are</h2>
+_STEADINESS = """{% from 'macros' import some_of %}<h2 id="steadiness">How steady its answers are</h2>
 <p>{{ n_varied }} val photos were asked again. A number is the share of answers that became others. Mirrored photos are expected to change for classes that have a side; turned ones are not.</p>
 <div class="scroll"><table class="numbers"><tr><th>the photo</th><th>changed</th><th>confidence</th>{% for label in varied_classes %}<th scope="col" title="{{ label|printable }}"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
 {% for variation, changed, confidence, shares in varied_rows %}<tr data-variation="{{ variation }}"><td>{{ variation }}</td><td data-changed="{{ changed }}">{{ changed|share }}</td><td>{{ confidence|share }}</td>
 {% for o in shares %}<td{% if o >= 0.2 %} class="warning"{% endif %}>{{ o|share }}</td>{% endfor %}</tr>{% endfor %}</table></div>
-<p>The confidence is the mean probability of the answer that was given to the photo as it is.
-{% if n_varied_classes > varied_classes|length %}The classes are the {{ varied_classes|length }} of {{ n_varied_classes }} whose answers change most.{% endif %}</p>
+<p>The confidence is the mean probability of the answer that was given to the photo as it is.</p>
+{{ some_of(varied_classes|length, n_varied_classes, 'whose answers change most.') }}
 """
 
 def _varied(table):
     "The table of steadiness, with the classes whose answers change most where there are too many."
-    labels = table.columns[2:]
-    shown = most_changed(table[labels].sum(), MAX_COLUMNS)
-    rows = table[[*table.columns[:2], *shown]].itertuples(name=None)
-    return dict(varied_classes=shown, n_varied_classes=len(labels), varied_rows=[(*row[:3], row[3:]) for row in rows])
+    shares = table.iloc[:, 2:]  # by position: a class may have the name of a column before
+    shown = most_changed(pd.Series(shares.sum().to_numpy()), MAX_COLUMNS)
+    rows = table.iloc[:, [0, 1, *(o + 2 for o in shown)]].itertuples(name=None)
+    return dict(varied_classes=[*shares.columns[shown]], n_varied_classes=shares.shape[1],
+                varied_rows=[(*row[:3], row[3:]) for row in rows])
 
 def augmentation_text(
     config: Config, # Of the run
@@ -256,11 +256,11 @@ def augmentation_text(
             'its right.')
 
 # %% ../../nbs/trust/run_page.ipynb #2a85afa6
-_ORIGIN = """{% from 'macros' import bars with context %}
+_ORIGIN = """{% from 'macros' import bars, some_of with context %}
 <h2>What it was trained on</h2>
 <p class="key"><i class="train"></i> train <i class="val"></i> val</p>
 {% for label in smallest %}{{ bars(label, counts, most) }}{% endfor %}
-{% if smallest|length < n_classes %}<p>These are the {{ smallest|length }} of {{ n_classes }} classes with the fewest photos: config.json has all.</p>{% endif %}
+{{ some_of(smallest|length, n_classes, 'with the fewest photos: config.json has all.') }}
 <p>{{ augmentation }}</p>
 <table class="messages">{% for key, value in facts.items() %}<tr><td>{{ key }}</td><td>{{ value|string|printable }}</td></tr>{% endfor %}</table>
 """
@@ -316,5 +316,5 @@ def _values(run, preds, inspection, before, comparison):
         confidence_chart=svg(plot_confidence(preds, numbers)),
         curves=svg(plot_history(history, (config.best or {}).get('epoch'))), n_varied=inspection.n_varied,
         **_varied(inspection.steadiness),
-        **_summary(config, preds, numbers), **_against(before and before.path.resolve().name, comparison, preds),
-        **_mistakes(preds, inspection), **_origin(config, history))
+        **_summary(config, preds, numbers), **_mistakes(preds, inspection), **_origin(config, history),
+        **_against(before and before.path.resolve().name, comparison, preds))

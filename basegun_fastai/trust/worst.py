@@ -47,9 +47,9 @@ def worst_classes(
     return {k: per_class[k] for k in sorted(present, key=lambda o: present[o]['f1'])[:most]}
 
 def most_changed(
-    changes: pd.Series, # A number for each class
+    changes: pd.Series, # A number for each class, by its name or position
     most: int = MAX_ROWS, # How many classes
-) -> list[str]: # In the order of `changes`
+) -> list: # Names or positions, in the order of `changes`
     "Choose the classes that changed most."
-    kept = {*changes.sort_values(ascending=False, kind='stable').index[:most]}
+    kept = {*changes.nlargest(most).index}
     return [o for o in changes.index if o in kept]
