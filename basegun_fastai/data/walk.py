@@ -42,11 +42,10 @@ def list_files(
         stack, visited = [str(place)], set()
         while stack:
             path = stack.pop()
-            is_folder = os.path.isdir(path)
-            if path != str(place):
-                if is_folder and not follow_links and os.path.islink(path): continue
-                if is_companion(os.path.basename(path), is_folder):
-                    if companions is not None: companions.append(path)
-                    continue
-            try: stack += _list_folder(path, visited)
-            except OSError: yield path  # a file, or what will say why it cannot be read
+            if not follow_links and path != str(place) and os.path.islink(path) and os.path.isdir(path): continue
+            try: inside = _list_folder(path, visited)
+            except OSError: inside = None  # a file, or what will say why it cannot be read
+            if path != str(place) and is_companion(os.path.basename(path), inside is not None):
+                if companions is not None: companions.append(path)
+            elif inside is None: yield path
+            else: stack += inside
