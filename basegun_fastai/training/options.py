@@ -129,19 +129,23 @@ def _process_faults(o):
 # %% ../../nbs/training/options.ipynb #2dd268c6
 COMPILE_SPACE = 2**28  # bytes
 
+def _compile_faults():
+    compiler, place = os.environ.get('CXX') or 'g++', tempfile.gettempdir()
+    return [message for sound, message in [
+        (shutil.which(compiler),
+         f"--compile: there is no C++ compiler '{compiler}' here; install one, or leave --compile out"),
+        (shutil.disk_usage(place).free >= COMPILE_SPACE,
+         f"--compile: '{place}' has less than {COMPILE_SPACE >> 20} MiB free for what is compiled; set TMPDIR to "
+         'another folder, or leave --compile out')] if not sound]
+
 @patch
 def faults(self: Options) -> list[str]: # A message for each value that makes no sense
     "Say which options make no sense."
     choices = dict(head=HEADS, device=DEVICES, precision=PRECISIONS, class_weights=CLASS_WEIGHTS)
-    compiler, place = os.environ.get('CXX') or 'g++', tempfile.gettempdir()
-    return _number_faults(self) + _process_faults(self) + [message for sound, message in [
+    compile_faults = _compile_faults() if self.compile else []
+    return _number_faults(self) + _process_faults(self) + compile_faults + [message for sound, message in [
         *((value in allowed, f"{_option(name, '')}'{value}': give {' or '.join(allowed)}")
           for name, allowed in choices.items() for value in [getattr(self, name)]),
-        (not self.compile or shutil.which(compiler),
-         f"--compile: there is no C++ compiler '{compiler}' here; install one, or leave --compile out"),
-        (not self.compile or shutil.disk_usage(place).free >= COMPILE_SPACE,
-         f"--compile: '{place}' has less than {COMPILE_SPACE >> 20} MiB free for what is compiled; set TMPDIR to "
-         'another folder, or leave --compile out'),
         (self.name is None or self.name and Path(self.name).name == self.name,
          f"--name '{self.name}': give a name for a folder, without '/'"),
         (not self.resume or self.name, '--resume goes with the --name of the run to continue')] if not sound]
