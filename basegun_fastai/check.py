@@ -20,7 +20,7 @@ from .data.contents import examine, file_stamps, save_index
 from .core import BasegunError, file_faults, number_of, printable, raise_faults, say, whole_file
 from .core import write_whole
 from .data.crops import CropRecords
-from .data.folders import IGNORED, SPLITS, Problem, classes, list_photos, missing_folders, odd_files
+from .data.folders import SPLITS, Problem, classes, ignored_files, list_photos, missing_folders
 from .data.problems import balance_problems, blank_problems, folder_problems, near_duplicate_problems
 from .data.problems import repeated_problems, same_photos, same_problems, small_problems
 from .data.problems import unreadable_problems
@@ -50,8 +50,7 @@ def summarise(
     problems: list[Problem], # What is wrong with them
 ) -> dict: # `counts` of the photos by split and class; `photos`: all files found, `ok`, `warned` or `refused`
     "Count photos, and files by what is wrong with them."
-    odd = odd_files(data)
-    files = {*table.file} | {o for why in IGNORED for o in odd[why]}
+    files = {*table.file, *ignored_files(data)}
     refused = files & {o for p in problems if p.level == 'error' for o in p.files}
     warned = files & {o for p in problems for o in p.files} - refused
     counts = {split: {o: 0 for o in classes(Path(data)/split)} for split in SPLITS}

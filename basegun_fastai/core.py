@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_FAULTS', 'BasegunError', 'raise_faults', 'attempt', 'Terminated', 'handle_signals', 'raise_if_interrupted',
-           'world_size', 'rank', 'say', 'open_streams', 'is_closed', 'set_home', 'cache_home', 'whole_file',
+           'world_size', 'rank', 'say', 'open_streams', 'is_closed', 'set_home', 'cache_home', 'sync', 'whole_file',
            'write_whole', 'whole_folder', 'disk_fault', 'inside_fault', 'out_faults', 'file_faults', 'printable',
            'number_of', 'name_some', 'csv_text', 'one_of']
 
@@ -135,7 +135,10 @@ def cache_home() -> Path: # In `$XDG_CACHE_HOME`, or `~/.cache`; perhaps not the
 # %% ../nbs/core.ipynb #a467b4e2
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
-def _sync(descriptor):
+def sync(
+    descriptor: int, # Of an open file or folder
+) -> None: # Nothing; raises `OSError` where writing failed
+    "Have the disk write what it holds, as far as it can be asked to."
     try: os.fsync(descriptor)
     except OSError as err:
         if err.errno not in _UNSUPPORTED: raise
@@ -143,7 +146,7 @@ def _sync(descriptor):
 def _sync_folder(folder):
     try: descriptor = os.open(folder, os.O_RDONLY)
     except OSError: return  # a disk that opens no folders; what is in it has its name already
-    try: _sync(descriptor)
+    try: sync(descriptor)
     finally: os.close(descriptor)
 
 # %% ../nbs/core.ipynb #a40d1478
@@ -160,7 +163,7 @@ def whole_file(
         with open(temporary, mode, **options) as file:
             yield file
             file.flush()
-            _sync(file.fileno())
+            sync(file.fileno())
         os.replace(temporary, path)
     except OSError as err:
         if err.filename is None: err.filename = str(path)

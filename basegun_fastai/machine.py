@@ -65,13 +65,15 @@ def _quotas(root):
             if len(numbers) == 2 and min(numbers) > 0: yield numbers[0] / numbers[1]
 
 # %% ../nbs/machine.ipynb #08a28ea1
+def _processes_here(): return int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if world_size() > 1 else 1
+
 def cores(
     root: Path = Path('/'), # Where `proc` and `sys` are
 ) -> int: # At least 1
     "Count the cores that this process may keep busy."
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     n = min([n, *(ceil(o) for o in _quotas(root))])
-    return max(1, n // int(os.environ.get('LOCAL_WORLD_SIZE', 1))) if world_size() > 1 else n
+    return max(1, n // _processes_here())
 
 def memory_limits(
     root: Path = Path('/'), # Where `proc` and `sys` are
@@ -88,9 +90,8 @@ def processes(
     root: Path = Path('/'), # Where `proc` and `sys` are
 ) -> int: # At least 1
     "Count the processes that may read photos at once: one a core, as far as the memory goes."
-    room = [o // 2 // PROCESS_MEMORY // (int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if world_size() > 1 else 1)
-            for o in memory_limits(root)]
-    return max(1, min([cores(root), *room]))
+    room = min(memory_limits(root), default=2**63) // 2 // PROCESS_MEMORY // _processes_here()
+    return max(1, min(cores(root), room))
 
 # %% ../nbs/machine.ipynb #bf7148da
 def limit_threads() -> None: # Nothing

@@ -68,7 +68,9 @@ def _prepare(options, faults):
     if is_known: raise_faults(faults)
     # the first sign of life, before seconds of imports
     table = None if faults else _from_first(lambda: _list_photos(options.data))
+    from basegun_fastai.model.device import set_threads
     from basegun_fastai.training.setup import Setup, check_network
+    set_threads()
     arch, device = check_network(options, faults)
     photos, skipped = _read_photos(options, table)
     train, val = photos[photos.split == 'train'], photos[photos.split == 'val']

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import BasegunError, cache_home, inside_fault, printable, say
+from ..core import BasegunError, cache_home, inside_fault, printable, say, sync
 from .contents import decoder_version
 from .photo import UnreadablePhoto, photo_bytes, pixels
 from ..machine import read_at
@@ -104,7 +104,7 @@ def make_square_file(
             f.write(_about(side, len(digests)).encode().ljust(_HEAD) + content)
             f.truncate(_HEAD + len(content) + len(digests) * _record(side))
             f.flush()
-            os.fsync(f.fileno())
+            sync(f.fileno())
         try: os.link(temporary, file)
         except FileExistsError:
             try: return SquareFile(file)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import name_some, number_of, printable, raise_faults
-from .names import class_name, confusable, difference
+from .names import class_name, confusable, difference, is_utf8
 from .walk import COMPANIONS, is_companion, list_files
 
 # %% ../../nbs/data/folders.ipynb #0a105f92
@@ -47,9 +47,7 @@ def files(
                       and not is_companion(o.name))
 
 # %% ../../nbs/data/folders.ipynb #62662a5f
-def _quote(names, limit=12):
-    shown = [f"'{o}'" for o in names[:limit]] + ([f'and {len(names) - limit} more'] if len(names) > limit else [])
-    return ', '.join(shown) or 'none'
+def _quote(names): return name_some([f"'{o}'" for o in names])
 
 def classes(
     folder: Path, # Holds one folder for each class
@@ -81,9 +79,7 @@ def unwritable_classes(
 ) -> dict[str, str]: # A message for each class whose name is no text
     "Say which class folders have a name that is not UTF-8, which JSON and HTTP cannot carry."
     return {o: f"class '{printable(o)}' in '{folder}' has a name that is not UTF-8, which a model cannot answer with: "
-               'rename its folder in train/ and in val/' for o in subfolders(folder) if not _is_text(o)}
-
-def _is_text(name): return name.isascii() or name.encode('utf-8', 'replace').decode() == name
+               'rename its folder in train/ and in val/' for o in subfolders(folder) if not is_utf8(o)}
 
 def class_faults(
     folder: Path, # Holds one folder for each class
@@ -210,7 +206,7 @@ def _oddness(entry, depth):
     if not _is_file(entry): return 'special'
     if depth != 1: return 'nested' if depth else 'loose'
     if entry.is_symlink(): return 'link'
-    return '' if _is_text(entry.name) else 'name'
+    return '' if is_utf8(entry.name) else 'name'
 
 def odd_files(
     data: Path, # A folder with class folders, or one that holds some

@@ -5,7 +5,6 @@
 # %% ../../nbs/training/setup.ipynb #ad67195f
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -47,8 +46,6 @@ def check_network(
         if (device, options.precision) == ('cpu', 'float16') else [],
         arch_faults, device_faults] for o in group])
     check_weights(arch, options.weights)
-    threads = os.environ.get('OMP_NUM_THREADS', '')
-    if threads.isdecimal() and int(threads): torch.set_num_threads(int(threads))  # more than processors too
     return arch, device
 
 # %% ../../nbs/training/setup.ipynb #319b6d8f

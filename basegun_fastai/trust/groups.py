@@ -16,7 +16,8 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 
-from ..core import BasegunError, printable, raise_faults, say, write_whole
+from ..core import BasegunError, name_some, printable, raise_faults, say, write_whole
+from ..data.names import is_utf8
 from ..run import Tables
 from .predictions import Predictions, metrics
 
@@ -24,13 +25,11 @@ from .predictions import Predictions, metrics
 MAX_GROUPS_BYTES = 2**30  # of the CSV
 _MAX_NAMED = 5  # faults of one kind that are told one by one
 
-def _quote_names(names):
-    more = f' and {len(names) - 20} more' if len(names) > 20 else ''
-    return ', '.join(f"'{_shorten(o)}'" for o in names[:20]) + more
+def _quote_names(names): return name_some([f"'{_shorten(o)}'" for o in names], 20)
 
 def _shorten(text): return printable(text if len(text) <= 300 else f'{text[:300]}…')
 
-def _is_text(text): return not any('\udc80' <= o <= '\udcff' or o == '\0' for o in text)
+def _is_text(text): return is_utf8(text) and '\0' not in text
 
 def _file_fault(file):
     try: status = os.stat(file)

@@ -48,8 +48,8 @@ def confused_pairs(
     return {pair: rows.iloc[pairs[pair]] for pair in sorted(pairs, key=lambda o: (-len(pairs[o]), o))}
 
 # %% ../../nbs/trust/mistakes.ipynb #ea8fb886
-MAX_SHEET, MAX_SHEETS, MAX_ON_SHEETS = 60, 100, 2000  # photos of a sheet, sheets, photos of all of them: more than a
-                                                     # person looks at
+# photos of a sheet, sheets, and photos of all of them: more than a person looks at
+MAX_SHEET, MAX_SHEETS, MAX_ON_SHEETS = 60, 100, 2000
 _SIDE, _GAP, _LINE, _COLUMNS = 128, 12, 16, 8
 _TITLE, _BOLD, _PLAIN = caption_font(18, bold=True), caption_font(14, bold=True), caption_font(11)
 
