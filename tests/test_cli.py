@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from conftest import COMMAND, as_arguments, run_command, tree, typed
+from warm import run_warm
 
 from basegun_fastai.cli import COMMANDS
 
@@ -75,7 +76,7 @@ def test_a_training_in_a_log_file(data, tmp_path):
     assert [o.split()[0] for o in lines] == ['72', 'test_efficientnet', 'features', 'head', 'fine-tune',
                                              'best'], result.stderr
     assert max(map(len, lines)) <= 100 and tree(data) == before
-    evaluated = run_command('evaluate', tmp_path/'runs'/'mon essai', data, cwd=tmp_path)
+    evaluated = run_warm('evaluate', tmp_path/'runs'/'mon essai', data, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert evaluated.stdout.splitlines()[-4:-1] == [accuracy, precision, recall] and tree(data) == before
 

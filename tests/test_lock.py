@@ -7,7 +7,8 @@ import sys
 import time
 
 import pytest
-from conftest import COMMAND, TINY, as_arguments, tree, typed
+from conftest import TINY, as_arguments, tree, typed
+from warm import Command
 
 from basegun_fastai.core import BasegunError
 from basegun_fastai.lock import hold
@@ -66,9 +67,8 @@ def test_every_command_that_makes_something_is_refused_while_another_makes_it(da
 
 def test_of_twenty_trainings_started_together_one_trains(data, tmp_path):
     options = as_arguments(**TINY, fine_tune_epochs=1, out=tmp_path/'runs', name='same')
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    many = [subprocess.Popen([COMMAND, 'train', data, *options, '--resume'], text=True, **pipes) for _ in range(20)]
-    ended = [(*o.communicate(timeout=200), o.returncode) for o in many]
+    many = [Command('train', data, *options, '--resume') for _ in range(20)]
+    ended = [(o.stdout.read(), o.stderr.read(), o.wait(200)) for o in many]
     # a slow machine may start some when the first has ended; they find nothing to do
     late = [o for o in ended if o[2] == 0 and 'is finished: nothing to do' in o[1]]
     refused = [o for o in ended if o[2] == 1]

@@ -9,6 +9,7 @@ import pytest
 from conftest import COMMAND, run_command
 from fastcore.script import anno_parser
 from test_layers import ROOT
+from warm import run_warm
 
 from basegun_fastai.cli import COMMANDS
 
@@ -68,9 +69,9 @@ def test_every_command_shown_is_one(command):
 
 @pytest.mark.slow
 def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
-    result = run_command('train', data, '--arch', 'test_efficientnet', '--size', 32, '--weights', 'none',
-                       '--fine-tune-epochs', 2, '--lr', .006, '--batch-size', 16, '--out', 'demo/runs', '--name',
-                       'first', cwd=tmp_path)
+    result = run_warm('train', data, '--arch', 'test_efficientnet', '--size', 32, '--weights', 'none',
+                      '--fine-tune-epochs', 2, '--lr', .006, '--batch-size', 16, '--out', 'demo/runs', '--name',
+                      'first', cwd=tmp_path)
     # what follows depends on the photos
     def words(line): return re.sub(r'^(high|medium|low|nothing is called high)\b.*', r'\1', line)
     def shape(line):

@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 from bs4 import BeautifulSoup
-from conftest import TINY, run_command, tree, typed
+from conftest import TINY, tree, typed
 from PIL import Image
+from warm import run_warm
 
 from basegun_fastai.core import write_whole
 from basegun_fastai.run import Run
@@ -22,7 +23,7 @@ def mine(run, tmp_path):
 
 def test_a_page_is_written_beside_the_one_that_is_there(mine, data):
     before = tree(mine.path)
-    result = run_command('report', mine.path, cwd=data.parent)
+    result = run_warm('report', mine.path, cwd=data.parent)
     assert result.returncode == 0, result.stderr
     written = [o for o in mine.path.iterdir() if o.name not in before]
     assert [str(o) for o in written] == result.stdout.split('\n')[:-1]

@@ -4,8 +4,9 @@ import signal
 import subprocess
 
 import pytest
-from conftest import COMMAND, TINY, as_arguments, run_command, typed
+from conftest import TINY, as_arguments, run_command, typed
 from test_train import read_curves, same
+from warm import Command, run_warm
 
 from basegun_fastai.run import Run
 
@@ -18,16 +19,15 @@ def stopped(data, out, name, at, how=signal.SIGKILL, wait=0., options=OPTIONS):
     """Start or continue a training, and send it a signal `wait` seconds after it says `at`; return its exit code
     and what it said.
     """
-    command = [COMMAND, 'train', str(data), '--out', str(out), '--name', name, '--resume', *options]
     text = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with Command('train', data, '--out', out, '--name', name, '--resume', *options) as process:
         for line in process.stderr:
             text.append(line)
             if at in line: break
         try: process.wait(wait or .01)
         except subprocess.TimeoutExpired: process.send_signal(how)
         text += process.stderr.readlines()
-    return process.returncode, ''.join(text)
+        return process.wait(60), ''.join(text)
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -41,7 +41,7 @@ def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
         assert (not (tmp_path/'killed'/'history.csv').exists()
                 or (tmp_path/'killed'/'history.csv').read_text().endswith('\n'))
     assert not Run(tmp_path/'killed').finished
-    ended = run_command('train', data, '--out', tmp_path, '--name', 'killed', '--resume', *options)
+    ended = run_warm('train', data, '--out', tmp_path, '--name', 'killed', '--resume', *options)
     assert ended.returncode == 0, ended.stderr
     same(run, Run(tmp_path/'killed'))
     assert {o.name for o in run.path.iterdir()} == {o.name for o in (tmp_path/'killed').iterdir()}
@@ -75,7 +75,7 @@ def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how,
     options = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2, workers=2))
     actual, text = stopped(data, tmp_path, 'asked', 'head        1/4', how, wait=.3, options=options)
     assert actual == code and '--name asked --resume' in text and 'Traceback' not in text, text
-    ended = run_command('train', data, '--out', tmp_path, '--name', 'asked', '--resume', *options)
+    ended = run_warm('train', data, '--out', tmp_path, '--name', 'asked', '--resume', *options)
     assert ended.returncode == 0, ended.stderr
     same(run, Run(tmp_path/'asked'))
 

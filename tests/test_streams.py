@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from conftest import COMMAND, TINY, as_arguments, run_command
 from test_train import same
+from warm import run_without_streams
 
 from basegun_fastai.run import Run
 
@@ -42,13 +43,19 @@ def commands(data, run, exported, tmp_path):
 LIGHT = ['demo-data', 'check', 'archs', 'cache', 'predict']
 
 
-@pytest.mark.parametrize('command', [*LIGHT, 'split', 'lr-find', 'train', 'evaluate', 'export', 'report'])
+@pytest.mark.parametrize('command', [*LIGHT, 'split', 'train'])
 def test_a_command_without_any_stream_does_its_work(commands, run, tmp_path, command):
     arguments, result = commands[command]
     done = shell('<&- >&- 2>&-', *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
     assert result is None or result.exists()
     if command == 'train': same(run, Run(tmp_path/'run'))  # what was printed is in none of its files
+
+
+@pytest.mark.parametrize('command', ['lr-find', 'evaluate', 'export', 'report'])
+def test_nor_do_the_slower_ones_need_a_stream(commands, command):
+    arguments, result = commands[command]
+    assert run_without_streams(*arguments) == 0 and result.exists()
 
 
 @pytest.mark.parametrize('command', LIGHT)
