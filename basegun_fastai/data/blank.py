@@ -8,6 +8,7 @@ __all__ = ['MIN_STD', 'MIN_LAPLACIAN_STD', 'MIN_BACKGROUND', 'MIN_COMPONENTS', '
 # %% ../../nbs/data/blank.ipynb #748dff0f
 import numpy as np
 from PIL import Image, ImageStat
+from scipy.ndimage import label, laplace
 
 from .phash import LUMA
 
@@ -20,7 +21,6 @@ MIN_BACKGROUND = .9  # share of the page's colour
 MIN_COMPONENTS, MAX_COMPONENT = 12, .01  # letters, share of the largest one
 
 def _is_page_of_words(photo):
-    from scipy.ndimage import label
     pixels, background = np.asarray(photo).astype(np.int16), ImageStat.Stat(photo).median
     difference = np.maximum.reduce([np.abs(pixels[..., i] - level) for i, level in enumerate(background)])
     if (difference <= 10).mean() < MIN_BACKGROUND: return False
@@ -33,7 +33,6 @@ def blank(
     thumb: np.ndarray, # Its `thumbnail`
 ) -> str: # Such as 'one colour'; empty where there is something to see
     "Say that a photo shows next to nothing."
-    from scipy.ndimage import laplace  # takes .3 s, and most processes that read photos never come here
     if max(thumb[..., i].std() for i in range(3)) < MIN_STD: return 'one colour'
     if laplace(thumb @ LUMA)[1:-1, 1:-1].std() < MIN_LAPLACIAN_STD: return 'nothing but blur'
     return 'a few words on an empty page' if _is_page_of_words(photo) else ''
