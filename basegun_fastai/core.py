@@ -6,7 +6,7 @@
 __all__ = ['MAX_FAULTS', 'BasegunError', 'raise_faults', 'attempt', 'Terminated', 'handle_signals', 'raise_if_interrupted',
            'world_size', 'rank', 'say', 'open_streams', 'is_closed', 'set_home', 'cache_home', 'sync', 'whole_file',
            'write_whole', 'whole_folder', 'disk_fault', 'inside_fault', 'out_faults', 'file_faults', 'printable',
-           'number_of', 'name_some', 'csv_text', 'one_of']
+           'is_utf8', 'number_of', 'name_some', 'csv_text', 'one_of']
 
 # %% ../nbs/core.ipynb #61233daf
 import csv
@@ -271,6 +271,12 @@ def printable(
 ) -> str: # On one line, with an escape such as \\n for each character that cannot be shown
     "Make `text` safe to print."
     return ''.join(o if o.isprintable() else o.encode('unicode_escape', 'surrogatepass').decode() for o in text)
+
+def is_utf8(
+    name: str, # Of a file or a folder, as `os` gives it
+) -> bool: # False where some of its bytes are no character
+    "Can JSON, CSV and HTTP carry this name?"
+    return name.isascii() or name.encode('utf-8', 'replace').decode() == name
 
 # %% ../nbs/core.ipynb #0629833d
 def number_of(

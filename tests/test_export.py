@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from conftest import COMMAND, draw_small, run_command, tree, typed
+from conftest import COMMAND, run_command, tree, typed
 from safetensors.torch import load_file, save_file
 
+from basegun_fastai.data.demo import demo_data
 from basegun_fastai.predict import load
 from basegun_fastai.train import train
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 def place(tmp_path_factory):
     "A run on drawn photos, and what was exported of it; 200 photos in val."
     folder = tmp_path_factory.mktemp('made')
-    for split, n in dict(train=30, val=34).items(): draw_small(folder/'data'/split, n)
+    demo_data(folder/'data', photos_per_class=102)
     train(folder/'data', arch='test_efficientnet', size=48, weights='none', fine_tune_epochs=2, lr=.01, batch_size=32,
           workers=0, out=folder, name='run')
     result = typed('export', folder/'run', '--out', folder/'served')

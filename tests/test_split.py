@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import draw_small, tree, typed
+from conftest import tree, typed
 from PIL import Image
 
 from basegun_fastai.data.folders import layout_faults
@@ -16,7 +16,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope='module')
 def sample(tmp_path_factory):
     "Twenty drawn photos of each class."
-    return draw_small(tmp_path_factory.mktemp('drawn')/'train', 20)
+    from basegun_fastai.data.demo import demo_data
+    out = tmp_path_factory.mktemp('drawn')
+    demo_data(out/'data', photos_per_class=20)
+    return out/'data'/'train'
 
 
 @pytest.fixture

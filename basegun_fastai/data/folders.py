@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import name_some, number_of, printable, raise_faults
-from .names import class_name, confusable, difference, is_utf8
+from ..core import is_utf8, name_some, number_of, printable, raise_faults
+from .names import class_name, confusable, difference
 from .walk import COMPANIONS, is_companion, list_files
 
 # %% ../../nbs/data/folders.ipynb #0a105f92

@@ -16,8 +16,7 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 
-from ..core import BasegunError, name_some, printable, raise_faults, say, write_whole
-from ..data.names import is_utf8
+from ..core import BasegunError, is_utf8, name_some, printable, raise_faults, say, write_whole
 from ..run import Tables
 from .predictions import Predictions, metrics
 
