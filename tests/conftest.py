@@ -70,18 +70,6 @@ def sized(size, before_crop, **others):
     return replace(architecture('test_efficientnet'), size=size, before_crop=before_crop, **others)
 
 
-def draw_small(folder, n, classes=None):
-    "Draw `n` small photos of each class, in a folder for each; `demo_data` draws some as large as a phone's."
-    import numpy as np
-
-    from basegun_fastai.data.demo import GUNS, draw_photo
-    for c, label in enumerate(classes or GUNS):
-        (folder/label).mkdir(parents=True)
-        for i in range(n):
-            draw_photo(label, np.random.default_rng([n, c, i]), (320, 240)).save(folder/label/f'{i:04d}.jpg')
-    return folder
-
-
 TYPOLOGIES = ['autre_pistolet', 'epaule_a_levier_sous_garde', 'epaule_a_pompe', 'epaule_a_un_coup_par_canon',
               'epaule_a_verrou', 'epaule_mecanisme_ancien', 'epaule_semi_auto_style_chasse',
               'epaule_semi_auto_style_militaire_milieu_20e', 'pistolet_mecanisme_ancien', 'pistolet_semi_auto_moderne',

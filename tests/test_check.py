@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import draw_small, run_command, tree, typed
+from conftest import run_command, tree, typed
 from PIL import Image, ImageEnhance, ImageOps
 
 from basegun_fastai.data.folders import SPLITS
@@ -40,8 +40,15 @@ def files_of(actual, kind): return {file for o in actual['problems'] if o['kind'
 @pytest.fixture(scope='module')
 def large(tmp_path_factory):
     "Drawn data with enough photos of each class, 24 and 20, that nothing is wrong with it."
+    import numpy as np
+
+    from basegun_fastai.data.demo import draw_photo
     out = tmp_path_factory.mktemp('large')/'data'
-    for split, n in dict(train=24, val=20).items(): draw_small(out/split, n, LARGE)
+    for split, n in dict(train=24, val=20).items():
+        for c, label in enumerate(LARGE):
+            (out/split/label).mkdir(parents=True)
+            for i in range(n):
+                draw_photo(label, np.random.default_rng([n, c, i]), (320, 240)).save(out/split/label/f'{i:04d}.jpg')
     return out
 
 
