@@ -19,7 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from .contents import progress
-from ..core import name_some, printable
+from ..core import name_some, number_of, printable
 from .folders import Problem
 from .reading import Readers
 
@@ -107,7 +107,8 @@ def render(
     "Write a page; whatever a file or a class is called is escaped."
     loader = DictLoader(dict(page=_BASE, macros=_MACROS) | templates)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=StrictUndefined)
-    environment.filters |= dict(printable=printable, name_some=name_some, share='{:.3f}'.format)
+    environment.filters |= dict(printable=printable, name_some=name_some, number_of=number_of,
+                                share='{:.3f}'.format)
     return environment.get_template(template).render(style=Markup(_STYLE), shown=shown, **values)
 
 # %% ../../nbs/data/pages.ipynb #db1d06c0
@@ -138,7 +139,8 @@ _CHECK = """{% extends 'page' %}{% from 'macros' import bars, photo, some_of wit
 {% if part[most_rows:] %}<p>and {{ part[most_rows:]|length }} more: --json names them all</p>{% endif %}{% endfor %}
 <h2>What is in val/</h2><p>Alike photos lie together.{% if sheets|length < n_classes %} There are photos of
 {{ sheets|length }} of {{ n_classes }} classes here.{% endif %}</p>
-{% for label, files, n in sheets %}<h3>{{ label }}</h3><p>{{ n }} photos{% if n > files|length %}, {{ files|length }} of them shown{% endif %}</p>
+{% for label, files, n in sheets %}<h3>{{ label }}</h3>
+<p>{{ n|number_of }}{% if n > files|length %}, {{ files|length }} of them shown{% endif %}</p>
 <div class="sheet" data-sheet="{{ label }}">{% for file in files %}{{ photo(file, file.rsplit('/', 1)[1]) }}{% endfor %}</div>{% endfor %}
 {% endblock %}
 """
