@@ -116,7 +116,7 @@ def _fit(run, config, setup, learn):
     from basegun_fastai.training.fit import Stage, fit, out_of_memory
     try:
         return fit(learn, [Stage(**o) for o in config.resolved.stages], run, config.seed, config.started,
-                   setup.options.compile)
+                   setup.options.compile, setup.classifier())
     except (RuntimeError, MemoryError) as err:
         if config.resolved.batch_size < 4 * config.resolved.processes or not out_of_memory(err): raise
         if config.resolved.processes > 1: _end_out_of_memory(run, config, err)

@@ -77,9 +77,9 @@ def _keep_best(run, learn, memory):
     write_whole(run.history, csv_text(memory.rows))
     learn.model.load_state_dict(memory.best['weights'])
     with_temperature = f", {best['compared_loss']:.4f} with a temperature" if learn.pretrained else ''
-    say(f"best epoch: {best['epoch']} of {len(memory.rows)} ({best['stage']}), validation loss "
-        f"{best['val_loss']:.4f}{with_temperature}; "
-        "its weights are kept")
+    which = f"epoch: {best['epoch']} of {len(memory.rows)} ({best['stage']})"
+    if not best['epoch']: which = f'is the head as it began, before the first of {len(memory.rows)} epochs'
+    say(f"best {which}, validation loss {best['val_loss']:.4f}{with_temperature}; its weights are kept")
     if best['stage'] == 'head' and memory.rows[-1]['stage'] == 'fine-tune' and learn.pretrained:
         say(
             'warning: no epoch of the fine-tuning was better than the head alone, so that is what is kept; give a '

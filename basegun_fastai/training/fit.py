@@ -20,13 +20,15 @@ import torch
 from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage, to_device
 from fastcore.basics import noop
+from torch import nn
 
 from .callbacks import Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress
 from .callbacks import WeightAverage, newest_checkpoint, restore
-from ..core import BasegunError, rank, world_size
+from ..core import BasegunError, rank, say, world_size
 from ..run import Run
 from .distributed import DataParallel
 from .frozen import forward_only, on_features
+from .initial_head import initial_head
 from .precision import Precision, stage_precision
 from ..model.learner import batch_norm_inference
 from ..model.ranks import broadcast_weights, from_first
@@ -76,6 +78,13 @@ def _draw_grid(learn, curves):
     curves.grid()
     learn.remove_cb(curves)
 
+def _go_on_from_best(learn, memory):
+    "Begin a stage with the best epoch of the one before, where there are weights worth keeping."
+    if not (learn.pretrained and memory.best): return
+    epoch, done = memory.best['epoch'], len(memory.rows)
+    if epoch < done: say(f'going on from epoch {epoch}, the best of {done}')
+    learn.model.load_state_dict(memory.best['weights'])
+
 def _follow_first(learn, memory):
     "Take over what the first process has learnt alone."
     broadcast_weights(learn.model)
@@ -109,6 +118,7 @@ def fit(
     seed: int, # The run's seed
     started: str, # Moment the run began, as in its configuration
     compiled: bool = False, # Compile the network for fine-tuning?
+    classifier: nn.Linear|None = None, # What the weights came with, where the head is to begin with it
 ) -> Memory: # Rows and best weights of the whole training; raises `Diverged` where the loss is no number
     "Run the stages, from the newest checkpoint on where there is one."
     saved = from_first(lambda: newest_checkpoint(run, started))
@@ -126,15 +136,18 @@ def fit(
                 if epochs_done < before + stage.epochs:
                     (learn.freeze if stage.name == 'head' else learn.unfreeze)()
                     if saved: restore(learn, saved, optimiser=epochs_done > before)
+                    if epochs_done <= before: _go_on_from_best(learn, memory)
                     interrupted, saved = saved if saved and epochs_done > before else {}, None
                     if compiled and stage.name != 'head': learn.model.compile()
                     more = [WeightAverage(interrupted.get('average'))] if stage.average else []
                     more += [DataParallel()] if stage.together else []
                     with stage_context(learn, stage, seed, run.path, interrupted.get('scaler') or None) as precision:
-                        if first or stage.together: learn.fit_one_cycle(
-                            stage.epochs, stage.rate, start_epoch=max(0, epochs_done - before), cbs=[
-                                EpochSeed(seed, before), PlainTensors(),
-                                History(memory, stage.name, before, learn.pretrained), *notes, *more, *precision])
+                        callbacks = [EpochSeed(seed, before), PlainTensors(), History(
+                            memory, stage.name, before, learn.pretrained), *notes, *more, *precision]
+                        if first or stage.together:
+                            if classifier and not epochs_done + before: memory.best = initial_head(learn, classifier)
+                            learn.fit_one_cycle(stage.epochs, stage.rate, start_epoch=max(0, epochs_done - before),
+                                                cbs=callbacks)
                     if not stage.together: _follow_first(learn, memory)
                 before += stage.epochs
     finally:

@@ -13,6 +13,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastcore.basics import patch
+from torch import nn
 
 from ..core import BasegunError, attempt, number_of, raise_faults, say
 from ..data.cache import PhotoCache
@@ -21,7 +22,7 @@ from ..model.augment import P_AFFINE
 from ..model.device import usable_device
 from ..model.learner import balanced_weights, learner
 from ..model.loaders import dataloaders
-from ..model.weights import check_weights, weight_faults
+from ..model.weights import check_weights, pretrained_classifier, weight_faults
 from ..model.workers import seed_all
 from ..run import Resolved
 from .fit import Stage, find_rate, free_memory, largest_batch_size, plan_stages, stage_context
@@ -93,6 +94,12 @@ class Setup:
 def threads(self: Setup) -> int|None: # None on a GPU
     "Threads of a calculation, by which sums on a CPU are split."
     return torch.get_num_threads() if self.device == 'cpu' else None
+
+@patch
+def classifier(self: Setup) -> nn.Linear|None: # Empty where there is none, or where the head is no dense layer alone
+    "Load the classifier that the weights came with, for the head to begin with."
+    if not self.options.pretrained or self.options.head != 'linear': return None
+    return pretrained_classifier(self.architecture, self.options.weights)
 
 @patch
 def batch_size(self: Setup) -> int: # At most the number of train photos
