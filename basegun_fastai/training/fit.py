@@ -28,7 +28,7 @@ from ..core import BasegunError, rank, say, world_size
 from ..run import Run
 from .distributed import DataParallel
 from .frozen import forward_only, on_features
-from .initial_head import initial_head
+from .initial_head import InitialHead
 from .precision import Precision, stage_precision
 from ..model.learner import batch_norm_inference
 from ..model.ranks import broadcast_weights, from_first
@@ -73,14 +73,17 @@ def plan_stages(
     return [o for o in (head, fine) if o.epochs]
 
 # %% ../../nbs/training/fit.ipynb #bd1835c5
-def _draw_grid(learn, curves):
-    learn.add_cb(curves)
-    curves.grid()
-    learn.remove_cb(curves)
+def _begin_curves(learn, run, epochs_done):
+    curves = Curves(run, epochs_done)
+    if epochs_done: return curves
+    with learn.added_cbs(curves): curves.grid()
+    return curves
 
-def _go_on_from_best(learn, memory):
-    "Begin a stage with the best epoch of the one before, where there are weights worth keeping."
-    if not (learn.pretrained and memory.best): return
+def _begin_stage(learn, stage, saved, memory, interrupted):
+    "Go on where a stage was interrupted, or from the best epoch where there are weights worth keeping."
+    (learn.freeze if stage.name == 'head' else learn.unfreeze)()
+    if saved: restore(learn, saved, optimiser=interrupted)
+    if interrupted or not (learn.pretrained and memory.best): return
     epoch, done = memory.best['epoch'], len(memory.rows)
     if epoch < done: say(f'going on from epoch {epoch}, the best of {done}')
     learn.model.load_state_dict(memory.best['weights'])
@@ -125,29 +128,25 @@ def fit(
     if saved: saved |= to_device({k: saved[k] for k in ('optimiser', 'average')}, learn.dls.device)
     memory = Memory(saved['rows'], saved['best']) if saved else Memory()
     learn.recorder.train_metrics = True
-    first, epochs_done, before, total = rank() == 0, len(memory.rows), 0, sum(o.epochs for o in stages)
-    curves = Curves(run, epochs_done) if first else None
-    notes = [curves, Progress(total), Checkpoint(run, memory, started)] if first else []
-    if first and not epochs_done: _draw_grid(learn, curves)
+    first, epochs_done, before = rank() == 0, len(memory.rows), 0
+    curves = _begin_curves(learn, run, epochs_done) if first else None
+    notes = [curves, Progress(sum(o.epochs for o in stages)), Checkpoint(run, memory, started)] if first else []
     learn.model.to(learn.dls.device)
     try:
         with learn.no_bar(), learn.no_logging():
             for stage in stages:
                 if epochs_done < before + stage.epochs:
-                    (learn.freeze if stage.name == 'head' else learn.unfreeze)()
-                    if saved: restore(learn, saved, optimiser=epochs_done > before)
-                    if epochs_done <= before: _go_on_from_best(learn, memory)
+                    _begin_stage(learn, stage, saved, memory, epochs_done > before)
                     interrupted, saved = saved if saved and epochs_done > before else {}, None
                     if compiled and stage.name != 'head': learn.model.compile()
-                    more = [WeightAverage(interrupted.get('average'))] if stage.average else []
+                    more = [History(memory, stage.name, before, learn.pretrained)]
+                    more += [WeightAverage(interrupted.get('average'))] if stage.average else []
                     more += [DataParallel()] if stage.together else []
+                    more += [InitialHead(classifier, memory)] if classifier and not epochs_done + before else []
                     with stage_context(learn, stage, seed, run.path, interrupted.get('scaler') or None) as precision:
-                        callbacks = [EpochSeed(seed, before), PlainTensors(), History(
-                            memory, stage.name, before, learn.pretrained), *notes, *more, *precision]
-                        if first or stage.together:
-                            if classifier and not epochs_done + before: memory.best = initial_head(learn, classifier)
-                            learn.fit_one_cycle(stage.epochs, stage.rate, start_epoch=max(0, epochs_done - before),
-                                                cbs=callbacks)
+                        if first or stage.together: learn.fit_one_cycle(
+                            stage.epochs, stage.rate, start_epoch=max(0, epochs_done - before),
+                            cbs=[EpochSeed(seed, before), PlainTensors(), *notes, *more, *precision])
                     if not stage.together: _follow_first(learn, memory)
                 before += stage.epochs
     finally:

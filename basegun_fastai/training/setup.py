@@ -96,12 +96,6 @@ def threads(self: Setup) -> int|None: # None on a GPU
     return torch.get_num_threads() if self.device == 'cpu' else None
 
 @patch
-def classifier(self: Setup) -> nn.Linear|None: # Empty where there is none, or where the head is no dense layer alone
-    "Load the classifier that the weights came with, for the head to begin with."
-    if not self.options.pretrained or self.options.head != 'linear': return None
-    return pretrained_classifier(self.architecture, self.options.weights)
-
-@patch
 def batch_size(self: Setup) -> int: # At most the number of train photos
     "Choose the batch size: as asked for, 32 on a CPU, what fits on each GPU."
     n, batch_size, processes = int((self.photos.split == 'train').sum()), self.options.batch_size, self.shard[1]
@@ -150,3 +144,9 @@ def resolve(self: Setup) -> Resolved: # For `config.json`
         warn_of_finder(self.options)
     return Resolved(self.device, batch_size, rate, self.architecture.size, self.architecture.before_crop, self.p_affine,
                     [asdict(o) for o in self.stages(rate)], processes=self.shard[1], threads=self.threads)
+
+@patch
+def classifier(self: Setup) -> nn.Linear|None: # Empty where there is none, or where the head is no dense layer alone
+    "Load the classifier that the weights came with, for the head to begin with."
+    if not self.options.pretrained or self.options.head != 'linear': return None
+    return pretrained_classifier(self.architecture, self.options.weights)
