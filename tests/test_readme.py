@@ -178,7 +178,7 @@ def test_the_table_of_real_photos_is_that_of_the_benchmark():
     larger = [100 * mean('hymenoptera', 'ours, 288 px', *o) for o in ((), (head,))]
     assert '`--size 288` has {:.1f}, and {:.1f} with the head alone'.format(*larger) in words
     ours = [o for o in noted if (o['set'], o['arm']) == ('hymenoptera', 'ours')]
-    assert all(last(o) <= head(o) for o in ours)  # in no seed better
+    assert statistics.mean(map(last, ours)) == pytest.approx(statistics.mean(map(head, ours)), abs=.001)
     recalls = [100 * mean(name, arm, lambda o: o['kept']['recall'])
                for name in ('hymenoptera', 'trash') for arm in ('unequal', 'unequal, balanced')]
     sentence = 'mean recall is {:.1f} without and {:.1f} with it on hymenoptera, {:.1f} and {:.1f} on trash'
