@@ -67,10 +67,9 @@ def pretrained_classifier(
     "Load the last dense layer that the weights came with."
     state = (timm.create_model(architecture.timm_name, pretrained=True).state_dict() if weights == 'imagenet'
              else load_state_dict(str(weights), device='cpu', weights_only=True))
-    with torch.device('meta'): features = timm.create_model(architecture.timm_name, num_classes=0).head_hidden_size
     weight, bias = (state.get(f'{architecture.classifier}.{o}') for o in ('weight', 'bias'))
-    if weight is None or bias is None or weight.shape != (len(bias), features): return None
-    classifier = nn.Linear(features, len(bias))
+    if weight is None or bias is None or weight.ndim != 2: return None
+    classifier = nn.Linear(*weight.T.shape)
     classifier.load_state_dict(dict(weight=weight, bias=bias))
     return classifier.requires_grad_(False)
 

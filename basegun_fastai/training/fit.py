@@ -142,7 +142,7 @@ def fit(
                     more = [History(memory, stage.name, before, learn.pretrained)]
                     more += [WeightAverage(interrupted.get('average'))] if stage.average else []
                     more += [DataParallel()] if stage.together else []
-                    more += [InitialHead(classifier, memory)] if classifier and not epochs_done + before else []
+                    more += [InitialHead(classifier, memory)] if classifier and not (epochs_done or before) else []
                     with stage_context(learn, stage, seed, run.path, interrupted.get('scaler') or None) as precision:
                         if first or stage.together: learn.fit_one_cycle(
                             stage.epochs, stage.rate, start_epoch=max(0, epochs_done - before),

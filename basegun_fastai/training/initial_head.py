@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from ..core import say
 from .callbacks import Memory, calibrated_loss
-from .frozen import FeatureLoader, body_features
+from .frozen import FeatureLoader, compute_features
 
 # %% ../../nbs/training/initial_head.ipynb #c3f81d64
 def _features(learn, dl, what):
@@ -22,7 +22,7 @@ def _features(learn, dl, what):
     ordered = dl.new(shuffle=False, drop_last=False)
     if isinstance(dl, FeatureLoader): return (yield from ordered)
     ordered.shard = dl.shard
-    yield from body_features(learn, ordered, what)
+    yield from compute_features(learn, ordered, what)
     ordered.close()
 
 @torch.no_grad()
