@@ -4,6 +4,8 @@
 .SILENT:
 .SHELLFLAGS = -eu -o pipefail -c
 SHELL = bash
+# Python keeps what it has compiled, whatever the shell says: compiling PyTorch and fastai is two thirds of a start.
+export PYTHONDONTWRITEBYTECODE =
 PYTHON ?= python3
 BIN = .venv/bin
 ENVIRONMENT = OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES= MPLBACKEND=Agg PATH="$$PWD/$(BIN):$$PATH"
