@@ -4,7 +4,7 @@
 .SILENT:
 .SHELLFLAGS = -eu -o pipefail -c
 SHELL = bash
-# Python keeps what it has compiled, whatever the shell says: compiling PyTorch and fastai is two thirds of a start.
+# Python keeps what it has compiled, whatever the shell says: compiling PyTorch and fastai is three fifths of a start.
 export PYTHONDONTWRITEBYTECODE =
 PYTHON ?= python3
 BIN = .venv/bin
