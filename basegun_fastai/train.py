@@ -188,7 +188,7 @@ def _finished(run):
     return json.loads(run.metrics.read_bytes())
 
 def _launch(options):
-    from basegun_fastai.training.distributed import gpu_faults, launch
+    from basegun_fastai.training.launching import gpu_faults, launch
     run = Run(_run_path(options))
     raise_faults(_early_faults(options, _run_faults(run, options)) + gpu_faults(options))
     launch(replace(options, name=run.path.name), run)

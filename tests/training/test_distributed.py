@@ -23,7 +23,7 @@ from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.ranks import own_part, part_indices
 from basegun_fastai.run import Run
-from basegun_fastai.training import distributed
+from basegun_fastai.training import launching
 
 TOGETHER = Path(__file__).parents[1]/'together.py'
 SMALL = dict(arch='test_efficientnet', size=32, head_epochs=1, fine_tune_epochs=3, batch_size=18, device='cpu')
@@ -88,10 +88,22 @@ def uneven(copy):
     return copy
 
 
-def test_one_process_does_not_know_of_the_launcher():
-    program = 'import sys, basegun_fastai.training.finish; print([o for o in sys.modules if "launcher" in o])'
+@pytest.mark.parametrize(('known', 'unknown'), [
+    ('basegun_fastai.training.finish', 'launcher'),
+    ('basegun_fastai.train, basegun_fastai.training.launching, torch.distributed.launcher.api', 'timm')])
+def test_one_process_and_the_launcher_do_not_import_what_the_other_needs(known, unknown):
+    program = f'import sys, {known}; print([o for o in sys.modules if {unknown!r} in o])'
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True)
     assert result.stdout == '[]\n', result.stdout + result.stderr
+
+
+def test_the_launcher_sends_no_heartbeat():
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+    one = RendezvousParameters('c10d', '127.0.0.1:0', 'run', 1, 1, local_addr='127.0.0.1', **launching._NO_HEARTBEAT)
+    handler = get_rendezvous_handler(one)
+    assert handler.settings.keep_alive_interval.days > 365
+    assert handler.shutdown()
 
 
 @pytest.mark.slow
@@ -108,7 +120,7 @@ def test_several_processes_learn_what_one_learns(copy, weights, tmp_path, capfd,
     capfd.readouterr()
     if processes == 2:
         off = f'import sys; sys.path.insert(0, {str(TOGETHER.parent)!r}); import together; '
-        monkeypatch.setattr(distributed, '_PROGRAM', off + distributed._PROGRAM)
+        monkeypatch.setattr(launching, '_PROGRAM', off + launching._PROGRAM)
         several = typed(*command, '--name', 'several', '--gpus', '2')
         printed, text = capfd.readouterr()
     else:
@@ -285,7 +297,7 @@ callbacks.PlainTensors.before_batch = broken
     ('head', 'the loss is nan at step 1 of 3 of epoch 1 (head); no epoch had ended before that')])
 def test_what_ends_one_process_is_told_once(data, weights, tmp_path, capfd, monkeypatch, fault, message):
     broken = BROKEN_HEAD if fault == 'head' else BROKEN.format(fault=FAULTS[fault])
-    monkeypatch.setattr(distributed, '_PROGRAM', broken + distributed._PROGRAM)
+    monkeypatch.setattr(launching, '_PROGRAM', broken + launching._PROGRAM)
     ended = typed('train', data, '--out', tmp_path, '--name', 'broken', '--gpus', '2',
                   *as_arguments(**SMALL | dict(weights=weights, workers=0, head_views=1)))
     text = ended.stderr + capfd.readouterr().err
