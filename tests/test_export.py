@@ -11,7 +11,7 @@ import pytest
 from conftest import COMMAND, run_command, tree, typed
 from safetensors.torch import load_file, save_file
 
-from basegun_fastai.data.demo import demo_data
+from basegun_fastai.data.demo import GUNS, demo_data, draw_photo
 from basegun_fastai.predict import load
 from basegun_fastai.train import train
 
@@ -22,8 +22,12 @@ pytestmark = pytest.mark.slow
 def place(tmp_path_factory):
     "A run on drawn photos, and what was exported of it; 200 photos in val."
     folder = tmp_path_factory.mktemp('made')
-    demo_data(folder/'data', photos_per_class=102)
-    train(folder/'data', arch='test_efficientnet', size=48, weights='none', fine_tune_epochs=2, lr=.01, batch_size=32,
+    demo_data(folder/'data', photos_per_class=20)
+    for c, label in enumerate(GUNS):
+        for i in range(6, 34):
+            photo = draw_photo(label, np.random.default_rng([c, i]), (320, 240))
+            photo.save(folder/'data'/'val'/label/f'{i:04d}.jpg')
+    train(folder/'data', arch='test_efficientnet', size=48, weights='none', fine_tune_epochs=12, lr=.01, batch_size=32,
           workers=0, out=folder, name='run')
     result = typed('export', folder/'run', '--out', folder/'served')
     assert result.returncode == 0, result.stderr
