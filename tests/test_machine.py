@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import COMMAND, TINY, as_arguments, run_command, typed
+from warm import run_warm
 
 from basegun_fastai.machine import PROCESS_MEMORY, cores, memory_limits, processes, read_at
 
@@ -65,10 +66,11 @@ def test_processes_have_room_in_the_memory_of_the_container(monkeypatch, tmp_pat
                                          // 2 // PROCESS_MEMORY))
 
 
-def on_a_machine_with(what, *arguments, **options):
-    "Run the installed command where some of the system's folders are others."
+def on_a_machine_with(what, *arguments, cold=False, **options):
+    "Run the command where some of the system's folders are others; `cold`, from the beginning of the program."
     if subprocess.run([*NAMESPACE, 'sh', '-ec', ODD[what]], capture_output=True, env=options.get('env')).returncode:
         pytest.skip('this user may not mount anything here')
+    if os.getuid() == 0 and not cold: return run_warm(*arguments, mounts=ODD[what], **options)
     script = f'set -e; {ODD[what]}; exec "$@"'
     return subprocess.run([*NAMESPACE, 'sh', '-c', script, 'sh', COMMAND, *map(str, arguments)], capture_output=True,
                           text=True, timeout=600, **options)
@@ -148,7 +150,7 @@ def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_
 @pytest.mark.parametrize('command', ['check', 'split', 'train', 'lr-find', 'evaluate', 'export'])
 def test_what_needs_temporary_files_says_where_none_can_be_written(command, data, run):
     inputs = dict(evaluate=[run.path, data], export=[run.path], split=[data/'train', 'out']).get(command, [data])
-    done = on_a_machine_with('read-only root', command, *inputs)
+    done = on_a_machine_with('read-only root', command, *inputs, cold=True)
     assert done.returncode == 1 and done.stderr.startswith('basegun-fastai: no folder for temporary files can be '
                                                            'written')
     assert '--tmpfs /tmp' in done.stderr and 'Traceback' not in done.stderr
@@ -156,7 +158,7 @@ def test_what_needs_temporary_files_says_where_none_can_be_written(command, data
 
 @pytest.mark.parametrize('command', ['archs', 'cache'])
 def test_what_needs_no_temporary_files_works_without(command):
-    done = on_a_machine_with('read-only root', command)
+    done = on_a_machine_with('read-only root', command, cold=True)
     assert done.returncode == 0 and not done.stderr
 
 

@@ -1,11 +1,13 @@
 """Commands that begin as copies of a process that has imported PyTorch and fastai already, which is most of the time
 that a short training takes. What depends on a program's very beginning is tested with the installed command.
 """
+import ctypes
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 SERVER = multiprocessing.get_context('forkserver')
 IMPORTED = ('training.setup', 'training.fit', 'training.finish', 'train', 'evaluate', 'export', 'report')
@@ -13,12 +15,23 @@ if multiprocessing.parent_process() is None:
     SERVER.set_forkserver_preload([f'basegun_fastai.{o}' for o in IMPORTED])
 
 
-def be_command(arguments, environment, folder, streams):
+CLONE_NEWNS = 0x20000  # of Linux; Python 3.12 has it as os.CLONE_NEWNS
+
+
+def mount_for_itself(script):
+    "Give this process mounts of its own, as `unshare --mount` does, and run a shell script that changes them."
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS): raise OSError(ctypes.get_errno(), 'unshare')
+    subprocess.run(['sh', '-ec', f'mount --make-rprivate /; {script}'], check=True)
+
+
+def be_command(arguments, environment, folder, streams, mounts=''):
     "In the copy: be the command, which prints to `streams`, stdout and stderr."
     multiprocessing.set_start_method(None, force=True)  # a copy would begin processes of its own as it was begun
+    tempfile.tempdir = None  # it is that of the process that was copied
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    if mounts: mount_for_itself(mounts)
     if streams:
         for number, o in enumerate(streams, 1): os.dup2(o.fileno(), number)
         sys.stdout, sys.stderr = (open(o, 'w', buffering=1, encoding='utf-8', closefd=False) for o in (1, 2))
@@ -33,10 +46,11 @@ def be_command(arguments, environment, folder, streams):
 class Command:
     "A command that goes on, with the names of `subprocess.Popen`; both streams are read as text."
 
-    def __init__(self, *arguments, cwd=None):
+    def __init__(self, *arguments, cwd=None, env=None, mounts=''):
         pipes = [SERVER.Pipe(duplex=False) for _ in range(2)]
+        environment, folder, streams = dict(env or os.environ), cwd or os.getcwd(), [writer for _, writer in pipes]
         self.process = SERVER.Process(target=be_command, args=(
-            [*map(str, arguments)], dict(os.environ), cwd or os.getcwd(), [writer for _, writer in pipes]))
+            [*map(str, arguments)], environment, folder, streams, mounts))
         self.process.start()
         self.stdout, self.stderr = (open(os.dup(reader.fileno()), encoding='utf-8') for reader, _ in pipes)
         for pipe in pipes:
@@ -73,8 +87,8 @@ def run_without_streams(*arguments):
     return process.exitcode
 
 
-def run_warm(*arguments, cwd=None):
+def run_warm(*arguments, **options):
     "Run a command to its end; what it prints has to fit into a pipe."
-    with Command(*arguments, cwd=cwd) as command:
+    with Command(*arguments, **options) as command:
         code = command.wait(600)
         return subprocess.CompletedProcess(arguments, code, command.stdout.read(), command.stderr.read())
