@@ -199,6 +199,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'basegun_fastai/data/demo.py'),
                                           'basegun_fastai.data.demo.draw_photo_and_mask': ( 'data/demo.html#draw_photo_and_mask',
                                                                                             'basegun_fastai/data/demo.py'),
+                                          'basegun_fastai.data.demo.draw_small_set': ( 'data/demo.html#draw_small_set',
+                                                                                       'basegun_fastai/data/demo.py'),
                                           'basegun_fastai.data.demo.save_photo': ( 'data/demo.html#save_photo',
                                                                                    'basegun_fastai/data/demo.py')},
             'basegun_fastai.data.folders': { 'basegun_fastai.data.folders.Problem': ( 'data/folders.html#problem',
