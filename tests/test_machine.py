@@ -125,7 +125,7 @@ def test_a_home_that_cannot_be_written_is_enough(run, tmp_path):
 def test_workers_do_with_a_temporary_folder_too_deep_for_a_socket(data, without_workers, tmp_path):
     deep = tmp_path/('deep' * 30)
     deep.mkdir()
-    done = run_command('train', data, *WORKERS, '--out', tmp_path, env=os.environ | dict(TMPDIR=str(deep)))
+    done = run_warm('train', data, *WORKERS, '--out', tmp_path, env=os.environ | dict(TMPDIR=str(deep)))
     assert trained(done, tmp_path) == without_workers
 
 
@@ -195,7 +195,7 @@ def test_a_thread_that_waits_for_ever_does_not_hold_up_the_end(data, tmp_path):
 
 def test_a_launcher_that_is_none_is_told(data, tmp_path):
     def failed(*arguments, **environment):
-        result = run_command(*arguments, env=os.environ | environment)
+        result = run_warm(*arguments, env=os.environ | environment)
         assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
         return result.stderr
     assert "WORLD_SIZE is 'two' in the environment" in failed('archs', WORLD_SIZE='two')
