@@ -1,4 +1,5 @@
 "One photo may kill the process that reads it, and no more."
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from basegun_fastai.data.reading import Readers, answer, answers
 
@@ -88,6 +89,18 @@ def test_a_photo_that_takes_too_much_memory_is_an_error(photos, monkeypatch):
                           capture_output=True, text=True, timeout=60)
     large, small = result.stdout.splitlines()[1:]
     assert 'more memory than there is' in large and '"width": 60' in small
+
+
+def test_a_page_of_words_is_known_with_a_twelfth_of_the_memory(tmp_path):
+    "Where SciPy's libraries are imported with too little, they hang."
+    page = Image.new('RGB', (128, 96), 'white')
+    for y, words in ((30, 'THIS PICTURE'), (50, 'IS NO LONGER HERE')):
+        ImageDraw.Draw(page).text((20, y), words, fill='black')
+    page.save(tmp_path/'page.png')
+    code = 'import basegun_fastai.data.reading as r; r.MAX_MEMORY //= 12; r.run_worker()'
+    result = subprocess.run([sys.executable, '-c', code, tmp_path, 'examine', '60'], input='"page.png"\n',
+                            capture_output=True, text=True, timeout=60)
+    assert json.loads(result.stdout.splitlines()[1])['blank'] == 'a few words on an empty page'
 
 
 def test_files_that_are_no_photos_are_answered_at_once(photos):
