@@ -193,6 +193,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'basegun_fastai.data.demo._colours': ('data/demo.html#_colours', 'basegun_fastai/data/demo.py'),
                                           'basegun_fastai.data.demo._draw': ('data/demo.html#_draw', 'basegun_fastai/data/demo.py'),
                                           'basegun_fastai.data.demo._light': ('data/demo.html#_light', 'basegun_fastai/data/demo.py'),
+                                          'basegun_fastai.data.demo._places': ('data/demo.html#_places', 'basegun_fastai/data/demo.py'),
                                           'basegun_fastai.data.demo.demo_data': ('data/demo.html#demo_data', 'basegun_fastai/data/demo.py'),
                                           'basegun_fastai.data.demo.draw_gun': ('data/demo.html#draw_gun', 'basegun_fastai/data/demo.py'),
                                           'basegun_fastai.data.demo.draw_photo': ( 'data/demo.html#draw_photo',

@@ -164,13 +164,17 @@ def save_photo(
     return jpeg
 
 # %% ../../nbs/data/demo.ipynb #358c3e87
+def _places(out, train, val):
+    "Make the folders of a data set, and name each photo's class, number, part of the seed, and file without ending."
+    for s, (split, n) in enumerate(dict(train=train, val=val).items()):
+        for c, label in enumerate(GUNS):
+            (out/split/label).mkdir(parents=True)
+            for i in range(n): yield label, i, [s, c, i], out/split/label/f'{i:04d}'
+
 def _draw(out, photos_per_class, seed):
     with whole_folder(out) as unfinished:
-        for s, (split, n) in enumerate(dict(train=photos_per_class, val=max(4, photos_per_class // 3)).items()):
-            for c, label in enumerate(GUNS):
-                (unfinished/split/label).mkdir(parents=True)
-                for i in range(n):
-                    save_photo(label, i, np.random.default_rng([seed, s, c, i]), unfinished/split/label/f'{i:04d}')
+        for label, i, numbers, stem in _places(unfinished, photos_per_class, max(4, photos_per_class // 3)):
+            save_photo(label, i, np.random.default_rng([seed, *numbers]), stem)
 
 # %% ../../nbs/data/demo.ipynb #358f3dbe
 def demo_data(
@@ -194,9 +198,5 @@ def draw_small_set(
     photos_per_class: int = 8, # Of train/; val/ gets 4
 ) -> None: # Nothing
     "Draw a data set for a lesson: small photos of all classes, and no odd kinds of file."
-    for s, (split, n) in enumerate(dict(train=photos_per_class, val=4).items()):
-        for c, label in enumerate(GUNS):
-            (out/split/label).mkdir(parents=True)
-            for i in range(n):
-                photo = draw_photo(label, np.random.default_rng([s, c, i]), (320, 240))
-                photo.save(out/split/label/f'{i:04d}.jpg')
+    for label, _, numbers, stem in _places(out, photos_per_class, 4):
+        draw_photo(label, np.random.default_rng(numbers), (320, 240)).save(stem.with_suffix('.jpg'))
