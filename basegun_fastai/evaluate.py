@@ -26,12 +26,14 @@ from .run import Config, Run
 from .training.options import DEVICES
 from .trust.confidence import run_confidence
 from .trust.evidence import confused_overlays
+from .trust.familiarity import read_bank
+from .trust.features import raise_unless_bank_fits
 from .trust.groups import read_groups, write_groups
 from .trust.levels import Levels
 from .trust.mistakes import confused_pairs, sheet_files, write_mistakes
 from .trust.ood import list_ood_photos, read_ood_photos
-from .trust.predictions import Predictions, logits_and_labels, ood_confidences, prediction_rows
-from .trust.predictions import predictions
+from .trust.predictions import Predictions, logits_and_labels, ood_predictions, prediction_rows
+from .trust.predictions import predictions, with_familiarity
 from .trust.tables import summary, write_tables
 
 # %% ../nbs/evaluate.ipynb #d97ea9ed
@@ -121,14 +123,27 @@ def _say_what_differs(config, data, table):
             f'{DECODER}: answers may differ')
     say(provenance(table, config))
 
+def _read_bank(run):
+    "What familiarity is computed from; without it everything else is as ever."
+    bank = read_bank(run)
+    if bank is None: say(f"'{run.path}' has no {run.familiarity.name}, so familiarity is left out: its val photos were "
+                         'too few, its network does not tell its features, or an older version trained it (then train '
+                         'again to have it)')
+    return bank
+
 def _predict(run, data, table, workers, device, ood_photos):
     from basegun_fastai.model.loaders import run_loaders
     from basegun_fastai.model.weights import trained_model
     dls, model = run_loaders(run, data, table, workers, device), trained_model(run)
-    preds = predictions(model, dls, table.file.tolist())
+    bank = _read_bank(run)
+    if bank: raise_unless_bank_fits(run, model, bank)
+    features = bank and bank.features
+    preds = predictions(model, dls, table.file.tolist(), features)
     dls.valid.close()
-    ood = None if ood_photos is None else ood_confidences(model, dls, ood_photos)
-    return preds, ood, _overlays(run, data, dls, model, preds)
+    ood = None if ood_photos is None else ood_predictions(model, dls, ood_photos, features)
+    overlays = _overlays(run, data, dls, model, preds)
+    if bank is None: return preds, ood, overlays
+    return with_familiarity(preds, bank.table), ood and with_familiarity(ood, bank.table), overlays
 
 def _overlays(run, data, dls, model, preds):
     "What the contact sheets show under each photo, by file."
@@ -166,5 +181,5 @@ def evaluate(
         with whole_folder(out) as folder:
             numbers = write_tables(preds, folder, ood, temperature=temperature, levels=levels, **rates)
             write_mistakes(preds, data, folder, overlays)
-            if known is not None: write_groups(preds, known.loc[table.file], folder)
+            if known is not None: write_groups(preds, known.loc[table.file], folder, levels.unfamiliar_rate)
     print(summary(numbers, out))

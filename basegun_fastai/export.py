@@ -22,13 +22,14 @@ from PIL import ExifTags, Image
 from .core import BasegunError, number_of, out_faults, raise_faults, say, whole_folder, write_whole
 from .data.demo import draw_photo
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
-from .exported import FORMAT, essentials, make_probe, seal
+from .exported import FORMAT, MAX_SIMILARITY_DIFFERENCE, essentials, make_probe, seal
 from .lock import hold
 from .model.archs import run_architecture
 from .predict import load
 from .run import Run
 from .trust.evidence import MAX_ERROR
-from .trust.predictions import prediction_columns
+from .trust.familiarity import N_NEIGHBORS, Bank, read_bank
+from .trust.predictions import has_prediction_columns
 
 if TYPE_CHECKING:
     import onnx
@@ -58,10 +59,11 @@ def _read_rows(run, data):
         raise BasegunError(f"'{run.path}' has no {file.name}: the training did not end. Start its command again with "
                            "--resume")
     rows = pd.read_csv(file, dtype=dict(file=str, label=str, predicted=str), keep_default_na=False)
-    if list(rows.columns) != prediction_columns(run.config.classes): raise BasegunError(
+    classes = run.config.classes
+    if not has_prediction_columns(rows, classes): raise BasegunError(
         f"'{file}' has not the columns of this run's classes: it was changed, or an older version wrote it; train "
         'again')
-    rows = rows_to_compare(rows)
+    rows = rows_to_compare(pd.concat([rows.iloc[:, :4], rows.iloc[:, -len(classes):]], axis=1))
     missing = [o for o in rows.file if not (data/o).is_file()]
     if missing:
         others = f', nor are {len(missing) - 1} others' if missing[1:] else ''
@@ -72,26 +74,35 @@ def _read_rows(run, data):
 # %% ../nbs/export.ipynb #dbca25ba
 def serving_network(
     run: Run, # A finished run
-) -> torch.nn.Module: # From `uint8` `(n, size, size, 3)` to probabilities, and evidence where it has a `layer`
-    "Make the network that takes photos and gives probabilities."
+) -> torch.nn.Module: # From `uint8` `(n, size, size, 3)` to a tensor for each of its `outputs`
+    "Make the network that takes photos and gives probabilities, and evidence and similarity if it can."
     import torch
 
     from basegun_fastai.model.weights import trained_model
     from basegun_fastai.trust.evidence import dense_layer, evidence
-    arch, net = run_architecture(run.config), trained_model(run)
+    from basegun_fastai.trust.features import raise_unless_bank_fits, similarity_of
+    arch, net, bank = run_architecture(run.config), trained_model(run), read_bank(run)
+    if bank: raise_unless_bank_fits(run, net, bank)
     class ServingNetwork(torch.nn.Module):
         def __init__(self):
             super().__init__()
             mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in (arch.mean, arch.std))
             self.net, self.scale, self.shift = net, torch.nn.Buffer(1 / (255 * std)), torch.nn.Buffer(-mean / std)
             self.layer = dense_layer(net, arch.size)
+            self.bank = torch.nn.Buffer(torch.from_numpy(bank.features)) if bank else None
+            self.outputs = ['probabilities', *['evidence'] * (self.layer is not None), *['similarity'] * bool(bank)]
 
         def normalised(self, photos): return photos.permute(0, 3, 1, 2).contiguous().float() * self.scale + self.shift
 
         def forward(self, photos):
-            if self.layer is None: return self.net(self.normalised(photos)).softmax(1)
-            features = self.net.forward_features(self.normalised(photos))
-            return self.net.forward_head(features).softmax(1), evidence(features, self.layer)
+            if self.outputs == ['probabilities']: return (self.net(self.normalised(photos)).softmax(1),)
+            places = self.net.forward_features(self.normalised(photos))
+            outputs = [self.net.forward_head(places).softmax(1)]
+            if self.layer is not None: outputs.append(evidence(places, self.layer))
+            if self.bank is not None:
+                pooled = self.net.forward_head(places, pre_logits=True).flatten(1)
+                outputs.append(similarity_of(pooled, self.bank))
+            return tuple(outputs)
     return ServingNetwork().eval()
 
 # %% ../nbs/export.ipynb #f9d2eb9f
@@ -116,11 +127,10 @@ def onnx_model(
     "Turn a network into ONNX."
     import torch
     photos = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    outputs = 1 if getattr(network, 'layer', None) is None else 2
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter('ignore')  # of PyTorch's own parts, about each other
         model = torch.onnx.export(network, (photos,), dynamo=True, input_names=['photos'],
-                                  output_names=['probabilities', 'evidence'][:outputs], verbose=False,
+                                  output_names=network.outputs, verbose=False,
                                  dynamic_shapes=(dict([(0, torch.export.Dim('n', min=1, max=2**16))]),)).model_proto
     _use_global_pool(model.graph)
     for o in [model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info,
@@ -136,11 +146,13 @@ def description(
     "Gather what goes with a network."
     from basegun_fastai.trust.confidence import run_confidence
     config, (temperature, levels, _) = run.config, run_confidence(run)
-    arch, weights = run_architecture(config), hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    arch, weights, bank = run_architecture(config), hashlib.sha256(run.weights.read_bytes()).hexdigest(), read_bank(run)
     return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=arch.timm_name,
                 classes=config.classes, size=arch.size, padding=list(NEUTRAL), decoder=DECODER, mean=list(arch.mean),
                 std=list(arch.std), temperature=temperature,
-                levels=dict(low=levels.low, high=levels.high), metrics=json.loads(run.metrics.read_bytes()),
+                levels=asdict(levels), familiarity=bank and dict(
+                    n_neighbors=min(N_NEIGHBORS, len(bank.features)), similarities=bank.table.tolist()),
+                metrics=json.loads(run.metrics.read_bytes()),
                 dataset=asdict(config.dataset),
                 versions=config.versions | {o: version(o) for o in ('onnx', 'onnxruntime')})
 
@@ -163,6 +175,15 @@ def _answer_faults(batch, weights, model, photos):
                                              difference[is_bad], strict=True)]
     return largest, faults
 
+def _similarity_faults(batch, similarities, model, squares, bank):
+    "Compare the similarity by the ONNX file with that by the run's weights, and with that of the training."
+    actual = model.similarities(squares)
+    others = {'by model.safetensors': similarities, 'in the training': bank.val_similarities[batch.index]}
+    apart = {how: np.abs(actual - expected) for how, expected in others.items()}
+    return [f"'{file}': its similarity to the train photos differs by {by:.2g} from that {how}"
+            for how, differences in apart.items() for file, by in zip(batch.file, differences, strict=True)
+            if not by <= MAX_SIMILARITY_DIFFERENCE]
+
 def _evidence_faults(batch, network, model, squares):
     "Compare what the evidence of the ONNX file adds up to with the logits."
     import torch
@@ -179,6 +200,7 @@ def differences(
     data: Path, # The folder that its files are relative to
     network: torch.nn.Module, # What `serving_network` made
     folder: Path, # An exported model
+    bank: Bank|None = None, # Of the run, if it has one
 ) -> tuple[float, list[str]]: # The largest difference, and a message for each photo that gets another answer
     "Compare the answers of everything that a run has become."
     import torch
@@ -191,9 +213,10 @@ def differences(
             raise BasegunError(
                 f'{err}. It was read in the training: give the photos of the training as --data') from err
         with torch.inference_mode():
-            outputs = network(torch.from_numpy(squares))
-            weights = (outputs if network.layer is None else outputs[0]).numpy()
-            if network.layer is not None: faults += _evidence_faults(batch, network, model, squares)
+            outputs = dict(zip(network.outputs, network(torch.from_numpy(squares)), strict=True))
+            weights = outputs['probabilities'].numpy()
+            if 'evidence' in outputs: faults += _evidence_faults(batch, network, model, squares)
+            if bank: faults += _similarity_faults(batch, outputs['similarity'].numpy(), model, squares, bank)
         apart, others = _answer_faults(batch, weights, model, photos)
         largest, faults = max(largest, apart), faults + others
     return largest, faults
@@ -218,12 +241,12 @@ def _write_model(run, folder, network):
 
 # %% ../nbs/export.ipynb #27e57841
 def _make_export(run, data, out):
-    rows = _read_rows(run, data)
+    rows, bank = _read_rows(run, data), read_bank(run)
     say(f'making {out}')
     network = serving_network(run)
     with whole_folder(out) as folder:
         _write_model(run, folder, network)
-        largest, faults = differences(rows, data, network, folder)
+        largest, faults = differences(rows, data, network, folder, bank)
         if faults[5:]: faults[5:] = [f'and {len(faults) - 5} more']
         if faults: raise BasegunError('\n'.join([f"'{run.path}' is not exported, since the answers differ:", *faults,
             'If a photo was changed since the training, give the photos of the training as --data; else report '
@@ -233,6 +256,10 @@ def _make_export(run, data, out):
     if network.layer is None:
         say('this network has no exact evidence, since its last layer does not stand on the mean over '
             'places: its answers cannot be explained')
+    if bank is None:
+        say(f"'{run.path}' has no {run.familiarity.name}: answers will not tell how familiar a photo is. Its val "
+            'photos were too few, its network does not tell its features, or an older version trained it (train '
+            'again to have it)')
     print(out)
 
 # %% ../nbs/export.ipynb #7667827e

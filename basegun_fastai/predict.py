@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 from .core import BasegunError, is_closed, number_of, out_faults, printable, raise_faults
@@ -29,11 +28,12 @@ from .core import raise_if_interrupted, say, whole_file, whole_folder
 from .data.names import class_columns
 from .data.photo import UnreadablePhoto, in_square, pixels, read_photo
 from .data.walk import COMPANIONS, list_files
-from .exported import EXPORT_AGAIN, open_session, place_fault, read_description, read_probe
-from .exported import verify_same_answers
+from .exported import EXPORT_AGAIN, checked_probabilities, checked_similarities, no_familiarity_line
+from .exported import open_session, place_fault, read_description, read_probe, verify_same_answers
 from .lock import hold
 from .machine import cores
 from .trust.evidence import explanation_picture, misplaced_shares
+from .trust.familiarity import familiarity
 from .trust.levels import Levels
 
 # %% ../nbs/predict.ipynb #12083dee
@@ -43,28 +43,30 @@ class Answer(NamedTuple):
     confidence: float  # Its probability, calibrated, between 0 and 1
     level: str  # 'low', 'medium' or 'high'
     probabilities: dict[str, float]  # Of every class, in index order
-
-_ASKED_FOR_ALONE = onnxruntime.RunOptions()
-_ASKED_FOR_ALONE.only_execute_path_to_fetches = True
+    familiarity: float|None = None  # Share of val photos as unlike the train photos, or more; empty if not known
+    reason: str|None = None  # Why the level is low: 'unfamiliar', 'uncertain' or 'unproven'; empty unless it is
 
 def _run(session, outputs, squares, folder):
-    "Ask the network about squares `(n, size, size, 3)`; what is not asked for is not computed."
-    try: return session.run(outputs, {'photos': squares}, _ASKED_FOR_ALONE)
+    "Ask the network about squares `(n, size, size, 3)`."
+    try: return session.run(outputs, {'photos': squares})
     except Exception as err: raise BasegunError(
         f"'{folder}': the model broke off: {printable(str(err)):.300}. {EXPORT_AGAIN}") from err
 
-def _probabilities(session, squares, classes, folder):
-    return _checked(_run(session, ['probabilities'], squares, folder)[0], len(squares), classes, folder)
+def _answer(row, familiar, model):
+    confidence, label = float(row.max()), model.classes[int(row.argmax())]
+    familiar = None if familiar is None else float(familiar)
+    return Answer(label, confidence, model.levels(confidence, familiar),
+                  dict(zip(model.classes, row.tolist(), strict=True)), familiar,
+                  model.levels.reason(confidence, familiar))
 
-def _checked(probs, n, classes, folder):
-    if probs.shape == (n, len(classes)) and probs.min() >= 0 and abs(probs.sum(1) - 1).max() <= 1e-4:
-        return np.minimum(probs, 1)
-    raise BasegunError(f"'{folder}': what the model says are no probabilities: {printable(repr(probs)):.300}. "
-                       f"{EXPORT_AGAIN}")
-
-def _answer(row, classes, levels):
-    confidence, label = float(row.max()), classes[int(row.argmax())]
-    return Answer(label, confidence, levels(confidence), dict(zip(classes, row.tolist(), strict=True)))
+def _ask(model, squares, more=()):
+    "Answers to squares, and the outputs named `more`."
+    names = ['probabilities'] + ['similarity'] * model.has_familiarity + [*more]
+    outputs = _run(model._session, names, squares, model.folder)
+    probs = checked_probabilities(outputs[0], (len(squares), len(model.classes)), model.folder)
+    familiar = familiarity(checked_similarities(outputs[1], len(squares), model.folder), model.table) \
+        if model.has_familiarity else [None] * len(squares)
+    return [_answer(*o, model) for o in zip(probs, familiar, strict=True)], outputs[len(names) - len(more):]
 
 # %% ../nbs/predict.ipynb #43429572
 @dataclass(frozen=True)
@@ -91,13 +93,14 @@ class Explanation:
 def _explain(model, photo):
     if not model.has_evidence: raise BasegunError(_no_evidence(model.folder))
     square, box = in_square(read_photo(photo, model.about['size']), model.about['size'])
-    probs, evidence = _run(model._session, ['probabilities', 'evidence'], square[None], model.folder)
-    answer = _answer(_checked(probs, 1, model.classes, model.folder)[0], model.classes, model.levels)
-    best, second = np.argsort(probs[0])[:-3:-1]
+    (answer,), (evidence,) = _ask(model, square[None], ['evidence'])
+    probs = np.array([*answer.probabilities.values()])
+    best, second = np.argsort(probs)[:-3:-1]
     runner_up = model.classes[second]
     on_padding, on_border = misplaced_shares(evidence[0, best] - evidence[0, second], box)
-    lines = [f'{answer.label} {answer.confidence:.2f}, {answer.level}',
-             f'warm: for it; cool: for {runner_up} {probs[0, second]:.2f}',
+    because = f' ({answer.reason})' if answer.reason else ''
+    lines = [f'{answer.label} {answer.confidence:.2f}, {answer.level}{because}',
+             f'warm: for it; cool: for {runner_up} {probs[second]:.2f}',
              f'of the evidence {on_padding:.0%} is on the padding, {on_border:.0%} at the border of the photo',
              f'model {model.id}']
     return Explanation(answer, runner_up, evidence[0], on_padding, on_border, square, lines)
@@ -118,13 +121,22 @@ class ExportedModel:
         file, self.about = self.folder/'model.onnx', read_description(self.folder/'model.json')
         self.id, self.classes, self.levels = self.about['id'], self.about['classes'], Levels(**self.about['levels'])
         self._session = open_session(file, self.about, cores() if threads is None else threads)
-        square, expected = read_probe(file, self._session, self.about)
-        verify_same_answers(file, self.about, _probabilities(self._session, square, self.classes, folder)[0], expected)
+        self.table = self.about['familiarity'] and np.array(self.about['familiarity']['similarities'], np.float32)
+        square, expected, similarity = read_probe(file, self._session, self.about)
+        probs = checked_probabilities(_run(self._session, ['probabilities'], square, folder)[0],
+                                      (1, len(self.classes)), folder)
+        both = (float(self.similarities(square)[0]), similarity) if self.has_familiarity else None
+        verify_same_answers(file, self.about, probs[0], expected, both)
 
     @property
     def has_evidence(self) -> bool: # False for networks without any, and for exports of before
         "Can answers be explained?"
-        return len(self._session.get_outputs()) > 1
+        return any(o.name == 'evidence' for o in self._session.get_outputs())
+
+    @property
+    def has_familiarity(self) -> bool: # False for networks without it, too few val photos, and older exports
+        "Do answers say how familiar their photos are?"
+        return self.table is not None
 
     def evidence(self,
         squares: np.ndarray, # `uint8` of shape `(n, side, side, 3)`
@@ -132,6 +144,13 @@ class ExportedModel:
         "Compute the evidence for each class at each place."
         if not self.has_evidence: raise BasegunError(_no_evidence(self.folder))
         return _run(self._session, ['evidence'], squares, self.folder)[0]
+
+    def similarities(self,
+        squares: np.ndarray, # `uint8` of shape `(n, side, side, 3)`
+    ) -> np.ndarray: # Cosines to train photos, `float32` of shape `(n,)`
+        "Compute how similar photos are to train photos, of a model that has familiarity."
+        return checked_similarities(_run(self._session, ['similarity'], squares, self.folder)[0], len(squares),
+                                     self.folder)
 
 # %% ../nbs/predict.ipynb #c7a716d0
 class Typology(ExportedModel):
@@ -150,8 +169,7 @@ class Typology(ExportedModel):
         if not photos: return []
         squares = [pixels(o, self.about['size']) for o in photos]
         squares = np.stack(squares) if len(squares) > 1 else squares[0][None]
-        probs = _probabilities(self._session, squares, self.classes, self.folder)
-        return [_answer(o, self.classes, self.levels) for o in probs]
+        return _ask(self, squares)[0]
 
     def explain(self,
         photo: Path|str|bytes, # A file, or the bytes of one
@@ -200,7 +218,7 @@ def answers(
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/predict.ipynb #32900a29
-COLUMNS = ('file', 'label', 'confidence', 'level', 'error')
+COLUMNS = ('file', 'label', 'confidence', 'level', 'familiarity', 'reason', 'error')
 EXPLAINED = ('runner_up', 'on_padding', 'on_border', 'picture')  # with --explain, after those
 
 def columns(
@@ -211,14 +229,16 @@ def columns(
     first = COLUMNS + EXPLAINED * explained
     return [*first, *class_columns(classes, first)]
 
+def _front(file, answer): return [file, *answer[:3], answer.familiarity, answer.reason, None]
+
 def _cells(file, answer, n, folder, number):
     blank = [None] * len(EXPLAINED) if folder else []
-    if isinstance(answer, UnreadablePhoto): return [file, None, None, None, answer.reason, *blank, *[None] * n]
-    if folder is None: return [file, *answer[:3], None, *answer.probabilities.values()]
+    if isinstance(answer, UnreadablePhoto): return [file, *[None] * 5, answer.reason, *blank, *[None] * n]
+    if folder is None: return [*_front(file, answer), *answer.probabilities.values()]
     name = f'{number:06d}.jpg'
     answer.picture().save(folder/name, quality=88)
     shares = [answer.runner_up, round(answer.on_padding, 4), round(answer.on_border, 4), name]
-    return [file, *answer.answer[:3], None, *shares, *answer.answer.probabilities.values()]
+    return [*_front(file, answer.answer), *shares, *answer.answer.probabilities.values()]
 
 def _csv_line(cells):
     line = io.StringIO()
@@ -284,6 +304,7 @@ def predict(
     raise_faults(_faults(exported, photos, out, explain))
     model, counts = load(exported, threads=1), [0, 0]
     if explain and not model.has_evidence: raise BasegunError(_no_evidence(exported))
+    if line := no_familiarity_line(model.about): say(line)
     aside = []
     rows = answers(model.explain if explain else model, list_files(photos, companions=aside), cores())
     with _make_folder(explain) as folder, _open_output(out) as file:

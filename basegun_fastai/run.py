@@ -118,7 +118,7 @@ class Run(Tables):
         self.config_file, self.history = self.path/'config.json', self.path/'history.csv'
         self.checkpoints, self.exported = self.path/'checkpoint', self.path/'exported'
         self.weights, self.learner = self.path/'model.safetensors', self.path/'learner.pkl'
-        self.report = self.path/'report.html'
+        self.report, self.familiarity = self.path/'report.html', self.path/'familiarity.safetensors'
         self.rates, self.rates_picture = self.path/'lr-find.csv', self.path/'lr-find.png'
 
     @property

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 from .core import BasegunError, raise_faults, say
-from .exported import place_fault, read_description
+from .exported import no_familiarity_line, place_fault, read_description
 from .machine import cores, processes
 
 # %% ../nbs/serve.ipynb #af0693d5
@@ -99,7 +99,7 @@ def serve(
         port=(port, 0, 65535), workers=(workers, 1, 256), limit_concurrency=(limit_concurrency, 1, 10_000),
         max_bytes=(max_bytes, 1000, 2**30))
     raise_faults([*filter(None, [place_fault(exported)]), *faults])
-    read_description(exported/'model.json')
+    if line := no_familiarity_line(read_description(exported/'model.json')): say(line)
     try:
         from basegun_fastai.serving.application import Settings
         from basegun_fastai.serving.processes import Processes

@@ -32,6 +32,7 @@ from .machine import worker_faults
 from .model.archs import EFFICIENTNETS, HEADS
 from .run import Config, Run, run_name
 from .training.options import CLASS_WEIGHTS, DEVICES, PRECISIONS, Options
+from .trust.familiarity import UNFAMILIAR_RATE
 from .trust.ood import read_ood_photos
 
 # %% ../nbs/train.ipynb #19b7c91c
@@ -263,6 +264,7 @@ def train(
     cache: one_of(('auto', 'off', 'DIR')) = 'auto', # Where decoded photos are kept; changes the time alone
     high_rate: float = .99, # Share of right answers among those called high, as far as val can promise it
     shown_rate: float = .9, # The same among all that are not called low
+    unfamiliar_rate: float = UNFAMILIAR_RATE, # Share of val photos to call unfamiliar, so low; 0: none
     not_a_gun: Path = None, # Folder with photos of other things, which are to come out low
     skip_unreadable: bool = False, # Train without the photos that cannot be read, and note them in the run
     resume: bool = False, # Continue the run NAME if it was interrupted, begin it if it does not exist
@@ -300,8 +302,8 @@ def _find_rate(run, options, faults):
     print(f'{suggestion:.3g}')
 
 # %% ../nbs/train.ipynb #03e56654
-@delegates(train, but=['resume', 'gpus', 'other_gpus', 'high_rate', 'shown_rate', 'not_a_gun', 'lr', 'head_views',
-                       'compile', 'head_epochs', 'fine_tune_epochs'])
+@delegates(train, but=['resume', 'gpus', 'other_gpus', 'high_rate', 'shown_rate', 'unfamiliar_rate', 'not_a_gun', 'lr',
+                       'head_views', 'compile', 'head_epochs', 'fine_tune_epochs'])
 def lr_find(
     data: Path, # Folder with train/<class>/* and val/<class>/*
     **kwargs

@@ -11,6 +11,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Literal
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -37,6 +38,8 @@ class Judgement(BaseModel):
     probabilities: dict[str, float]  # Of every class
     model: str  # Its id
     milliseconds: float  # That reading and judging took
+    familiarity: float|None = None  # Share of val photos as unlike the train photos, or more; null if not known
+    reason: Literal['unfamiliar', 'uncertain', 'unproven']|None = None  # Why the level is low; null unless it is
     evidence: str|None = None  # With ?explain=true: the photo and the evidence over it, a JPEG as a data URL
     runner_up: str|None = None  # The class that the evidence speaks against
     on_padding: float|None = None  # Share of the evidence outside of the photo
@@ -98,9 +101,12 @@ async def _judge(processes, measures, photo, explained):
     if explained: more['evidence'] = f'data:image/jpeg;base64,{b64encode(picture).decode()}'
     return dict(label=answer.label, confidence=answer.confidence, confidence_level=answer.level,
                 probabilities=answer.probabilities, model=processes.about['id'],
-                milliseconds=round(reply['milliseconds'], 2), **more)
+                milliseconds=round(reply['milliseconds'], 2), familiarity=answer.familiarity, reason=answer.reason,
+                **more)
 
 # %% ../../nbs/serving/application.ipynb #2120973c
+_LOGGED = dict(label='label', level='confidence_level', reason='reason')
+
 def _line(request): return request.scope['state']['line']
 
 def _add_predictions(app, processes, measures, bodies):
@@ -115,7 +121,7 @@ def _add_predictions(app, processes, measures, bodies):
         "Say what a photo shows: a form with the file `image`, or the bytes of the photo as the body."
         async def one(photos, explained): return await _judge(processes, measures, photos[0], explained)
         answer = await judged(request, 'image', 1, explain, one)
-        _line(request).update(label=answer['label'], level=answer['confidence_level'])
+        _line(request).update({k: answer[v] for k, v in _LOGGED.items() if answer[v] is not None})
         return JSONResponse(answer)
 
     @app.post('/predict/batch', response_model=list[Judgement|Fault], responses=_RESPONSES,
@@ -144,7 +150,7 @@ def _add_facts(app, processes):
         "Say which model answers, by which package."
         about = processes.about
         return dict(model=about['id'], package=version('basegun-fastai'), decoder=about['decoder'],
-                    evidence=about['has_evidence'])
+                    evidence=about['has_evidence'], familiarity=about['has_familiarity'])
 
 # %% ../../nbs/serving/application.ipynb #817824c3
 def _add_health(app, processes, measures):

@@ -16,6 +16,7 @@ from .processes import Processes
 
 # %% ../../nbs/serving/measures.ipynb #679991ae
 _SECONDS = (.01, .02, .03, .05, .075, .1, .15, .2, .3, .5, .75, 1, 2, 5, 10)
+_SHARES = (.01, .02, .05, .1, .2, .3, .4, .5, .6, .7, .8, .9, .95, .98, .99, 1.)
 KEPT = 1000  # confidences in the mean
 disable_created_metrics()  # a line beside each counter that nobody reads
 
@@ -33,6 +34,9 @@ class Measures:
                                buckets=_SECONDS)
         self.queue = measure(Histogram, 'queue_seconds', 'That a photo waited for its turn', buckets=(.001, *_SECONDS))
         self.answers = measure(Counter, 'answers', 'Photos that got an answer', ('label', 'level'))
+        self.reasons = measure(Counter, 'low_answers', 'Photos whose answer is low', ('reason',))
+        self.confidence = measure(Histogram, 'confidence', 'Of the answers', buckets=_SHARES)
+        self.familiarity = measure(Histogram, 'familiarity', 'Of the photos, if the model has it', buckets=_SHARES)
         for name, what, count in (
                 ('photos_in_progress', 'Photos at work or waiting', lambda: processes.taken),
                 ('places', 'Photos that may be at work or wait', lambda: processes.places),
@@ -48,6 +52,9 @@ class Measures:
         "Count an answer."
         self.answers.labels(answer.label, answer.level).inc()
         self.confidences.append(answer.confidence)
+        self.confidence.observe(answer.confidence)
+        if answer.familiarity is not None: self.familiarity.observe(answer.familiarity)
+        if answer.reason: self.reasons.labels(answer.reason).inc()
 
     def text(self) -> tuple[bytes, str]: # What Prometheus reads, and its content type
         "Write all down."

@@ -53,7 +53,8 @@ def run_worker() -> None: # Nothing; ends with its standard input
     logging.disable()
     try: model = load(sys.argv[1], int(sys.argv[2]))
     except BasegunError as err: return _write(answers, dict(fault=str(err)), b'')
-    about = dict(id=model.id, classes=model.classes, decoder=model.about['decoder'], has_evidence=model.has_evidence)
+    about = dict(id=model.id, classes=model.classes, decoder=model.about['decoder'], has_evidence=model.has_evidence,
+                 has_familiarity=model.has_familiarity)
     limit_memory(MAX_MEMORY)
     _write(answers, about, b'')
     while len(head := questions.read(QUESTION.size)) == QUESTION.size:

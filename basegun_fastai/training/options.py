@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..core import number_of, world_size
 from ..model.archs import HEADS
 from ..run import Config, Dataset
+from ..trust.familiarity import MAX_UNFAMILIAR_RATE, UNFAMILIAR_RATE
 
 # %% auto #0
 __all__ = ['DEVICES', 'PRECISIONS', 'CLASS_WEIGHTS', 'COMPILE_SPACE', 'Options']
@@ -55,6 +56,7 @@ class Options:
     resume: bool  # Go on where it was interrupted
     gpus: int|str = 1  # Processes on this machine, each with a GPU of its own; or `all`
     other_gpus: bool = False  # Go on with another number of processes
+    unfamiliar_rate: float = UNFAMILIAR_RATE  # Share, 0 or from .001 to .1
 
     @property
     def pretrained(self) -> bool: # False where the network begins from nothing
@@ -101,6 +103,9 @@ def _number_faults(o):
          f'--batch-size {o.batch_size}: give a whole number, 1 or more, or auto'),
         (not _is_whole(o.batch_size, 1) or o.batch_size // o.processes != 1 or o.head != 'bn-dropout' and o.pretrained,
          f'--batch-size {o.batch_size}: BatchNorm cannot learn from a single photo; give {2 * o.processes} or more'),
+        (_is_number(o.unfamiliar_rate) and (o.unfamiliar_rate == 0 or .001 <= o.unfamiliar_rate <= MAX_UNFAMILIAR_RATE),
+         f'--unfamiliar-rate {o.unfamiliar_rate}: give a share from 0.001 to {MAX_UNFAMILIAR_RATE:g}, such as 0.02, or '
+         '0 to call no photo unfamiliar'),
         *shares] if not sound]
 
 # %% ../../nbs/training/options.ipynb #3968ab87

@@ -120,12 +120,14 @@ def read_groups(
 
 # %% ../../nbs/trust/groups.ipynb #fa3e27fd
 MAX_VALUES = 200  # of a column
+_NUMBERS = ('n', 'accuracy', 'precision', 'recall', 'f1', 'loss')
 
 def write_groups(
     preds: Predictions, # What the model said
     groups: pd.DataFrame, # As `groups.read_groups` returned it: a row a photo, a column a kind of group
     folder: Path, # Where `metrics-groups.csv` goes; it exists
-) -> pd.DataFrame: # Columns `column`, `value`, `n`, `accuracy`, `precision`, `recall`, `f1`, `loss`
+    unfamiliar_rate: float = 0., # Familiarity below which a photo is unfamiliar
+) -> pd.DataFrame: # Columns `column`, `value`, `n`, `accuracy`, `precision`, `recall`, `f1`, `loss`, `unfamiliar`
     "Write the same numbers for each value of each column."
     rows, n = [], np.arange(len(preds.files))
     many = [o for o in groups if groups[o].nunique() > MAX_VALUES]
@@ -134,8 +136,8 @@ def write_groups(
         for value, part in pd.Series(n).groupby(groups[column].to_numpy()):
             subset = Predictions([preds.files[o] for o in part], preds.classes, preds.labels[part], preds.logits[part])
             numbers = metrics(subset)
-            rows.append(dict(column=column, value=value)
-                        | {k: numbers[k] for k in ('n', 'accuracy', 'precision', 'recall', 'f1', 'loss')})
-    table = pd.DataFrame(rows, columns=['column', 'value', 'n', 'accuracy', 'precision', 'recall', 'f1', 'loss'])
+            unfamiliar = None if preds.familiarity is None else (preds.familiarity[part] < unfamiliar_rate).mean()
+            rows.append(dict(column=column, value=value, unfamiliar=unfamiliar) | {k: numbers[k] for k in _NUMBERS})
+    table = pd.DataFrame(rows, columns=['column', 'value', *_NUMBERS, 'unfamiliar'])
     write_whole(Tables(folder).groups, table.to_csv(index=False, float_format='%.6f', lineterminator='\n'))
     return table

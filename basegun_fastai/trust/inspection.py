@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..run import Run
 from .evidence import confused_overlays
+from .features import has_features
 from .mistakes import suspect_labels
 from .neighbours import MAX_QUERIES, MAX_TRAIN, neighbours
 from .predictions import Predictions, prediction_rows
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fastai.data.core import DataLoaders
 
 # %% auto #0
-__all__ = ['MAX_SHOWN', 'worst_mistakes', 'Inspection', 'inspect_run']
+__all__ = ['MAX_SHOWN', 'worst_mistakes', 'least_familiar', 'Inspection', 'inspect_run']
 
 # %% ../../nbs/trust/inspection.ipynb #59b97a62
 MAX_SHOWN = 12
@@ -37,11 +38,20 @@ def worst_mistakes(
     wrong = np.flatnonzero(~preds.right)
     return wrong[np.argsort(-preds.confidences[wrong], kind='stable')][:size].tolist()
 
+def least_familiar(
+    preds: Predictions, # What the model said
+    size: int = MAX_SHOWN, # How many at most
+) -> list[int]: # Their indices, the strangest first; none if familiarity is not known
+    "List the photos that are least like the train photos."
+    if preds.familiarity is None: return []
+    return np.argsort(preds.familiarity, kind='stable')[:size].tolist()
+
 # %% ../../nbs/trust/inspection.ipynb #b5496150
 @dataclass(frozen=True)
 class Inspection:
     "What a trained network says when it is asked again."
     worst: list[int]  # Indices of the worst mistakes
+    strange: list[int]  # Indices of the least familiar photos; none if familiarity is not known
     suspects: pd.DataFrame  # As `mistakes.suspect_labels` lists them, the worst ones alone
     overlays: dict[str, Image.Image]  # Evidence over each photo of both; none for a network without
     steadiness: pd.DataFrame  # As `steadiness.steadiness` tabulates it
@@ -76,14 +86,16 @@ def inspect_run(
     arch, network, index = run_architecture(run.config), trained_model(run), {o: i for i, o in enumerate(preds.files)}
     paths = {o: str(Path(data)/o) for o in preds.files}
     worst, suspects = worst_mistakes(preds), suspect_labels(prediction_rows(preds), preds.classes).iloc[:MAX_SHOWN]
-    shown = dict.fromkeys([*worst, *(index[o] for o in suspects.file)])
+    strange = least_familiar(preds)
+    shown = dict.fromkeys([*worst, *(index[o] for o in suspects.file), *strange])
     overlays = _overlays(run, dls, network, paths, preds, shown)
     varied = sample_evenly(preds.labels)
     probabilities = varied_probabilities(network, arch, [paths[preds.files[i]] for i in varied], dls.device,
                                          dls.valid.bs)
     table = steadiness(probabilities, [preds.classes[o] for o in preds.labels[varied]])
+    if not has_features(network): train = []
     queries = _sample(preds.files, MAX_QUERIES, [preds.files[i] for i in shown]) if train else []
     compared = _sample(train, MAX_TRAIN)
     rows = neighbours(network, dls, {o: paths[o] for o in queries}, {o: str(Path(data)/o) for o in compared}
                       ) if train else pd.DataFrame(columns=['file', 'train_file', 'cosine'])
-    return Inspection(worst, suspects, overlays, table, len(varied), rows, (len(queries), len(compared)))
+    return Inspection(worst, strange, suspects, overlays, table, len(varied), rows, (len(queries), len(compared)))

@@ -5,21 +5,20 @@
 # %% ../../nbs/trust/neighbours.ipynb #072905b9
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from ..core import raise_if_interrupted
-from ..data.contents import progress
+from .features import features
 
 if TYPE_CHECKING:
     import torch
     from fastai.data.core import DataLoaders
 
 # %% auto #0
-__all__ = ['NEIGHBOURS', 'MAX_QUERIES', 'MAX_TRAIN', 'nearest', 'features', 'neighbours']
+__all__ = ['NEIGHBOURS', 'MAX_QUERIES', 'MAX_TRAIN', 'nearest', 'neighbours']
 
 # %% ../../nbs/trust/neighbours.ipynb #c789a46f
 NEIGHBOURS = 3
@@ -41,25 +40,6 @@ def nearest(
 
 # %% ../../nbs/trust/neighbours.ipynb #35f219f2
 MAX_QUERIES, MAX_TRAIN = 5_000, 100_000
-
-def features(
-    network: torch.nn.Module, # timm's, on the device of the loaders
-    dls: DataLoaders, # As `loaders.run_loaders` makes them
-    photos: list[str], # Files
-    what: str, # For the bar on a terminal
-) -> Iterator[np.ndarray]: # Batches of features of length 1, `float32` of shape `(n, features)`
-    "Compute what the last layer decides by."
-    import torch
-
-    from basegun_fastai.model.loaders import photos_loader
-    dl = photos_loader(dls, photos)
-    try:
-        with torch.no_grad():
-            for (x,) in progress(dl, len(dl), what, 'batch'):
-                raise_if_interrupted()
-                x = network.forward_head(network.forward_features(x.as_subclass(torch.Tensor)), pre_logits=True)
-                yield torch.nn.functional.normalize(x.flatten(1)).cpu().numpy()
-    finally: dl.close()
 
 def neighbours(
     network: torch.nn.Module, # timm's, trained

@@ -5,7 +5,7 @@
 # %% ../../nbs/trust/predictions.ipynb #d07a1009
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,9 @@ from ..core import BasegunError, name_some, printable
 from ..data.contents import progress
 from ..data.names import class_columns
 from ..run import Tables
+from .familiarity import familiarity
+from .features import with_similarity
+from .levels import Levels
 from .worst import MAX_DRAWN, shrink_matrix
 
 if TYPE_CHECKING:
@@ -27,8 +30,9 @@ if TYPE_CHECKING:
     from fastai.data.core import DataLoaders, TfmdDL
 
 # %% auto #0
-__all__ = ['Predictions', 'logits_and_labels', 'predictions', 'ood_confidences', 'metrics', 'confusion_matrix', 'normalize',
-           'plot_confusion_matrix', 'prediction_rows', 'prediction_columns', 'read_predictions']
+__all__ = ['COLUMNS', 'Predictions', 'logits_and_labels', 'predictions', 'OodPredictions', 'ood_predictions', 'with_familiarity',
+           'metrics', 'confusion_matrix', 'normalize', 'plot_confusion_matrix', 'prediction_rows', 'prediction_columns',
+           'csv_rows', 'has_prediction_columns', 'read_predictions']
 
 # %% ../../nbs/trust/predictions.ipynb #5d55728c
 @dataclass
@@ -38,6 +42,8 @@ class Predictions:
     classes: list[str]  # The model's classes, in index order
     labels: np.ndarray  # Index of the true class, shape `(n,)`
     logits: np.ndarray  # What the network gave, shape `(n, classes)`
+    similarities: np.ndarray|None = None  # Of each photo to train photos, shape `(n,)`
+    familiarity: np.ndarray|None = None  # Of each photo, shape `(n,)`, as `familiarity.familiarity` computes it
 
     @cached_property
     def probabilities(self) -> np.ndarray: # Shape `(n, classes)`, each row sums to 1
@@ -90,21 +96,45 @@ def predictions(
     model: torch.nn.Module, # Network that turns photos into logits `(n, classes)`
     dls: DataLoaders, # As `loaders.evaluation_loaders` makes them
     files: list[str], # Paths of its validation photos, relative to the data
+    bank: np.ndarray|None = None, # Features of train photos, `(m, features)`; empty leaves similarities out
 ) -> Predictions: # Of every photo on the validation side
     "Run the model once over the validation side of `dls`."
-    logits, labels = logits_and_labels(model, dls, dls.valid, 'judging')
-    return Predictions(list(files), list(dls.vocab), labels.numpy().astype(int), logits.numpy())
+    logits, similarities, labels = _run_model(model, dls, dls.valid, 'judging', bank)
+    return Predictions(list(files), list(dls.vocab), labels.numpy().astype(int), logits, similarities)
 
-def ood_confidences(
+def _run_model(model, dls, dl, what, bank):
+    "Logits, similarities if there is a bank, and labels if there are any."
+    if bank is None:
+        logits, labels = logits_and_labels(model, dls, dl, what)
+        return logits.numpy(), None, labels
+    outputs, labels = logits_and_labels(with_similarity(model, bank), dls, dl, what)
+    return outputs[:, :-1].numpy(), outputs[:, -1].numpy(), labels
+
+@dataclass(frozen=True)
+class OodPredictions:
+    "What a model said of photos that show none of its classes."
+    confidences: np.ndarray  # Highest probability of each photo, shape `(m,)`
+    similarities: np.ndarray|None = None  # Of each photo to train photos, shape `(m,)`
+    familiarity: np.ndarray|None = None  # Of each photo, shape `(m,)`
+
+def ood_predictions(
     model: torch.nn.Module, # Network that turns photos into logits `(n, classes)`
     dls: DataLoaders, # As `loaders.evaluation_loaders` makes them
     photos: list[str], # Files
-) -> np.ndarray: # Highest probability of each photo, shape `(n,)`
+    bank: np.ndarray|None = None, # Features of train photos, `(m, features)`; empty leaves similarities out
+) -> OodPredictions: # Of all of them
     "Run the model over photos that show none of its classes."
     dl = dls.test_dl(photos)
-    logits, _ = logits_and_labels(model, dls, dl, 'other photos')
+    logits, similarities, _ = _run_model(model, dls, dl, 'other photos', bank)
     dl.close()
-    return softmax(logits.numpy().astype(float), 1).max(1)
+    return OodPredictions(softmax(logits.astype(float), 1).max(1), similarities)
+
+def with_familiarity(
+    preds: Predictions|OodPredictions, # With their similarities
+    table: np.ndarray, # What `familiarity.familiarity_table` returned
+) -> Predictions|OodPredictions: # With their familiarity
+    "Turn similarities into familiarity."
+    return replace(preds, familiarity=familiarity(preds.similarities, table))
 
 # %% ../../nbs/trust/predictions.ipynb #2506f4bb
 def metrics(
@@ -180,14 +210,36 @@ def prediction_rows(
     return pd.concat([front, pd.DataFrame(preds.probabilities, columns=preds.classes)], axis=1)
 
 # %% ../../nbs/trust/predictions.ipynb #3a6943c9
+COLUMNS = ('file', 'label', 'predicted', 'confidence', 'familiarity', 'reason')
+_COLUMNS_BEFORE = COLUMNS[:4]  # of runs of older versions
+
 def prediction_columns(
     classes: list[str], # In index order
 ) -> list[str]: # Of `predictions-val.csv`, none twice
     "Name the columns of a table of predictions."
-    front = ('file', 'label', 'predicted', 'confidence')
-    return [*front, *class_columns(classes, front)]
+    return [*COLUMNS, *class_columns(classes, COLUMNS)]
+
+def csv_rows(
+    preds: Predictions, # What the model said
+    levels: Levels, # Of its answers
+) -> pd.DataFrame: # With the columns that `prediction_columns` names
+    "List what the model said as `predictions-val.csv` has it: how familiar each photo is, and why an answer is low."
+    rows, known = prediction_rows(preds), preds.familiarity is not None
+    familiarity = preds.familiarity if known else np.full(len(rows), np.nan)
+    pairs = zip(preds.confidences, familiarity if known else [None] * len(rows), strict=True)
+    rows.insert(4, 'familiarity', familiarity, allow_duplicates=True)
+    rows.insert(5, 'reason', [levels.reason(*o) for o in pairs], allow_duplicates=True)
+    return rows.set_axis(prediction_columns(preds.classes), axis=1)
 
 # %% ../../nbs/trust/predictions.ipynb #63d33a67
+def has_prediction_columns(
+    rows: pd.DataFrame, # What `predictions-val.csv` holds
+    classes: list[str], # In index order
+) -> bool: # Those of older versions, without familiarity, count too
+    "Are the columns those of a table of predictions of these classes?"
+    before = [*_COLUMNS_BEFORE, *class_columns(classes, _COLUMNS_BEFORE)]
+    return rows.columns.tolist() in (prediction_columns(classes), before)
+
 def read_predictions(
     tables: Tables, # The folder of a run, or of an evaluation
     classes: list[str], # The model's classes, in index order
@@ -197,8 +249,10 @@ def read_predictions(
     try: rows = pd.read_csv(file, dtype=text, keep_default_na=False, encoding_errors='surrogateescape')
     except (OSError, ValueError) as err:
         raise BasegunError(f"'{file}' cannot be read ({err}): give the folder of another run") from err
-    if rows.columns.tolist() != prediction_columns(classes) or not rows.label.isin(classes).all():
+    if not has_prediction_columns(rows, classes) or not rows.label.isin(classes).all():
         raise BasegunError(f"'{file}' is not of the classes {name_some(classes)}: give the folder of another run")
-    probabilities = rows.iloc[:, 4:].to_numpy(float)
+    probabilities = rows.iloc[:, -len(classes):].to_numpy(float)
+    values = rows.iloc[:, 4:-len(classes)].iloc[:, :1].to_numpy(float)[:, :1].ravel()  # none in older tables
     return Predictions(rows.file.tolist(), list(classes), pd.Index(classes).get_indexer(rows.label),
-                       np.log(np.maximum(probabilities, 1e-300)))
+                       np.log(np.maximum(probabilities, 1e-300)),
+                       familiarity=values if len(values) and np.isfinite(values).all() else None)

@@ -20,13 +20,15 @@ from ..core import name_some, number_of
 from ..data.pages import pictures, render, smallest_classes
 from ..run import Config, Run
 from .comparison import Comparison, intervals
-from .confidence import plot_confidence
+from .confidence import level_promises, plot_confidence
+from .familiarity import read_bank
+from .familiarity_page import TEMPLATE, familiarity_text, plot_similarities
 from .inspection import MAX_SHOWN, Inspection
 from .predictions import Predictions, confusion_matrix
 from .worst import MAX_COLUMNS, MAX_DRAWN, most_changed, shrink_matrix, worst_classes
 
 # %% auto #0
-__all__ = ['MAX_PHOTOS', 'MAX_OF_PAIR', 'plot_history', 'svg', 'level_promises', 'augmentation_text', 'run_page']
+__all__ = ['MAX_PHOTOS', 'MAX_OF_PAIR', 'plot_history', 'svg', 'augmentation_text', 'run_page']
 
 # %% ../../nbs/trust/run_page.ipynb #d2870f34
 def plot_history(
@@ -158,23 +160,6 @@ _CONFIDENCE = """<h2>How far its confidence can be trusted</h2>
 <div class="scroll chart">{{ confidence_chart }}</div>
 """
 
-def level_promises(
-    levels: dict, # As `metrics.json` has them
-) -> list[str]: # A sentence a level
-    "Say what the levels promise."
-    certain = f"with a certainty of {levels['certainty']:.0%}"
-    def promise(name, rate, who):
-        if levels[name] is None: return levels['refused'].get(name, 'no threshold goes with the model')
-        return f'{who} right at {rate:.4g} or more, {certain}. It takes a confidence of {levels[name]:.3f}.'
-    lines = [('' if levels['high'] is not None else 'Nothing is called high: ') + promise(
-                 'high', levels['high_rate'], 'An answer called high is'),
-             ('' if levels['low'] is not None else 'Everything is called low: ') + promise(
-                 'low', levels['shown_rate'], 'Answers called high or medium are together'),
-             'An answer called low promises nothing: a person has to look at the photo.']
-    if o := levels['not_a_gun']:
-        lines.append(f"Of {number_of(o['n'])} of other things, {o['shown']:.1%} do not come out low.")
-    return lines
-
 # %% ../../nbs/trust/run_page.ipynb #f98f7675
 _MISTAKES = """{% from 'macros' import photo with context %}
 {% macro case(o) %}<div class="pair" data-file="{{ o.file|printable }}"><div>{{ photo(o.file, 'val: ' ~ o.label) }}
@@ -225,7 +210,15 @@ def _mistakes(preds, inspection):
                    if inspection.overlays else
                    'This network does not end in a mean over places, so it has no evidence to show.')
     compared = '{} val and {} train photos were compared, by their features.'.format(*inspection.n_compared)
-    return dict(worst=worst, suspects=suspects, closest=closest, explanation=explanation, compared=compared)
+    strange = [_case(preds, i, inspection, f'familiarity {preds.familiarity[i]:.3f}: {preds.files[i]}')
+               for i in inspection.strange]
+    return dict(worst=worst, suspects=suspects, strange=strange, closest=closest, explanation=explanation,
+                compared=compared)
+
+def _familiarity(run, numbers):
+    bank = read_bank(run) if numbers.get('familiarity') else None
+    chart = None if bank is None else svg(plot_similarities(bank, numbers['levels']['unfamiliar_rate']))
+    return dict(familiarity_text=familiarity_text(numbers), similarity_chart=chart)
 
 # %% ../../nbs/trust/run_page.ipynb #0934a801
 _STEADINESS = """{% from 'macros' import some_of %}<h2 id="steadiness">How steady its answers are</h2>
@@ -284,10 +277,10 @@ def _origin(config, history):
 # %% ../../nbs/trust/run_page.ipynb #d327a7cf
 _PAGE = """{% extends 'page' %}{% block body %}<h1>{{ name|printable }}</h1>
 {% include 'summary' %}<h2>Curves</h2><div class="scroll chart">{{ curves }}</div>
-{% include 'classes' %}{% include 'confidence' %}{% include 'mistakes' %}{% include 'steadiness' %}{% include 'pairs' %}{% include 'origin' %}{% endblock %}
+{% include 'classes' %}{% include 'confidence' %}{% include 'familiarity' %}{% include 'mistakes' %}{% include 'steadiness' %}{% include 'pairs' %}{% include 'origin' %}{% endblock %}
 """
 _TEMPLATES = dict(run=_PAGE, summary=_SUMMARY, classes=_CLASSES, pairs=_PAIRS, confidence=_CONFIDENCE,
-                  mistakes=_MISTAKES, steadiness=_STEADINESS, origin=_ORIGIN)
+                  familiarity=TEMPLATE, mistakes=_MISTAKES, steadiness=_STEADINESS, origin=_ORIGIN)
 
 def run_page(
     run: Run, # A run with all its tables
@@ -300,7 +293,7 @@ def run_page(
     values = _values(run, preds, inspection, *(against or (None, None)))
     files = {file for o in values['pairs'] for file, _ in o['photos']} | {
         file for _, part, _ in values.get('differences', ()) for file in part}
-    for o in values['worst'] + values['suspects']: files |= {o['file'], *(file for file, _, _ in o['resembled'])}
+    for o in values['worst'] + values['suspects'] + values['strange']: files |= {o['file'], *(file for file, _, _ in o['resembled'])}
     for o in values['closest']: files |= {o['file'], o['train_file']}
     return render('run', _TEMPLATES, pictures(data, sorted(files)), kind='report', **values)
 
@@ -316,5 +309,5 @@ def _values(run, preds, inspection, before, comparison):
         confidence_chart=svg(plot_confidence(preds, numbers)),
         curves=svg(plot_history(history, (config.best or {}).get('epoch'))), n_varied=inspection.n_varied,
         **_varied(inspection.steadiness),
-        **_summary(config, preds, numbers), **_mistakes(preds, inspection), **_origin(config, history),
+        **_summary(config, preds, numbers), **_familiarity(run, numbers), **_mistakes(preds, inspection), **_origin(config, history),
         **_against(before and before.path.resolve().name, comparison, preds))

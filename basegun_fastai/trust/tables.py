@@ -10,14 +10,13 @@ import json
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-
 from ..core import whole_file, write_whole
 from ..data.names import class_columns
 from ..run import Tables
 from .confidence import confidence_lines, confidence_report, plot_confidence
-from .predictions import Predictions, confusion_matrix, metrics, normalize, plot_confusion_matrix
-from .predictions import prediction_columns, prediction_rows
+from .levels import Levels
+from .predictions import OodPredictions, Predictions, confusion_matrix, csv_rows, metrics, normalize
+from .predictions import plot_confusion_matrix
 
 # %% ../../nbs/trust/tables.ipynb #7602e5f2
 def _png(figure):
@@ -28,13 +27,13 @@ def _png(figure):
 def write_tables(
     preds: Predictions, # What the model said
     folder: Path, # Where the files go; it exists
-    ood: np.ndarray|None = None, # Confidences of photos of other things
-    **how # As `confidence_report` takes it: `temperature`, `levels`, `high_rate`, `shown_rate`
+    ood: OodPredictions|None = None, # What the model said of photos of other things
+    **how # As `confidence_report` takes it: `temperature`, `levels`, `high_rate`, `shown_rate`, `unfamiliar_rate`
 ) -> dict: # What `metrics` and `confidence_report` returned
     "Write `metrics.json`, both confusion matrices, their picture, `confidence.png` and `predictions-val.csv`."
     tables, numbers, counts = Tables(folder), metrics(preds) | confidence_report(preds, ood=ood,
         **how), confusion_matrix(preds)
-    rows = prediction_rows(preds).set_axis(prediction_columns(preds.classes), axis=1)
+    rows = csv_rows(preds, Levels(*(numbers['levels'][o] for o in ('low', 'high', 'unfamiliar_rate'))))
     renamed = counts.set_axis(class_columns(preds.classes, (counts.index.name,)), axis=1)
     with whole_file(tables.predictions, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
         rows.to_csv(file, index=False, float_format='%.7g', lineterminator='\n')  # in parts: a row a photo
