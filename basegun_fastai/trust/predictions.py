@@ -246,7 +246,8 @@ def read_predictions(
 ) -> Predictions: # Raises `BasegunError` where the table is missing or another
     "Read `predictions-val.csv`."
     file, text = tables.predictions, dict.fromkeys(('file', 'label', 'predicted'), str)
-    try: rows = pd.read_csv(file, dtype=text, keep_default_na=False, encoding_errors='surrogateescape')
+    try: rows = pd.read_csv(file, dtype=text, keep_default_na=False, na_values=dict(familiarity=['']),
+                            encoding_errors='surrogateescape')
     except (OSError, ValueError) as err:
         raise BasegunError(f"'{file}' cannot be read ({err}): give the folder of another run") from err
     if not has_prediction_columns(rows, classes) or not rows.label.isin(classes).all():
