@@ -70,5 +70,6 @@ bench: install
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/levels.py
 	$(BIN)/python benchmarks/real.py
+	$(BIN)/python benchmarks/unknown.py
 	$(BIN)/python benchmarks/padding.py
 	command -v hey >/dev/null && $(BIN)/python benchmarks/load.py || echo 'no hey (apt-get install hey): benchmarks/load.py is left out'

@@ -35,7 +35,7 @@ def plot_similarities(
     if threshold is not None:
         axes.axvline(threshold, color='tab:red', lw=1.2, label=f'unfamiliar below {threshold:.3f}')
     axes.set(xlabel='cosine to the 5th nearest train photo', ylabel='photos')
-    axes.legend(loc='upper left')
+    axes.legend(loc='best')
     return figure
 
 # %% ../../nbs/trust/familiarity_page.ipynb #1f35f6d5
@@ -57,7 +57,7 @@ TEMPLATE = """{% from 'macros' import photo with context %}
 <p>{{ familiarity_text }}</p>
 {% if similarity_chart %}<div class="scroll chart">{{ similarity_chart }}</div>{% endif %}
 {% if levels.not_a_gun and levels.not_a_gun.familiarity %}{% set o = levels.not_a_gun %}
-<p>{{ o.n }} photos of other things, told from val photos by either score:</p>
+<p>{{ o.n }} photos of other things: how many pass as a firearm, and how well each score tells them from val photos.</p>
 <div class="scroll"><table class="numbers" id="not-a-gun">
 <tr><th>score</th><th>pass</th><th>AUROC</th><th>FPR95</th></tr>
 <tr><td>confidence</td><td>{{ o.shown_by_confidence|share }}</td><td>{{ '%.3f'|format(o.auroc) }}</td>
