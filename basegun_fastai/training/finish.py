@@ -29,7 +29,7 @@ from ..run import Config, Run
 from .callbacks import Memory
 from .setup import Setup
 from ..trust.calibration import fit_temperature
-from ..trust.familiarity import Bank, choose_bank, no_familiarity, save_bank
+from ..trust.familiarity import Bank, bank_fault, choose_bank, no_familiarity, save_bank
 from ..trust.features import features, features_and_logits, has_features, similarity_of
 from ..trust.inspection import inspect_run
 from ..trust.predictions import Predictions, ood_predictions, predictions, with_familiarity
@@ -125,8 +125,9 @@ def judge(
     dls = evaluation_loaders(options.data, setup.architecture, val, config.classes,
                              n * min(32, config.resolved.batch_size // n), options.workers, setup.device,
                              setup.photo_cache)
-    model, dls.valid.shard = copy.deepcopy(learn.model) if options.compile else learn.model, setup.shard
+    model = copy.deepcopy(learn.model) if options.compile else learn.model
     bank = None if no_familiarity(len(val), options.unfamiliar_rate) else _bank_features(setup, model, dls)
+    dls.valid.shard = setup.shard
     preds = predictions(model, dls, val.file.tolist(), bank)
     dls.valid.close()
     dls.valid.shard = (0, 1)  # what comes now is the first one's alone
@@ -136,8 +137,9 @@ def judge(
 def _save_familiarity(run, preds, bank, same_similarities):
     "Write the bank; returns the predictions with their familiarity, and its table, if there is one."
     if bank is None: return preds, None
-    if not same_similarities:
-        say('this network does not tell the features that its last layer decides by: its answers have no familiarity')
+    fault = bank_fault(bank) if same_similarities else 'it does not tell the features that its last layer decides by'
+    if fault:
+        say(f'this network has no familiarity: {fault}')
         return replace(preds, similarities=None), None
     stored = Bank(bank, preds.similarities)
     save_bank(run, stored)

@@ -124,7 +124,7 @@ def confidence_lines(
                       else '')
         lines.append(f"{name:6} {range_text:11} {number_of(o['n'])}{share_text}")
     lines += [f'{_REFUSALS[name]}: {reason}' for name, reason in levels['refused'].items()]
-    if o := numbers['familiarity']: lines.append(
+    if o := numbers.get('familiarity'): lines.append(
         f"unfamiliar {o['unfamiliar']:.1%} of {number_of(o['n'])}: a familiarity below {levels['unfamiliar_rate']:g}, "
         'so low')
     if o := levels['not_a_gun']: lines += _ood_lines(o)
@@ -133,9 +133,10 @@ def confidence_lines(
 _REFUSALS = dict(low='everything is called low', high='nothing is called high', familiarity='no familiarity')
 
 def _ood_lines(o):
+    by_confidence = o.get('shown_by_confidence', o['shown'])  # the same in runs of before familiarity
     lines = [f"not a gun: {number_of(o['n'])}, {o['shown']:.1%} of them not low",
-             f"  by confidence: {o['shown_by_confidence']:.1%} pass, AUROC {o['auroc']:.4f}, FPR95 {o['fpr95']:.4f}"]
-    if f := o['familiarity']: lines.append(
+             f"  by confidence: {by_confidence:.1%} pass, AUROC {o['auroc']:.4f}, FPR95 {o['fpr95']:.4f}"]
+    if f := o.get('familiarity'): lines.append(
         f"  by familiarity: {f['familiar']:.1%} pass, AUROC {f['auroc']:.4f}, FPR95 {f['fpr95']:.4f}")
     return lines
 
