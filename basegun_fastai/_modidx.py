@@ -776,8 +776,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict.ExportedModel.has_evidence': ( 'predict.html#exportedmodel.has_evidence',
                                                                                                'basegun_fastai/predict.py'),
-                                        'basegun_fastai.predict.ExportedModel.has_familiarity': ( 'predict.html#exportedmodel.has_familiarity',
-                                                                                                  'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict.ExportedModel.similarities': ( 'predict.html#exportedmodel.similarities',
                                                                                                'basegun_fastai/predict.py'),
                                         'basegun_fastai.predict.Typology': ('predict.html#typology', 'basegun_fastai/predict.py'),

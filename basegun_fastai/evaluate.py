@@ -123,6 +123,7 @@ def _say_what_differs(config, data, table):
             f'{DECODER}: answers may differ')
     say(provenance(table, config))
 
+# %% ../nbs/evaluate.ipynb #0520657f
 def _read_bank(run):
     "What familiarity is computed from; without it everything else is as ever."
     bank = read_bank(run)

@@ -262,6 +262,7 @@ def _versions(about):
     return 'Install ' + ' and '.join(f'{k} {exported_with.get(k)} (here is {v})'
                                      for k, v in versions.items()) + ', as where it was made'
 
+# %% ../nbs/exported.ipynb #8ec3ea51
 def verify_same_answers(
     file: Path, # model.onnx
     about: dict, # What `read_description` returned

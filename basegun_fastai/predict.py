@@ -69,6 +69,10 @@ def _ask(model, squares, more=()):
     return [_answer(*o, model) for o in zip(probs, familiar, strict=True)], outputs[len(names) - len(more):]
 
 # %% ../nbs/predict.ipynb #43429572
+def _no_evidence(folder):
+    return (f"'{folder}' has no evidence: its network does not end in a mean over places, or it was exported before "
+            f'there was any. {EXPORT_AGAIN}, or leave --explain out')
+
 @dataclass(frozen=True)
 class Explanation:
     "An answer with what speaks for it."
@@ -106,10 +110,6 @@ def _explain(model, photo):
     return Explanation(answer, runner_up, evidence[0], on_padding, on_border, square, lines)
 
 # %% ../nbs/predict.ipynb #6bcb57a1
-def _no_evidence(folder):
-    return (f"'{folder}' has no evidence: its network does not end in a mean over places, or it was exported before "
-            f'there was any. {EXPORT_AGAIN}, or leave --explain out')
-
 class ExportedModel:
     "The files of an exported model, opened and found as they were left."
     def __init__(self,
@@ -122,6 +122,7 @@ class ExportedModel:
         self.id, self.classes, self.levels = self.about['id'], self.about['classes'], Levels(**self.about['levels'])
         self._session = open_session(file, self.about, cores() if threads is None else threads)
         self.table = self.about['familiarity'] and np.array(self.about['familiarity']['similarities'], np.float32)
+        self.has_familiarity = self.table is not None  # not of older exports, or with too few val photos
         square, expected, similarity = read_probe(file, self._session, self.about)
         probs = checked_probabilities(_run(self._session, ['probabilities'], square, folder)[0],
                                       (1, len(self.classes)), folder)
@@ -132,11 +133,6 @@ class ExportedModel:
     def has_evidence(self) -> bool: # False for networks without any, and for exports of before
         "Can answers be explained?"
         return any(o.name == 'evidence' for o in self._session.get_outputs())
-
-    @property
-    def has_familiarity(self) -> bool: # False for networks without it, too few val photos, and older exports
-        "Do answers say how familiar their photos are?"
-        return self.table is not None
 
     def evidence(self,
         squares: np.ndarray, # `uint8` of shape `(n, side, side, 3)`

@@ -110,12 +110,12 @@ def answers(run, name, as_they_came=False):
     return dict(of=asked_of, labels=labels, classes=sorted(set(labels['train'])), temperature=temperature)
 
 
-def scores(found, bank):
+def scores(measured, bank):
     "Of each group: confidence, energy and similarity."
     return {group: dict(confidence=softmax(logits.astype(float), 1).max(1),
-                        energy=logsumexp(logits.astype(float) * found['temperature'], 1),
+                        energy=logsumexp(logits.astype(float) * measured['temperature'], 1),
                         familiarity=similarity(features, bank))
-            for group, (features, logits) in found['of'].items() if group != 'train'}
+            for group, (features, logits) in measured['of'].items() if group != 'train'}
 
 
 def others(name, of):
@@ -148,23 +148,23 @@ def greedy_cover(features, _, size):
 def chance(features, labels, size): return features[choose_bank(labels, size)]
 
 
-def bank_sizes(name, found):
+def bank_sizes(name, measured):
     "AUROC by size of the bank and way to choose it, on the hardest question of the set."
-    (train_features, _), labels = found['of']['train'], found['labels']['train']
+    (train_features, _), labels = measured['of']['train'], measured['labels']['train']
     rows, group = [], 'hard' if name == 'typology' else 'all others'
     for size in BANKS:
         if size > len(labels) and rows and rows[-1]['photos'] == len(labels): break
         for choose in (chance, k_means, greedy_cover):
             n = min(size, len(labels))
             if choose is not chance and n > 512: continue
-            of = scores(found, choose(train_features, labels, n))
+            of = scores(measured, choose(train_features, labels, n))
             parts = HARD if name == 'typology' else [o for o in of if o != 'val']
             actual = ood_metrics(of['val']['familiarity'], np.concatenate([of[o]['familiarity'] for o in parts]))
             rows.append(dict(set=name, against=group, photos=n, chosen=choose.__name__, **actual))
     return rows
 
 
-def halves(n, seed):
+def random_half(n, seed):
     half = np.zeros(n, bool)
     half[np.random.default_rng(seed).permutation(n)[:n // 2]] = True
     return half
@@ -174,28 +174,28 @@ def split_val(of):
     "Share of one half of val that is unfamiliar by the table of the other."
     similarities, shares = of['val']['familiarity'], []
     for seed in range(SPLITS):
-        half = halves(len(similarities), seed)
+        half = random_half(len(similarities), seed)
         table = familiarity_table(similarities[half])
         shares.append(float((familiarity(similarities[~half], table) < RATE).mean()))
     return shares
 
 
-def levels(name, found, of):
+def levels(name, measured, of):
     "Other things and val photos that are not low, by what decides: each of four ways, on the halves not used."
-    names = np.array(found['classes'])
-    right = names[found['of']['val'][1].argmax(1)] == found['labels']['val']
+    names = np.array(measured['classes'])
+    right = names[measured['of']['val'][1].argmax(1)] == measured['labels']['val']
     val, ood = of['val'], {k: np.concatenate([of[o][k] for o in others(name, of) if o in of]) for k in of['val']}
     rows = {}
     for how in ('confidence', 'confidence, moved', 'familiarity', 'familiarity, moved'):
         shown, ood_shown, rates = [], [], []
         for seed in range(SPLITS):
-            a, b = halves(len(right), seed), halves(len(ood['confidence']), seed)
+            a, b = random_half(len(right), seed), random_half(len(ood['confidence']), seed)
             table = familiarity_table(val['familiarity'][a])
             rate = RATE if how.startswith('familiarity') else 0.
             confidences, ood_confidences = (
                 familiar_confidences(o['confidence'], familiarity(o['familiarity'], table), rate) for o in (val, ood))
-            found_levels = find_levels(confidences[a], right[a], ood=ood_confidences[b] if 'moved' in how else None)
-            low = 2. if found_levels.low is None else found_levels.low
+            half_levels = find_levels(confidences[a], right[a], ood=ood_confidences[b] if 'moved' in how else None)
+            low = 2. if half_levels.low is None else half_levels.low
             is_shown = confidences[~a] >= low
             shown.append(is_shown.mean())
             ood_shown.append((ood_confidences[~b] >= low).mean())
@@ -207,15 +207,15 @@ def levels(name, found, of):
 
 def measure(name, seed, run):
     "All numbers of one run."
-    found = answers(run, name)
-    features, labels = found['of']['train'][0].astype(np.float16), found['labels']['train']
-    of = scores(found, chance(features, labels, MAX_BANK))
+    measured = answers(run, name)
+    features, labels = measured['of']['train'][0].astype(np.float16), measured['labels']['train']
+    of = scores(measured, chance(features, labels, MAX_BANK))
     row = dict(set=name, seed=seed, apart={o: told_apart(name, of, o) for o in ('confidence', 'energy', 'familiarity')},
-               unfamiliar_in_other_half=float(np.mean(split_val(of))), levels=levels(name, found, of))
+               unfamiliar_in_other_half=float(np.mean(split_val(of))), levels=levels(name, measured, of))
     if seed == SEEDS[0]:
         before = answers(run, name, as_they_came=True)
         of_before = scores(before, chance(before['of']['train'][0], labels, MAX_BANK))
-        row |= dict(as_they_came=told_apart(name, of_before, 'familiarity'), banks=bank_sizes(name, found))
+        row |= dict(as_they_came=told_apart(name, of_before, 'familiarity'), banks=bank_sizes(name, measured))
     return row
 
 
@@ -246,12 +246,12 @@ def latency(folder):
         content, times = BytesIO(), {o: [] for o in models}
         draw_photo('revolver', np.random.default_rng(0), shape).save(content, 'JPEG', quality=90)
         for _ in range(REPEATS):
-            found = {}
+            answer = {}
             for size, model in models.items():
                 started = time.perf_counter()
-                found[size] = model(content.getvalue())
+                answer[size] = model(content.getvalue())
                 times[size].append(1000 * (time.perf_counter() - started))
-            same &= all(o[0] == found[0][0] and o.probabilities == found[0].probabilities for o in found.values())
+            same &= all(o[0] == answer[0][0] and o.probabilities == answer[0].probabilities for o in answer.values())
         medians = {size: statistics.median(o) for size, o in times.items()}
         rows.append(dict(photo=name, milliseconds=medians,
                          times_as_slow={o: medians[o] / medians[0] for o in models if o}))
@@ -315,8 +315,8 @@ def main():
     file, seeds = HERE/'unknown.json', [int(o) for o in os.environ.get('BASEGUN_SEEDS', '').split(';') if o] or SEEDS
     noted = dict(weights=ARCH, bank=MAX_BANK, rows=[])
     with TemporaryDirectory() as folder: noted['latency'] = latency(Path(folder))
-    kept = os.environ.get('BASEGUN_RUNS')
-    with nullcontext(kept) if kept else TemporaryDirectory() as folder:
+    runs = os.environ.get('BASEGUN_RUNS')
+    with nullcontext(runs) if runs else TemporaryDirectory() as folder:
         for name in ('typology', *CROSS) if WEIGHTS.is_file() else ():
             for seed in seeds:
                 noted['rows'].append(measure(name, seed, trained(name, seed, Path(folder))))

@@ -20,6 +20,8 @@ CACHE = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')
 
 COMMAND = str(Path(sys.executable).with_name('basegun-fastai'))
 TINY = dict(arch='test_efficientnet', size=32, weights='none', batch_size=16, workers=0)
+# of the fixture `run`; at this rate its 24 val photos suffice for familiarity, and one of them is unfamiliar
+WHOLE = TINY | dict(head_epochs=2, fine_tune_epochs=2, unfamiliar_rate=.1)
 
 
 def pytest_unconfigure():
@@ -120,11 +122,11 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run(data, tmp_path_factory):
-    "A finished run of both stages."
+    "A finished run of both stages, with familiarity."
     from basegun_fastai.run import Run
     from basegun_fastai.train import train
     out = tmp_path_factory.mktemp('runs')
-    train(data, head_epochs=2, fine_tune_epochs=2, out=out, name='whole', **TINY)
+    train(data, out=out, name='whole', **WHOLE)
     return Run(out/'whole')
 
 

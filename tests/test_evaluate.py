@@ -1,5 +1,6 @@
 "A run is judged on other photos: what it leaves, and what it refuses."
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -7,21 +8,33 @@ import pandas as pd
 import pytest
 from conftest import TINY, tree, typed
 
+from basegun_fastai.run import Run
 from basegun_fastai.train import train
+from basegun_fastai.trust.familiarity import Bank, familiarity, read_bank, save_bank
 
 pytestmark = pytest.mark.slow
 
 
 def test_other_things_are_taken_into_account_by_train_and_evaluate(data, others, tmp_path):
     before = tree(others)
-    train(data, fine_tune_epochs=1, out=tmp_path, name='run', not_a_gun=others, **TINY)
+    train(data, fine_tune_epochs=1, out=tmp_path, name='run', not_a_gun=others, **TINY,
+          unfamiliar_rate=.1)
     numbers = json.loads((tmp_path/'run'/'metrics.json').read_text())['levels']
-    assert numbers['not_a_gun']['n'] == 24 and set(numbers['not_a_gun']) == {'n', 'auroc', 'fpr95', 'shown'}
+    assert numbers['not_a_gun']['n'] == 24 and set(numbers['not_a_gun']) == {
+        'n', 'auroc', 'fpr95', 'shown', 'shown_by_confidence', 'familiarity'}
     result = typed('evaluate', tmp_path/'run', data, '--out', tmp_path/'judged', '--not-a-gun', others, '--workers', 0)
     assert result.returncode == 0 and 'not a gun: 24 photos' in result.stdout and tree(others) == before
     again = json.loads((tmp_path/'judged'/'metrics.json').read_text())['levels']
-    assert again['not_a_gun'] == pytest.approx(numbers['not_a_gun']) and (again['low'],
-        again['high']) == (numbers['low'], numbers['high'])
+    thresholds = 'low', 'high', 'unfamiliar_rate'
+    assert [again[o] for o in thresholds] == [numbers[o] for o in thresholds] and again['unfamiliar_rate'] == .1
+    by_familiarity = [o['not_a_gun'].pop('familiarity') for o in (again, numbers)]
+    assert again['not_a_gun'] == pytest.approx(numbers['not_a_gun'])
+    assert by_familiarity[0] == pytest.approx(by_familiarity[1]) and set(by_familiarity[0]) == {
+        'familiar', 'auroc', 'fpr95'}
+    shown = by_familiarity[0]['familiar'], again['not_a_gun']['shown_by_confidence']
+    assert again['not_a_gun']['shown'] <= min(shown)
+    assert f"by confidence: {shown[1]:.1%} pass" in result.stdout
+    assert f"by familiarity: {shown[0]:.1%} pass" in result.stdout
 
 
 def test_what_is_wrong_with_an_evaluation_is_told_at_once(run, data, copy, others, tmp_path):
@@ -55,6 +68,53 @@ def test_groups_have_numbers_of_their_own(run, data, tmp_path):
     assert table.loc['scan'].n == len(scans) and table.loc['scan'].accuracy == pytest.approx((scans.label
         == scans.predicted).mean(), abs=1e-6)
     assert table.n.sum() == len(rows)
+    judged = pd.read_csv(tmp_path/'out'/'predictions-val.csv')
+    is_scan = np.arange(len(rows)) % 3 == 0
+    for name, part in (('scan', judged[is_scan]), ('phone', judged[~is_scan])):
+        assert table.loc[name].unfamiliar == pytest.approx((part.familiarity < .1).mean(), abs=1e-6)
+
+
+def test_the_same_photos_are_as_familiar_as_after_the_training(run, data, tmp_path):
+    result = typed('evaluate', run.path, data, '--out', tmp_path/'out', '--workers', 0)
+    assert result.returncode == 0 and 'familiarity is left out' not in result.stderr
+    rows, mine = (pd.read_csv(o/'predictions-val.csv') for o in (run.path, tmp_path/'out'))
+    bank = read_bank(run)
+    assert np.allclose(rows.familiarity, familiarity(bank.val_similarities, bank.table), atol=1e-6)
+    # the table has the similarities of these very photos, so rounding moves them by a place at most
+    assert np.abs(mine.familiarity - rows.familiarity).max() < 1.01 / (len(bank.table) + 1)
+    for folder, table in ((run.path, rows), (tmp_path/'out', mine)):
+        numbers, unfamiliar = json.loads((folder/'metrics.json').read_text()), table.familiarity < .1
+        known = numbers['familiarity']
+        assert numbers['levels']['unfamiliar_rate'] == .1 and known['n'] == len(table)
+        assert known['unfamiliar'] == pytest.approx(unfamiliar.mean()) and unfamiliar.any()
+        assert known['per_class'] == pytest.approx(unfamiliar.groupby(table.label).mean().to_dict())
+        assert (table.reason[unfamiliar] == 'unfamiliar').all() and (table.reason[~unfamiliar] != 'unfamiliar').all()
+        assert table.reason.notna().sum() == numbers['levels']['bands']['low']['n']
+
+
+def test_a_run_without_a_bank_is_judged_all_the_same(run, data, tmp_path):
+    shutil.copytree(run.path, tmp_path/'run')
+    Run(tmp_path/'run').familiarity.unlink()
+    result = typed('evaluate', tmp_path/'run', data, '--out', tmp_path/'out', '--workers', 0)
+    assert result.returncode == 0 and result.stderr.count('familiarity is left out') == 1, result.stderr
+    numbers, before = (json.loads((o/'metrics.json').read_text()) for o in (tmp_path/'out', run.path))
+    assert numbers['familiarity'] is None and numbers['accuracy'] == before['accuracy']
+    rows, others = (pd.read_csv(o/'predictions-val.csv') for o in (tmp_path/'out', run.path))
+    assert rows.familiarity.isna().all() and (rows.predicted == others.predicted).all()
+    assert 'unfamiliar' not in {*rows.reason}
+
+
+@pytest.mark.parametrize(('width', 'value', 'words'), [(-1, None, 'belongs to another network'),
+                                                       (None, np.nan, 'not all finite')])
+def test_a_run_with_a_damaged_bank_is_not_judged(run, data, tmp_path, width, value, words):
+    shutil.copytree(run.path, tmp_path/'run')
+    bank, features = read_bank(run), read_bank(run).features[:, :width].astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    if value is not None: features[3, 5] = value
+    save_bank(Run(tmp_path/'run'), Bank(features.astype(np.float16), bank.val_similarities))
+    result = typed('evaluate', tmp_path/'run', data, '--out', tmp_path/'out', '--workers', 0)
+    assert result.returncode == 1 and words in result.stderr and not (tmp_path/'out').exists()
+    assert 'familiarity.safetensors' in result.stderr and 'Traceback' not in result.stderr
 
 
 def test_evaluate_leaves_what_a_person_should_look_at(run, data, tmp_path):

@@ -1,6 +1,7 @@
 "What is exported answers as what was trained, and nothing else is exported."
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from basegun_fastai.data.demo import GUNS, demo_data, draw_photo
 from basegun_fastai.predict import load
+from basegun_fastai.run import Run
 from basegun_fastai.train import train
+from basegun_fastai.trust.familiarity import Bank, read_bank, save_bank, similarity
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +41,6 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def copied(place, tmp_path):
-    import shutil
     shutil.copytree(place/'run', tmp_path/'run')
     return tmp_path/'run'
 
@@ -77,7 +79,9 @@ def test_what_is_told_is_what_the_run_is(place):
     numbers = json.loads((place/'run'/'metrics.json').read_text())
     assert (about['classes'] == config['classes'] and about['size'] == 48
             and about['temperature'] == numbers['calibration']['temperature'])
-    assert about['levels'] == {k: numbers['levels'][k] for k in ('low', 'high')} and about['metrics'] == numbers
+    assert about['levels'] == {k: numbers['levels'][k] for k in ('low', 'high', 'unfamiliar_rate')}
+    assert about['metrics'] == numbers and about['familiarity'] == dict(
+        n_neighbors=5, similarities=read_bank(Run(place/'run')).table.tolist())
     assert about['dataset']['fingerprint'] == config['dataset']['fingerprint'] and about['id'].startswith('run-')
     inside = json.loads({o.key: o.value
                          for o in onnx.load(place/'served'/'model.onnx').metadata_props}['basegun-fastai'])
@@ -92,9 +96,16 @@ def test_the_network_tells_nothing_of_the_machine(place):
 
 def test_the_network_is_laid_out_once(place):
     graph = onnx.load(place/'served'/'model.onnx').graph
-    kinds = {o.op_type for o in graph.node}
+    kinds, by_output = [o.op_type for o in graph.node], {name: o for o in graph.node for name in o.output}
     assert {o.name for o in graph.initializer} <= {i for o in graph.node for i in o.input}  # onnxruntime would complain
-    assert 'GlobalAveragePool' in kinds and not kinds & {'ReduceMean', 'Gather', 'Shape'}
+    answering, names = set(), ['probabilities', 'evidence']
+    while names:
+        if node := by_output.get(names.pop()):
+            answering.add(node.op_type)
+            names += node.input
+    assert 'GlobalAveragePool' in answering and not answering & {'ReduceMean', 'Gather', 'Shape'}
+    for kind in ('Gather', 'Shape', 'TopK'): assert kinds.count(kind) <= 1, kind  # of similarity
+    assert 'ReduceMean' not in kinds
 
 
 def test_a_run_of_another_decoder_is_not_exported_and_told_when_judged(place, copied):
@@ -119,14 +130,17 @@ def test_two_exports_are_equal(place, tmp_path):
 def test_what_answers_otherwise_is_not_exported(copied, tmp_path, spoilt):
     if spoilt == 'table':
         rows = pd.read_csv(copied/'predictions-val.csv')
-        names = rows.columns[4:]
+        names = rows.columns[6:]
         rows[names[0]], rows[names[1]] = rows[names[1]].copy(), rows[names[0]].copy()
         rows.to_csv(copied/'predictions-val.csv', index=False)
     else:
-        state = load_file(copied/'model.safetensors')
+        state, bank = load_file(copied/'model.safetensors'), read_bank(Run(copied))
         if spoilt == 'weights': state['classifier.weight'] = state['classifier.weight'] * 1.01
         else: state = state | {k: state[k].flip(0).contiguous() for k in ('classifier.weight', 'classifier.bias')}
         save_file(state, copied/'model.safetensors')
+        result = typed('export', copied, '--out', tmp_path/'served')
+        assert result.returncode == 1 and 'belongs to another network' in result.stderr
+        save_bank(Run(copied), bank)
     result = typed('export', copied, '--out', tmp_path/'served')
     assert result.returncode == 1 and 'the answers differ' in result.stderr and "val/" in result.stderr
     assert sorted(o.name for o in tmp_path.iterdir()) == ['run']
@@ -314,3 +328,101 @@ def test_a_network_without_evidence_is_exported_and_says_so(data, tmp_path):
     assert typed('predict', tmp_path/'served', photo).returncode == 0
     result = typed('predict', tmp_path/'served', photo, '--explain', tmp_path/'why')
     assert result.returncode == 1 and 'has no evidence' in result.stderr and not (tmp_path/'why').exists()
+
+
+# Familiarity
+
+@pytest.fixture(scope='module')
+def squares(run, data):
+    from basegun_fastai.data.photo import pixels
+    return np.stack([pixels(data/o, 32) for o in pd.read_csv(run.predictions).file])
+
+
+@pytest.fixture(scope='module')
+def without_bank(run, tmp_path_factory):
+    "What is exported of the same run without its bank, and what was said."
+    folder = tmp_path_factory.mktemp('without')
+    shutil.copytree(run.path, folder/'whole')
+    Run(folder/'whole').familiarity.unlink()
+    return folder/'served', typed('export', folder/'whole', '--out', folder/'served')
+
+
+def test_similarity_of_onnx_of_torch_and_of_numpy_is_one_and_that_of_the_training(exported, run, squares):
+    import torch
+
+    from basegun_fastai.export import serving_network
+    bank, net, serving = read_bank(run), trained(run.path), serving_network(run)
+    with torch.no_grad():
+        features = net.forward_head(net.forward_features(normalised(squares, run.path)), pre_logits=True).flatten(1)
+        by_torch = dict(zip(serving.outputs, serving(torch.from_numpy(squares)), strict=True))['similarity'].numpy()
+    features = features.numpy()
+    by_numpy = similarity(features / np.linalg.norm(features, axis=1, keepdims=True), bank.features)
+    by_onnx = load(exported).similarities(squares)
+    one = np.concatenate([load(exported).similarities(o[None]) for o in squares])
+    for actual in (by_torch, by_onnx, one): assert np.abs(actual - by_numpy).max() <= 1e-4
+    assert by_numpy.std() > 1e-3 and np.abs(by_numpy - bank.val_similarities).max() <= 1e-3
+
+
+def test_a_bank_changes_neither_labels_nor_probabilities(exported, without_bank, run, data):
+    folder, result = without_bank
+    assert result.returncode == 0 and result.stderr.count('answers will not tell how familiar a photo is') == 1
+    model, plain = load(exported), load(folder)
+    assert model.has_familiarity and not plain.has_familiarity and plain.about['familiarity'] is None
+    rows = pd.read_csv(run.predictions)
+    for file, before in zip(rows.file, rows.familiarity, strict=True):
+        answer, other = model(data/file), plain(data/file)
+        assert answer[:2] == other[:2] and answer.probabilities == other.probabilities and other.familiarity is None
+        assert abs(answer.familiarity - before) < 1.01 / 25  # rounding moves these very photos by a place at most
+        assert (answer.reason == 'unfamiliar') == (answer.familiarity < .1)
+    photos = [data/o for o in rows.file]
+    for answer, other in zip(model.batch(photos), plain.batch(photos), strict=True):
+        assert answer.probabilities == other.probabilities
+    result = typed('predict', folder, photos[0])
+    assert result.returncode == 0 and result.stderr.count('has no familiarity') == len(result.stderr.splitlines()) == 1
+
+
+def narrower(bank):
+    features = bank.features[:, 1:].astype(np.float32)
+    return Bank((features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16), bank.val_similarities)
+
+
+def with_nan(bank): return Bank(np.where(np.arange(bank.features.size).reshape(bank.features.shape) == 9,
+                                         np.float16('nan'), bank.features), bank.val_similarities)
+
+
+def moved(bank): return Bank(bank.features, bank.val_similarities - np.float32(.01) * (np.arange(24) == 7))
+
+
+def of_one_photo(bank): return Bank(bank.features[:1].repeat(len(bank.features), 0), bank.val_similarities)
+
+
+@pytest.mark.parametrize(('change', 'words'), [
+    (narrower, 'belongs to another network'), (with_nan, 'not all finite'),
+    (moved, "similarity to the train photos differs by 0.01 from that in the training"),
+    (of_one_photo, 'from that in the training')])
+def test_a_run_with_another_bank_is_not_exported(run, tmp_path, change, words):
+    shutil.copytree(run.path, tmp_path/'run')
+    save_bank(Run(tmp_path/'run'), change(read_bank(run)))
+    result = typed('export', tmp_path/'run', '--out', tmp_path/'served')
+    assert result.returncode == 1 and words in result.stderr and 'Traceback' not in result.stderr, result.stderr
+    if change is moved:
+        faults = [o for o in result.stderr.splitlines() if 'its similarity' in o]
+        assert len(faults) == 1 and pd.read_csv(run.predictions).file[7] in faults[0]
+    assert [o.name for o in tmp_path.iterdir()] == ['run']
+
+
+def test_a_bank_that_changed_in_the_network_alone_is_noticed(run, tmp_path, monkeypatch):
+    from basegun_fastai import export as module
+    plain, shape = module.onnx_model, read_bank(run).features.shape
+    def swapped(network, size):
+        actual, n = plain(network, size), 0
+        for o in actual.graph.initializer:
+            if list(o.dims) in ([*shape], [*shape[::-1]]):
+                o.CopyFrom(onnx.numpy_helper.from_array(np.flip(onnx.numpy_helper.to_array(o)).copy(), o.name))
+                n += 1
+        assert n == 1
+        return actual
+    monkeypatch.setattr(module, 'onnx_model', swapped)
+    result = typed('export', run.path, '--out', tmp_path/'served')
+    assert result.returncode == 1 and 'differs by' in result.stderr and not any(tmp_path.iterdir())
+    assert 'from that by model.safetensors' in result.stderr

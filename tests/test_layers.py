@@ -11,8 +11,8 @@ WINGS = {
     'data': 'colour formats tiff png photo names walk phash blank crops reading folders contents near_duplicates '
             'problems pages demo cache',
     'model': 'archs device optimiser scores augment ranks workers loaders weights learner',
-    'trust': 'calibration levels worst predictions confidence ood captions mistakes groups tables evidence '
-             'comparison steadiness neighbours inspection run_page',
+    'trust': 'calibration familiarity levels worst features predictions confidence ood captions mistakes groups tables '
+             'evidence comparison steadiness neighbours inspection familiarity_page run_page',
     'training': 'precision frozen callbacks initial_head options launching distributed fit setup finish',
     'commands': 'exported check split evaluate train predict report export',
     'serving': 'worker processes bodies measures middleware application server',
@@ -53,7 +53,7 @@ def test_a_module_imports_only_what_stands_above_it(name):
 
 
 def test_a_server_needs_little():
-    assert own_imports('exported') <= {'core', 'data.photo', 'trust.levels'}
+    assert own_imports('exported') <= {'core', 'data.photo', 'trust.familiarity', 'trust.levels'}
 
 
 @pytest.mark.parametrize('name', LIGHT)

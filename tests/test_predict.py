@@ -34,17 +34,38 @@ CLASSES, SIZE = sorted(GUNS), 16
 MUTATIONS = int(os.environ.get('BASEGUN_MUTATIONS', 1000))
 
 
-def network(about, props=None, name='photos', scale=1., end='Softmax'):
-    "An ONNX file that looks at every pixel; `props` are its metadata."
+NEIGHBOUR = 3
+PROJECTION = np.random.default_rng(1).normal(size=(SIZE * SIZE * 3, 8)).astype(np.float32)
+BANK = np.random.default_rng(2).normal(size=(8, 40)).astype(np.float32)
+BANK /= np.linalg.norm(BANK, axis=0)  # a column a train photo
+
+
+def similarity_nodes(bank):
+    "What gives the cosine to the third nearest of the bank; nodes, and their numbers."
+    nodes = [helper.make_node('MatMul', ['flat', 'projection'], ['features']),
+             helper.make_node('LpNormalization', ['features'], ['unit'], axis=1, p=2),
+             helper.make_node('MatMul', ['unit', 'bank'], ['cosines']),
+             helper.make_node('TopK', ['cosines', 'k'], ['nearest', 'places'], axis=1),
+             helper.make_node('Gather', ['nearest', 'last'], ['similarity'], axis=1)]
+    numbers = dict(projection=PROJECTION, bank=bank, k=np.array([NEIGHBOUR]), last=np.array(NEIGHBOUR - 1))
+    return nodes, [numpy_helper.from_array(v, k) for k, v in numbers.items()]
+
+
+def network(about, props=None, name='photos', scale=1., end='Softmax', bank=BANK):
+    """An ONNX file that looks at every pixel, and tells a similarity unless there is no bank; `props` are its
+    metadata.
+    """
     weights = scale * np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, len(CLASSES))).astype(np.float32) / 4000
     nodes = [helper.make_node('Cast', [name], ['x'], to=TensorProto.FLOAT),
              helper.make_node('Flatten', ['x'], ['flat']),
              helper.make_node('MatMul', ['flat', 'weights'], ['logits']),
              helper.make_node(end, ['logits'], ['probabilities'])]
-    graph = helper.make_graph(nodes, 'tiny',
+    more, numbers = ([], []) if bank is None else similarity_nodes(bank)
+    outputs = dict(probabilities=['n', len(CLASSES)]) | ({} if bank is None else dict(similarity=['n']))
+    graph = helper.make_graph([*nodes, *more], 'tiny',
                               [helper.make_tensor_value_info(name, TensorProto.UINT8, ['n', SIZE, SIZE, 3])],
-                              [helper.make_tensor_value_info('probabilities', TensorProto.FLOAT, ['n', len(CLASSES)])],
-                              [numpy_helper.from_array(weights, 'weights')])
+                              [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in outputs.items()],
+                              [numpy_helper.from_array(weights, 'weights'), *numbers])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
     if props is None:
         props = {'basegun-fastai': json.dumps(essentials(about))} | ({'probe': make_probe(model.SerializeToString(),
@@ -61,12 +82,24 @@ def turned():
     return content.getvalue()
 
 
+TABLE = np.linspace(.54, .7, 20).tolist()
+
+
 def described(**changes):
     about = {'format': FORMAT, 'id': 'tiny-1', 'architecture': 'tiny', 'classes': CLASSES, 'size': SIZE,
              'padding': list(NEUTRAL), 'decoder': DECODER,
-             'mean': [.5, .5, .5], 'std': [.2, .2, .2], 'temperature': 1.5, 'levels': {'low': .3, 'high': .5},
+             'mean': [.5, .5, .5], 'std': [.2, .2, .2], 'temperature': 1.5,
+             'levels': {'low': .5, 'high': .6, 'unfamiliar_rate': .1},
+             'familiarity': {'n_neighbors': NEIGHBOUR, 'similarities': TABLE},
              'metrics': {'accuracy': .9}, 'dataset': {'photos': 24}, 'versions': {'timm': '1'}}
     return about | changes
+
+
+def of_format_1():
+    "What an older version exported."
+    about = described(format='basegun-fastai model 1', levels={'low': .5, 'high': .6})
+    del about['familiarity']
+    return about
 
 
 def written(folder, about, content):
@@ -81,6 +114,13 @@ def written(folder, about, content):
 def exported(tmp_path_factory):
     "What `export` would leave of a tiny network; no test may change it."
     return written(tmp_path_factory.mktemp('été')/'exported', described(), network(described()))
+
+
+@pytest.fixture(scope='module')
+def older(tmp_path_factory):
+    "What an older version would have left of it; no test may change it."
+    about = of_format_1()
+    return written(tmp_path_factory.mktemp('older')/'exported', about, network(about, bank=None))
 
 
 @pytest.fixture
@@ -108,18 +148,22 @@ def refused(folder, *words):
     return str(result.value)
 
 
-def test_a_machine_that_reads_photos_otherwise_serves_nothing(exported, monkeypatch):
+def test_a_machine_that_reads_photos_otherwise_serves_nothing(exported, older, monkeypatch):
     load(exported)
+    load(older)
     monkeypatch.setattr(photo, '_TURNS', {})
-    result = refused(exported, 'model.onnx', 'answers otherwise', 'times as large', 'Install pillow', 'onnxruntime')
+    result = refused(older, 'model.onnx', 'answers otherwise', 'times as large', 'Install pillow', 'onnxruntime')
     assert f'here is {PIL.__version__}' in result
+    refused(exported, 'model.onnx', 'different similarity', 'Install pillow', f'here is {PIL.__version__}')
 
 
 ODD_PROBES = {
     'none': None, 'no JSON': '{', 'a list': '[]', 'no base64': '{"photo": "é", "probabilities": []}',
     'deep': '[' * 99_999, 'too few': json.dumps(dict(photo='', probabilities=[1.])),
     'huge': json.dumps(dict(photo='', probabilities=[10 ** 400] * len(CLASSES))),
-    'texts': json.dumps(dict(photo='', probabilities=['a'] * len(CLASSES)))}
+    'texts': json.dumps(dict(photo='', probabilities=['a'] * len(CLASSES))),
+    'no similarity': json.dumps(dict(photo='', probabilities=[1 / 6] * len(CLASSES))),
+    'two similarities': json.dumps(dict(photo='', probabilities=[1 / 6] * len(CLASSES), similarity=[.5, .5]))}
 
 
 @pytest.mark.parametrize('odd', [pytest.param(v, id=k) for k, v in ODD_PROBES.items()])
@@ -132,10 +176,13 @@ def test_a_network_without_a_photo_to_try_it_on_is_refused(spoilt, odd):
 
 def test_a_photo_to_try_it_on_must_be_read_and_get_its_answer(spoilt):
     about = described()
-    for content, answer, words in ((b'no photo', [1 / 6] * 6, 'cannot read'),
-                                   (turned(), [np.nan] * 6, 'answers otherwise'),
-                                   (turned(), [.5, .5, 0, 0, 0, 0], 'answers otherwise')):
-        probe = json.dumps(dict(photo=b64encode(content).decode(), probabilities=answer))
+    good = json.loads(make_probe(network(about), turned(), SIZE))
+    for content, changes, words in ((b'no photo', {}, 'cannot read'),
+                                    (turned(), dict(probabilities=[np.nan] * 6), 'answers otherwise'),
+                                    (turned(), dict(probabilities=[.5, .5, 0, 0, 0, 0]), 'answers otherwise'),
+                                    (turned(), dict(similarity=np.nan), 'different similarity'),
+                                    (turned(), dict(similarity=good['similarity'] + .002), 'different similarity')):
+        probe = json.dumps(good | dict(photo=b64encode(content).decode()) | changes)
         written(spoilt, about, network(about, props={'basegun-fastai': json.dumps(essentials(about)), 'probe': probe}))
         refused(spoilt, 'model.onnx', words, 'Install pillow')
 
@@ -189,7 +236,9 @@ print(loaded)'''], capture_output=True, text=True, timeout=300, env=os.environ |
 
 @pytest.mark.parametrize('change', [dict(classes=CLASSES[::-1]), dict(levels={'low': .1, 'high': .2}),
                                     dict(id='other'), dict(temperature=1.),
-                                    dict(size=32), dict(classes=CLASSES[1:]), dict(levels={'low': None, 'high': None})])
+                                    dict(size=32), dict(classes=CLASSES[1:]), dict(levels={'low': None, 'high': None}),
+                                    dict(levels={'low': .5, 'high': .6, 'unfamiliar_rate': 0.}),
+                                    dict(familiarity={'n_neighbors': NEIGHBOUR, 'similarities': [.1, .2]})])
 def test_json_that_was_sealed_again_differs_from_the_network(spoilt, change):
     written(spoilt, described(**change), (spoilt/'model.onnx').read_bytes())
     refused(spoilt, 'model.onnx', 'basegun-fastai export RUN')
@@ -197,7 +246,8 @@ def test_json_that_was_sealed_again_differs_from_the_network(spoilt, change):
 
 WRONG = dict(id='', architecture=3, classes=['a', 'a'], size=True, padding=[0, 0, 0], decoder=1, mean=[1., 2.],
              std=[.1, .1, '.1'], temperature=0,
-             levels={'low': .9, 'high': .5}, metrics=[], dataset=None, versions='1',
+             levels={'low': .9, 'high': .5}, familiarity={'n_neighbors': 5, 'similarities': []},
+             metrics=[], dataset=None, versions='1',
              onnx={'sha256': 'ab', 'bytes': '12'})
 
 
@@ -207,10 +257,24 @@ def test_every_wrong_field_is_told_at_once(spoilt):
     assert all(f"model.json': {o} is " in result for o in WRONG) and len(result.splitlines()) == len(WRONG)
 
 
+def similarities(*numbers, n_neighbors=5): return dict(n_neighbors=n_neighbors, similarities=[*numbers])
+
+
+BAD_FAMILIARITY = [
+    similarities(.2, .1), similarities(*[.5] * 1002), similarities(-1.02, .5), similarities(.5, 1.02),
+    similarities(.5, 10 ** 400), similarities(.5, None), similarities(.5, '.6'), similarities(.5, True),
+    similarities(.5, n_neighbors=0), similarities(.5, n_neighbors=1.), similarities(.5, n_neighbors=True),
+    dict(similarities=[.5]), dict(n_neighbors=5), similarities(.5) | dict(more=1), dict(n_neighbors=5, similarities=.5),
+    [.5], {}, 'none', False, 0]
+
+
 @pytest.mark.parametrize('change', [*({k: v} for k, v in WRONG.items()), dict(classes=['a', '']), dict(classes=['a']),
                                     dict(size=2049), dict(size=1.), dict(levels={'low': .5}),
                                     dict(levels={'low': -1., 'high': None}), dict(levels={'low': .5, 'high': 1.1}),
-                                    dict(levels={'low': True, 'high': None})], ids=str)
+                                    dict(levels={'low': True, 'high': None}),
+                                    *(dict(levels={'low': None, 'high': None, 'unfamiliar_rate': o})
+                                      for o in (-.01, .11, True, None, '.02')),
+                                    *(dict(familiarity=o) for o in BAD_FAMILIARITY)], ids=lambda o: str(o)[:60])
 def test_one_wrong_field_is_told(spoilt, change):
     (spoilt/'model.json').write_text(seal({'onnx': {'sha256': 'ab', 'bytes': 12}} | described(**change)))
     refused(spoilt, f"model.json': {next(iter(change))} is ")
@@ -221,7 +285,8 @@ def test_one_wrong_field_is_told(spoilt, change):
     ('', 'cannot be read as JSON'), ('\0', 'cannot be read as JSON'),
     ('[]', 'of the format None'), ('{"format": NaN}', 'of the format None'), ('9' * 10_000, 'cannot be read as JSON'),
     (' ' * (2**20 + 1), 'more than a MiB'),
-    ('{"format": "basegun-fastai model 2"}', "reads 'basegun-fastai model 1'"),
+    ('{"format": "basegun-fastai model 3"}', "reads 'basegun-fastai model 2'"),
+    ('{"format": "basegun-fastai model 1"}', 'lacks id, architecture'),
     (json.dumps({'format': FORMAT}), 'lacks id, architecture')])
 def test_json_that_is_none_of_ours(spoilt, text, words):
     (spoilt/'model.json').write_text(text)
@@ -249,7 +314,10 @@ def test_json_of_any_depth_is_refused(spoilt):
 def test_sealing_what_is_not_whole_is_a_mistake_of_ours():
     with pytest.raises(ValueError, match='onnx'): seal(described())
     with pytest.raises(ValueError, match='other'): seal(described(onnx={}, other=1))
-    with pytest.raises(ValueError): seal(described(onnx={}, temperature=float('nan')))
+    for o in (dict(temperature=float('nan')), dict(familiarity=similarities(float('nan')))):
+        with pytest.raises(ValueError, match='not JSON compliant'): seal(described(onnx={}, **o))
+    with pytest.raises(ValueError, match='familiarity'): seal(of_format_1() | dict(onnx={}, format=FORMAT))
+    with pytest.raises(ValueError, match='familiarity'): seal(of_format_1() | dict(onnx={}, familiarity=None))
 
 
 def fifo(path): os.mkfifo(path)
@@ -277,9 +345,18 @@ def test_files_that_are_none_are_refused_at_once(spoilt, name, kind):
     (network(described(), props={'basegun-fastai': '{'}), 'cannot be opened'),
     (network(described(), props={'basegun-fastai': '[' * 9999}), 'cannot be opened'),
     (network(described(), scale=np.nan), 'no probabilities'),
-    (network(described(), end='Identity', scale=0.), 'no probabilities'), (b'none', 'cannot be opened')])
+    (network(described(), end='Identity', scale=0.), 'no probabilities'), (b'none', 'cannot be opened'),
+    (network(described(), bank=np.nan * BANK), 'no similarities'),
+    (network(described(), bank=3 * BANK), 'no similarities'),
+    (network(described(), bank=None), "gives [] beside its probabilities")])
 def test_a_network_that_is_none_of_ours(spoilt, content, words):
     refused(written(spoilt, described(), content), words, 'export the run again')
+
+
+def test_a_similarity_that_no_familiarity_is_read_from_is_refused(spoilt):
+    about = described(familiarity=None)
+    refused(written(spoilt, about, network(about)), "gives [['similarity'", 'beside its probabilities')
+    load(written(spoilt, about, network(about, bank=None)))
 
 
 def test_weights_in_another_file_are_not_opened(spoilt):
@@ -316,8 +393,9 @@ def test_answers_are_plain_python(exported, photos):
     assert list(answer.probabilities) == CLASSES and {type(o) for o in answer.probabilities.values()} == {float}
     assert (answer.probabilities[label] == confidence == max(answer.probabilities.values())
             and abs(sum(answer.probabilities.values()) - 1) < 1e-5)
-    assert level == model.levels(confidence) and json.loads(json.dumps(answer)) == [label, confidence, level,
-        answer.probabilities]
+    assert level == model.levels(confidence, answer.familiarity) and type(answer.familiarity) is float
+    assert json.loads(json.dumps(answer)) == [label, confidence, level, answer.probabilities, answer.familiarity,
+                                              answer.reason]
 
 
 def test_the_answer_is_that_of_the_formula(exported, photos):
@@ -326,6 +404,54 @@ def test_the_answer_is_that_of_the_formula(exported, photos):
     logits = pixels(photos/'revolver'/'0.jpg', SIZE).reshape(-1).astype(np.float64) @ weights
     np.testing.assert_allclose([*load(exported)(photos/'revolver'/'0.jpg').probabilities.values()],
                                np.exp(logits) / np.exp(logits).sum(), atol=1e-5)
+
+
+def strange_photos():
+    "Guns, noise and plain colours, as PNG."
+    random = np.random.default_rng(5)
+    for o in range(60):
+        kind = [lambda: draw_photo(CLASSES[random.integers(6)], random, (64, 48)),
+                lambda: Image.fromarray(random.integers(0, 256, (40, 40, 3), np.uint8)),
+                lambda: Image.new('RGB', (30, 20), tuple(map(int, random.integers(0, 256, 3))))][o % 3]
+        out = io.BytesIO()
+        kind().save(out, 'PNG')
+        yield out.getvalue()
+
+
+def test_familiarity_and_reason_are_those_of_the_formula(exported):
+    from basegun_fastai.data.photo import pixels
+    model, reasons = load(exported), []
+    for content in strange_photos():
+        features = pixels(content, SIZE).reshape(-1).astype(np.float64) @ PROJECTION
+        similarity = np.sort(features / np.linalg.norm(features) @ BANK)[-NEIGHBOUR]
+        if np.abs(similarity - np.array(TABLE)).min() < 1e-5: continue  # rounding decides
+        answer = model(content)
+        assert answer.familiarity == (1 + (np.array(TABLE) <= similarity).sum()) / (len(TABLE) + 1)
+        reason = 'unfamiliar' if answer.familiarity < .1 else 'uncertain' if answer.confidence < .5 else None
+        assert answer.reason == reason and (answer.level == 'low') == (reason is not None)
+        assert model.batch([content]) == [answer]
+        reasons.append(reason)
+    assert len(reasons) > 50 and {*reasons} == {'unfamiliar', 'uncertain', None}
+
+
+def test_an_export_of_before_is_opened_and_has_no_familiarity(older, exported, photos):
+    model, photo = load(older), photos/'revolver'/'0.jpg'
+    answer = model(photo)
+    assert not model.has_familiarity and model.levels.unfamiliar_rate == 0 and answer.familiarity is None
+    assert answer.probabilities == load(exported)(photo).probabilities and answer.reason == (
+        None if answer.confidence >= .5 else 'uncertain')
+    result = typed('predict', older, photo)
+    assert result.returncode == 0 and len(result.stderr.splitlines()) == 1
+    assert 'has no familiarity' in result.stderr and 'an older version exported it' in result.stderr
+    assert rows(result.stdout)[0]['familiarity'] == ''
+
+
+def test_a_model_of_too_few_val_photos_says_so(tmp_path, photos):
+    about = described(familiarity=None)
+    result = typed('predict', written(tmp_path/'exported', about, network(about, bank=None)), photos/'revolver')
+    assert result.returncode == 0 and len(result.stderr.splitlines()) == 1
+    assert 'has no familiarity' in result.stderr and 'too few val photos' in result.stderr
+    assert all(o['familiarity'] == '' for o in rows(result.stdout))
 
 
 def test_many_at_once_are_answered_as_one(exported, photos):
@@ -396,8 +522,8 @@ def test_a_photo_in_16_orientations_and_containers_has_one_prediction(exported):
 def test_rows_are_those_of_the_model(exported, photos):
     result, model = typed('predict', exported, photos), load(exported)
     assert result.returncode == 0 and not result.stderr, result.stderr
-    assert ('\r' not in result.stdout and result.stdout.splitlines()[0] == 'file,label,confidence,level,error,'
-            + ','.join(CLASSES))
+    assert '\r' not in result.stdout and result.stdout.splitlines()[0] == (
+        'file,label,confidence,level,familiarity,reason,error,' + ','.join(CLASSES))
     actual = rows(result.stdout)
     assert [o['file'] for o in actual] == [str(photos/o)
                                           for o in ('epaule_a_pompe/0.jpg', 'epaule_a_pompe/1.jpg', 'revolver/0.jpg',
@@ -405,6 +531,7 @@ def test_rows_are_those_of_the_model(exported, photos):
     for row in actual:
         answer = model(row['file'])
         assert (row['label'], float(row['confidence']), row['level'], row['error']) == (*answer[:3], '')
+        assert float(row['familiarity']) == answer.familiarity and row['reason'] == (answer.reason or '')
         assert [float(row[o]) for o in CLASSES] == [*answer.probabilities.values()]
 
 
@@ -413,7 +540,8 @@ def test_json_lines_say_the_same(exported, photos):
     actual, bad = map(json.loads, result.stdout.splitlines())
     answer = load(exported)(photos/'revolver'/'0.jpg')
     assert actual == dict(file=str(photos/'revolver'/'0.jpg'), label=answer.label, confidence=answer.confidence,
-                         level=answer.level, error=None) | answer.probabilities
+                         level=answer.level, familiarity=answer.familiarity, reason=answer.reason,
+                         error=None) | answer.probabilities
     assert (bad['label'] is None and bad['confidence'] is None and 'none of JPEG' in bad['error']
             and list(bad) == list(actual) and result.returncode == 1)
 
@@ -548,8 +676,9 @@ def test_odd_names_do_not_stop_the_installed_command(exported, photos, tmp_path)
 
 
 def test_classes_named_like_columns_do_not_hide_them():
-    assert columns(['a', 'error', 'class error', 'file']) == ['file', 'label', 'confidence', 'level', 'error', 'a',
-                                                              'class error', 'class class error', 'class file']
+    front = ['file', 'label', 'confidence', 'level', 'familiarity', 'reason', 'error']
+    assert columns(['a', 'error', 'class error', 'reason', 'file']) == [
+        *front, 'a', 'class error', 'class class error', 'class reason', 'class file']
 
 
 def test_classes_that_are_no_text_can_be_loaded(tmp_path):

@@ -202,3 +202,19 @@ def test_the_rates_that_readme_tells_are_those_of_the_plan():
     fine = plan_stages(10, 5, .8, pretrained=True)[1]
     assert (round(.8 / fine.head_rate), round(.8 / fine.body_rate)) == (5, 16)
     assert 'head at a fifth of it, its body at a sixteenth' in ' '.join(HOW.split())
+
+
+def test_the_table_of_unknown_things_is_that_of_the_benchmark():
+    import statistics
+    noted = json.loads((ROOT/'benchmarks'/'unknown.json').read_text())
+    shown = re.findall(r'^\| (\w+) \| (\w+)[^|]* \| ([\d. |]+) \|$', HOW.split('## What it does not know')[1], re.M)
+    assert len(shown) == 13
+    for name, group, numbers in shown:
+        rows = [o['apart'] for o in noted['rows'] if o['set'] == name]
+        actual = [f'{statistics.mean(o[score][group][number] for o in rows):.3f}' for number in ('auroc', 'fpr95')
+                  for score in ('confidence', 'energy', 'familiarity')]
+        assert numbers.split(' | ') == actual, (name, group)
+    hard = [o['apart'] for o in noted['rows'] if o['set'] == 'typology']
+    auroc = [f"{statistics.mean(o[score]['hard']['auroc'] for o in hard):.3f}"
+             for score in ('familiarity', 'confidence')]
+    assert ' instead of '.join(auroc) in ' '.join(README.split())

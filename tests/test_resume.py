@@ -4,7 +4,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import TINY, as_arguments, run_command, typed
+from conftest import TINY, WHOLE, as_arguments, run_command, typed
 from test_train import read_curves, same
 from warm import Command, run_warm
 
@@ -12,7 +12,7 @@ from basegun_fastai.run import Run
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2))
+OPTIONS = as_arguments(**WHOLE)
 
 
 def stopped(data, out, name, at, how=signal.SIGKILL, wait=0., options=OPTIONS):
@@ -32,7 +32,7 @@ def stopped(data, out, name, at, how=signal.SIGKILL, wait=0., options=OPTIONS):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
-    options = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2, workers=workers))
+    options = as_arguments(**WHOLE | dict(workers=workers))
     moments = ['photos in', 'test_efficientnet at', 'head        1/4', 'head        2/4', 'fine-tune   3/4',
                'best epoch']
     for at in moments:
@@ -72,7 +72,7 @@ def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained,
 
 @pytest.mark.parametrize(('how', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how, code):
-    options = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2, workers=2))
+    options = as_arguments(**WHOLE | dict(workers=2))
     actual, text = stopped(data, tmp_path, 'asked', 'head        1/4', how, wait=.3, options=options)
     assert actual == code and '--name asked --resume' in text and 'Traceback' not in text, text
     ended = run_warm('train', data, '--out', tmp_path, '--name', 'asked', '--resume', *options)

@@ -54,8 +54,9 @@ def test_answers_are_those_of_predict_to_the_bit(server, exported, photos):
     for response, photo in zip(forms + bodies, photos * 3, strict=True):
         got, wanted = response.json(), model(photo)
         assert response.status_code == 200, got
-        assert (got['label'], got['confidence'], got['confidence_level'], got['probabilities']) == wanted
-        assert got['model'] == model.id and 0 < got['milliseconds'] < 10_000 and len(got) == 6
+        assert (got['label'], got['confidence'], got['confidence_level'], got['probabilities'],
+                got['familiarity'], got['reason']) == wanted
+        assert got['model'] == model.id and 0 < got['milliseconds'] < 10_000 and len(got) == 8
 
 
 def test_an_explained_answer_has_its_picture(server, exported, photos):
@@ -102,7 +103,8 @@ def test_a_body_without_a_length_is_counted_as_it_comes(server):
 def test_it_says_who_it_is_and_how_it_is(server, exported, photos):
     model = load(exported, 1)
     assert server.client.get('/typologies').json() == model.classes
-    assert server.client.get('/version').json()['model'] == model.id
+    facts = server.client.get('/version').json()
+    assert facts['model'] == model.id and facts['familiarity'] is True and model.has_familiarity
     for o in ('live', 'ready'): assert server.client.get(f'/health/{o}').json() == dict(status=o)
     before = server.client.get('/metrics').text
     answer = server.client.post('/predict', content=photos[0]).json()
@@ -114,6 +116,16 @@ def test_it_says_who_it_is_and_how_it_is(server, exported, photos):
     assert count(after, **labels) == count(before, **labels) + 1
     mean = float(re.search(r'^basegun_confidence_mean (\S+)', after, re.M)[1])
     assert mean == pytest.approx(answer['confidence'], abs=.5)
+    assert answer['confidence_level'] == 'low' and answer['reason'] in ('unfamiliar', 'unproven')
+    def number(text, name): return float((re.findall(rf'^basegun_{name} (\S+)', text, re.M) or [0])[0])
+    names = ['confidence_count', 'familiarity_count', f'low_answers_total{{reason="{answer["reason"]}"}}']
+    for name in names: assert number(after, name) == number(before, name) + 1, name
+    for name in ('confidence', 'familiarity'):
+        added = number(after, f'{name}_sum') - number(before, f'{name}_sum')
+        assert added == pytest.approx(answer[name], abs=1e-6)
+        for limit in ('0.02', '0.5', '1.0'):
+            bucket = f'{name}_bucket{{le="{limit}"}}'
+            assert number(after, bucket) - number(before, bucket) == (answer[name] <= float(limit)), bucket
 
 
 def test_each_answer_has_an_id_and_safe_headers(server):
@@ -132,7 +144,7 @@ def test_the_log_has_no_name_of_a_file(exported, photos):
         lines = server.lines(3)
         assert server.end() == 0
     assert [(o['path'], o['status']) for o in lines] == [('/predict', 200), ('other', 404), ('/predict', 422)]
-    assert lines[0]['bytes'] > len(photos[0]) and {'time', 'id', 'ms', 'label', 'level'} <= {*lines[0]}
+    assert lines[0]['bytes'] > len(photos[0]) and {'time', 'id', 'ms', 'label', 'level', 'reason'} <= {*lines[0]}
     assert 'secret' not in ''.join(server.log + server.said) and len(server.log) == 3
 
 

@@ -5,14 +5,14 @@ import re
 import subprocess
 
 import pytest
-from conftest import COMMAND, TINY, as_arguments, run_command
+from conftest import COMMAND, TINY, WHOLE, as_arguments, run_command
 from test_train import same
 from warm import run_without_streams
 
 from basegun_fastai.run import Run
 
 pytestmark = pytest.mark.slow
-OPTIONS = as_arguments(**TINY | dict(head_epochs=2, fine_tune_epochs=2))
+OPTIONS = as_arguments(**WHOLE)
 
 
 def shell(streams, *arguments, **options):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, as_arguments, tree, typed
+from conftest import TINY, WHOLE, as_arguments, tree, typed
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json',
          'confusion-matrix.csv', 'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'confidence.png',
-         'predictions-val.csv', 'report.html'}
+         'predictions-val.csv', 'report.html', 'familiarity.safetensors'}
 
 
 def history(run): return pd.read_csv(run.history)
@@ -34,6 +34,8 @@ def same(a, b):
     "The files that must be byte-identical, and the history but for the seconds."
     assert a.weights.read_bytes() == b.weights.read_bytes()
     assert (a.path/'metrics.json').read_bytes() == (b.path/'metrics.json').read_bytes()
+    banks = [o.familiarity.read_bytes() if o.familiarity.exists() else None for o in (a, b)]
+    assert banks[0] == banks[1]
     assert history(a).drop(columns='seconds').equals(history(b).drop(columns='seconds'))
 
 
@@ -71,7 +73,8 @@ def test_all_tables_agree(run):
     from sklearn.metrics import confusion_matrix, log_loss
     rows, numbers = pd.read_csv(run.path/'predictions-val.csv'), json.loads((run.path/'metrics.json').read_text())
     classes = run.config.classes
-    assert rows.columns.tolist() == ['file', 'label', 'predicted', 'confidence', *classes] and len(rows) == 24
+    assert rows.columns.tolist() == ['file', 'label', 'predicted', 'confidence', 'familiarity', 'reason', *classes]
+    assert len(rows) == 24
     assert (rows.label == [Path(o).parent.name for o in rows.file]).all() and rows.file.str.startswith('val/').all()
     assert (rows.predicted == rows[classes].idxmax(axis=1)).all() and np.allclose(rows.confidence,
         rows[classes].max(axis=1))
@@ -142,13 +145,12 @@ def test_tensorboard_reads_the_curves_back(run):
 
 def test_two_runs_with_one_seed_are_identical_and_workers_change_nothing(run, data, tmp_path):
     for workers in (0, 2):
-        train(data, head_epochs=2, fine_tune_epochs=2, out=tmp_path, name=f'workers {workers}', **TINY
-              | dict(workers=workers))
+        train(data, out=tmp_path, name=f'workers {workers}', **WHOLE | dict(workers=workers))
         same(run, Run(tmp_path/f'workers {workers}'))
 
 
 def test_another_seed_gives_another_run(run, data, tmp_path):
-    train(data, head_epochs=2, fine_tune_epochs=2, out=tmp_path, name='other', seed=1, **TINY)
+    train(data, out=tmp_path, name='other', seed=1, **WHOLE)
     assert Run(tmp_path/'other').weights.read_bytes() != run.weights.read_bytes()
 
 

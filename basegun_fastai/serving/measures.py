@@ -8,6 +8,7 @@ __all__ = ['KEPT', 'Measures']
 # %% ../../nbs/serving/measures.ipynb #0024eae7
 from collections import deque
 
+from fastcore.basics import patch
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import disable_created_metrics, generate_latest
 
@@ -46,16 +47,19 @@ class Measures:
 
     def _mean(self): return sum(self.confidences) / len(self.confidences) if self.confidences else float('nan')
 
-    def count(self,
-        answer: Answer, # That somebody gets
-    ) -> None: # Nothing
-        "Count an answer."
-        self.answers.labels(answer.label, answer.level).inc()
-        self.confidences.append(answer.confidence)
-        self.confidence.observe(answer.confidence)
-        if answer.familiarity is not None: self.familiarity.observe(answer.familiarity)
-        if answer.reason: self.reasons.labels(answer.reason).inc()
+# %% ../../nbs/serving/measures.ipynb #ff9172ef
+@patch
+def count(self: Measures,
+    answer: Answer, # That somebody gets
+) -> None: # Nothing
+    "Count an answer."
+    self.answers.labels(answer.label, answer.level).inc()
+    self.confidences.append(answer.confidence)
+    self.confidence.observe(answer.confidence)
+    if answer.familiarity is not None: self.familiarity.observe(answer.familiarity)
+    if answer.reason: self.reasons.labels(answer.reason).inc()
 
-    def text(self) -> tuple[bytes, str]: # What Prometheus reads, and its content type
-        "Write all down."
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+@patch
+def text(self: Measures) -> tuple[bytes, str]: # What Prometheus reads, and its content type
+    "Write all down."
+    return generate_latest(self.registry), CONTENT_TYPE_LATEST

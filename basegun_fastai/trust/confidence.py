@@ -24,7 +24,7 @@ from .predictions import OodPredictions, Predictions
 # %% ../../nbs/trust/confidence.ipynb #5fb04e2c
 def _familiarity_numbers(preds, rate):
     if preds.familiarity is None: return None
-    unfamiliar = preds.familiarity < rate
+    unfamiliar = ~(preds.familiarity >= rate)
     per_class = {label: float(unfamiliar[preds.labels == i].mean()) for i, label in enumerate(preds.classes)
                  if (preds.labels == i).any()}
     return dict(unfamiliar=float(unfamiliar.mean()), n=len(unfamiliar), per_class=per_class)
@@ -173,5 +173,5 @@ def run_confidence(
             "again with another --name")
     levels = numbers['levels']
     rates = {k: levels[k] for k in ('high_rate', 'shown_rate')}
-    found = Levels(levels['low'], levels['high'], levels.get('unfamiliar_rate', 0.))
-    return numbers['calibration']['temperature'], found, rates
+    run_levels = Levels(levels['low'], levels['high'], levels.get('unfamiliar_rate', 0.))
+    return numbers['calibration']['temperature'], run_levels, rates

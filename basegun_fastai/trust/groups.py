@@ -136,7 +136,7 @@ def write_groups(
         for value, part in pd.Series(n).groupby(groups[column].to_numpy()):
             subset = Predictions([preds.files[o] for o in part], preds.classes, preds.labels[part], preds.logits[part])
             numbers = metrics(subset)
-            unfamiliar = None if preds.familiarity is None else (preds.familiarity[part] < unfamiliar_rate).mean()
+            unfamiliar = None if preds.familiarity is None else 1 - (preds.familiarity[part] >= unfamiliar_rate).mean()
             rows.append(dict(column=column, value=value, unfamiliar=unfamiliar) | {k: numbers[k] for k in _NUMBERS})
     table = pd.DataFrame(rows, columns=['column', 'value', *_NUMBERS, 'unfamiliar'])
     write_whole(Tables(folder).groups, table.to_csv(index=False, float_format='%.6f', lineterminator='\n'))

@@ -35,7 +35,7 @@ class Levels:
         familiarity: float|None, # Of a photo; empty if it is not known
     ) -> bool: # False if it is not known
         "Is a photo unlike all that the network was trained on?"
-        return familiarity is not None and familiarity < self.unfamiliar_rate
+        return familiarity is not None and not familiarity >= self.unfamiliar_rate  # NaN is
 
     def reason(self,
         confidence: float, # Of an answer, between 0 and 1
@@ -122,7 +122,7 @@ def familiar_confidences(
     unfamiliar_rate: float, # Below it a photo is unfamiliar
 ) -> np.ndarray: # The same, 0 for unfamiliar photos, shape `(n,)`
     "Leave unfamiliar photos no confidence."
-    return confidences if familiarity is None else np.where(familiarity < unfamiliar_rate, 0., confidences)
+    return confidences if familiarity is None else np.where(familiarity >= unfamiliar_rate, confidences, 0.)
 
 # %% ../../nbs/trust/levels.ipynb #b6a5ee9a
 def refusal(

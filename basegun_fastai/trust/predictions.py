@@ -110,6 +110,7 @@ def _run_model(model, dls, dl, what, bank):
     outputs, labels = logits_and_labels(with_similarity(model, bank), dls, dl, what)
     return outputs[:, :-1].numpy(), outputs[:, -1].numpy(), labels
 
+# %% ../../nbs/trust/predictions.ipynb #423560b2
 @dataclass(frozen=True)
 class OodPredictions:
     "What a model said of photos that show none of its classes."

@@ -277,7 +277,8 @@ def _origin(config, history):
 # %% ../../nbs/trust/run_page.ipynb #d327a7cf
 _PAGE = """{% extends 'page' %}{% block body %}<h1>{{ name|printable }}</h1>
 {% include 'summary' %}<h2>Curves</h2><div class="scroll chart">{{ curves }}</div>
-{% include 'classes' %}{% include 'confidence' %}{% include 'familiarity' %}{% include 'mistakes' %}{% include 'steadiness' %}{% include 'pairs' %}{% include 'origin' %}{% endblock %}
+{% include 'classes' %}{% include 'confidence' %}{% include 'familiarity' %}{% include 'mistakes' %}
+{% include 'steadiness' %}{% include 'pairs' %}{% include 'origin' %}{% endblock %}
 """
 _TEMPLATES = dict(run=_PAGE, summary=_SUMMARY, classes=_CLASSES, pairs=_PAIRS, confidence=_CONFIDENCE,
                   familiarity=TEMPLATE, mistakes=_MISTAKES, steadiness=_STEADINESS, origin=_ORIGIN)
@@ -293,7 +294,8 @@ def run_page(
     values = _values(run, preds, inspection, *(against or (None, None)))
     files = {file for o in values['pairs'] for file, _ in o['photos']} | {
         file for _, part, _ in values.get('differences', ()) for file in part}
-    for o in values['worst'] + values['suspects'] + values['strange']: files |= {o['file'], *(file for file, _, _ in o['resembled'])}
+    for o in [*values['worst'], *values['suspects'], *values['strange']]:
+        files |= {o['file'], *(file for file, _, _ in o['resembled'])}
     for o in values['closest']: files |= {o['file'], o['train_file']}
     return render('run', _TEMPLATES, pictures(data, sorted(files)), kind='report', **values)
 
@@ -309,5 +311,6 @@ def _values(run, preds, inspection, before, comparison):
         confidence_chart=svg(plot_confidence(preds, numbers)),
         curves=svg(plot_history(history, (config.best or {}).get('epoch'))), n_varied=inspection.n_varied,
         **_varied(inspection.steadiness),
-        **_summary(config, preds, numbers), **_familiarity(run, numbers), **_mistakes(preds, inspection), **_origin(config, history),
+        **_summary(config, preds, numbers), **_familiarity(run, numbers), **_mistakes(preds, inspection),
+        **_origin(config, history),
         **_against(before and before.path.resolve().name, comparison, preds))

@@ -13,8 +13,8 @@ from basegun_fastai.trust.levels import Levels, level_counts
 from basegun_fastai.data.names import class_columns
 from basegun_fastai.trust.predictions import prediction_columns
 
-ODD = sorted(['file', 'label', 'class label', 'predicted', 'confidence', 'true', '-dash', '=1+1', '01', '1', 'NA',
-              'a, "b" \'c\'', 'x' * 120])
+ODD = sorted(['file', 'label', 'class label', 'predicted', 'confidence', 'familiarity', 'reason', 'true', '-dash',
+              '=1+1', '01', '1', 'NA', 'a, "b" \'c\'', 'x' * 120])
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +45,7 @@ def test_classes_named_like_columns_go_through_every_command(odd, tmp_path):
         rows = read(folder/'predictions-val.csv')
         assert list(rows.columns) == prediction_columns(ODD)
         assert set(rows.label) == set(ODD) and set(rows.predicted) <= set(ODD)
-        assert np.allclose(rows.iloc[:, 4:].astype(float).sum(axis=1), 1, atol=1e-5)
+        assert np.allclose(rows.iloc[:, 6:].astype(float).sum(axis=1), 1, atol=1e-5)
         for name in ('confusion-matrix.csv', 'confusion-matrix-normalized.csv'):
             counts = read(folder/name)
             assert list(counts.true) == ODD and list(counts.columns) == ['true', *class_columns(ODD, ('true',))]
@@ -55,7 +55,7 @@ def test_classes_named_like_columns_go_through_every_command(odd, tmp_path):
         done = typed('predict', tmp_path/'exported', odd/'val'/'01', *options)
         lines = done.stdout.splitlines()
         rows = [json.loads(o) for o in lines] if options else list(csv.DictReader(lines))
-        assert done.returncode == 0 and len(rows) == 2 and len(rows[0]) == 5 + len(ODD)
+        assert done.returncode == 0 and len(rows) == 2 and len(rows[0]) == 7 + len(ODD)
         assert all(o['label'] in ODD for o in rows)
         assert 'class file' in rows[0] and 'class class label' in rows[0] and 'predicted' in rows[0]
 

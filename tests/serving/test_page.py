@@ -53,7 +53,9 @@ def test_a_photo_that_is_chosen_gets_its_answer(server, photo):
         shares, wanted = answered(page), server.client.post('/predict', content=photo.read_bytes()).json()
         assert shares == wanted['probabilities'] and [*shares] == sorted(shares, key=shares.get, reverse=True)
         assert page.inner_text('#label') == wanted['label'].replace('_', ' ')
-        assert page.inner_text('#level').lower().startswith(wanted['confidence_level'])
+        start = 'unfamiliar' if wanted['reason'] == 'unfamiliar' else wanted['confidence_level']
+        assert page.inner_text('#level').lower().startswith(start)
+        assert page.inner_text('#familiarity').startswith(f"Familiarity {round(wanted['familiarity'], 3):g}: ")
         assert page.evaluate("document.querySelector('#evidence').naturalWidth") > 100 and not heard
         assert page.evaluate('document.activeElement.id') == 'result'
 
@@ -114,6 +116,24 @@ def test_of_a_thousand_classes_twenty_have_a_bar(server, photo):
         page.set_input_files('#file', photo)
         page.wait_for_selector('#bars output >> nth=19', state='detached')
         assert len(answered(page)) == 6 and page.inner_text('#others') == ''
+
+
+@pytest.mark.parametrize(('locale', 'level', 'familiarity'), [
+    ('en-GB', 'Unfamiliar: this looks like none of the photos',
+     'Familiarity 0.012: of 1000 photos of firearms, about 12 look as unusual as this.'),
+    ('fr-FR', 'Inconnu : cette photo ne ressemble à aucune',
+     "Familiarité 0,012 : sur 1000 photos d'armes à feu, environ 12 sont aussi inhabituelles.")])
+def test_an_unfamiliar_photo_is_said_to_be_so(server, locale, level, familiarity):
+    with opened(server.url, locale=locale) as (page, heard):
+        def shown(**changes):
+            answer = dict(label='a', confidence=.99, confidence_level='low', model='m', milliseconds=1,
+                          probabilities=dict(a=.99, b=.01), familiarity=.0123, reason='unfamiliar') | changes
+            page.evaluate('answer => show(answer, new Blob())', answer)
+            return page.inner_text('#level'), page.inner_text('#familiarity')
+        text, share = shown()
+        assert text.startswith(level) and text.endswith('(99.0 %)') and share == familiarity
+        text, share = shown(familiarity=None, reason='uncertain')
+        assert not text.startswith(level) and share == '' and not heard
 
 
 def test_a_photo_that_is_dropped_gets_its_answer(server, photo):

@@ -24,6 +24,7 @@ from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.ranks import own_part, part_indices
 from basegun_fastai.run import Run
 from basegun_fastai.training import launching
+from basegun_fastai.trust.familiarity import read_bank
 
 TOGETHER = Path(__file__).parents[1]/'together.py'
 SMALL = dict(arch='test_efficientnet', size=32, head_epochs=1, fine_tune_epochs=3, batch_size=18, device='cpu')
@@ -217,10 +218,11 @@ CODES = dict(rank=137, launcher=-signal.SIGKILL, term=143)
 def together(data, weights, tmp_path_factory):
     "A run of two processes that was not disturbed."
     out = tmp_path_factory.mktemp('together')
-    options = as_arguments(**SMALL | dict(weights=weights, workers=1))
+    options = as_arguments(**SMALL | dict(weights=weights, workers=1, unfamiliar_rate=.1))
     launched = Launched(data, '--out', out, '--name', 'whole', *options)
     code, text = launched.ended(120)
     assert code == 0, text
+    assert len(read_bank(Run(out/'whole')).val_similarities) == 24
     return Run(out/'whole'), options
 
 

@@ -2,8 +2,9 @@
 import numpy as np
 import pytest
 
-from basegun_fastai.trust.levels import Levels, clopper_pearson_upper, find_levels, level_counts, ood_metrics
-from basegun_fastai.trust.levels import photos_needed, threshold
+from basegun_fastai.trust.familiarity import familiarity, familiarity_table
+from basegun_fastai.trust.levels import REASONS, Levels, clopper_pearson_upper, familiar_confidences, find_levels
+from basegun_fastai.trust.levels import level_counts, ood_metrics, photos_needed, threshold
 
 
 def sample(random, n):
@@ -78,7 +79,77 @@ def test_separation_is_that_of_its_definition():
     assert actual['fpr95'] == pytest.approx((others >= np.sort(guns)[24]).mean(), abs=.01)
 
 
-def test_no_number_is_low(): assert Levels(.5, .9)(float('nan')) == 'low'
+def test_no_number_is_low():
+    for o in (Levels(.5, .9), Levels(.5, .9, .02), Levels(None, None)):
+        assert o(float('nan')) == o(float('nan'), .5) == 'low'
+        assert o.reason(float('nan'), .5) == ('unproven' if o.low is None else 'uncertain')
+
+
+# Familiarity
+
+
+@pytest.mark.parametrize('levels', [Levels(.5, .9, .02), Levels(0., 0., .02), Levels(None, None, .02),
+                                    Levels(.5, None, .02)])
+def test_an_unfamiliar_photo_is_low_whatever_the_confidence(levels):
+    for confidence in (0., .5, .899, .9, 1.):
+        for strange in (.001, .0199):
+            assert levels(confidence, strange) == 'low' and levels.reason(confidence, strange) == 'unfamiliar'
+        for known in (.02, .5, 1., None):  # at the rate itself a photo is familiar
+            assert levels(confidence, known) == levels(confidence)
+            assert levels.reason(confidence, known) == levels.reason(confidence) != 'unfamiliar'
+
+
+def test_without_a_rate_no_photo_is_unfamiliar():
+    assert Levels(.5, .9)(1., 1e-9) == 'high' and not Levels(.5, .9).is_unfamiliar(1e-9)
+
+
+def test_an_answer_has_a_reason_if_and_only_if_it_is_low():
+    shares, reasons = [None, .001, .02, .7], set()
+    for levels in (Levels(.5, .9, .02), Levels(.5, None), Levels(None, None, .02), Levels(None, None)):
+        for confidence in (0., .4999, .5, .9, 1.):
+            for share in shares:
+                reason = levels.reason(confidence, share)
+                assert (levels(confidence, share) == 'low') == (reason is not None)
+                reasons.add(reason)
+    assert reasons == {None, *REASONS}
+    assert Levels(.5, .9).reason(.4) == 'uncertain' and Levels(None, None).reason(1.) == 'unproven'
+
+
+def sample_with_strange_photos(random, n):
+    "Confidences, chances to be right, and similarities; a twentieth is strange, surely answered and mostly wrong."
+    confidences, strange = 1 - .5 * random.random(n) ** 3, random.random(n) < .05
+    similarities = np.where(strange, random.uniform(-1, .3, n), random.uniform(.2, 1, n))
+    surely = .95 + .05 * random.random(n)
+    return np.where(strange, surely, confidences), np.where(strange, .3, confidences), similarities
+
+
+@pytest.mark.parametrize(('rate', 'n'), [(.95, 2000), (.9, 400)])
+def test_the_promise_holds_for_familiar_photos_and_costs_no_more_than_it_has_to(rate, n):
+    random, unfamiliar_rate, kept, lower = np.random.default_rng(0), .05, [], []
+    others, chances, others_similarities = sample_with_strange_photos(np.random.default_rng(1), 100_000)
+    for _ in range(100):
+        confidences, chance, similarities = sample_with_strange_photos(random, n)
+        right, table = random.random(n) < chance, familiarity_table(similarities)
+        familiar = familiar_confidences(confidences, familiarity(similarities, table), unfamiliar_rate)
+        actual, plain = threshold(familiar, right, rate), threshold(confidences, right, rate)
+        shown = (others >= (actual or 2)) & (familiarity(others_similarities, table) >= unfamiliar_rate)
+        kept.append(actual is None or chances[shown].mean() >= rate)
+        lower.append(actual is not None and (plain is None or actual < plain))
+    assert np.mean(kept) >= .95 and np.mean(lower) > .95
+
+
+def test_unfamiliar_photos_are_counted_as_low():
+    random = np.random.default_rng(0)
+    confidences, right = sample(random, 1000)
+    share = random.random(1000)
+    levels = Levels(.7, .95, .1)
+    actual = level_counts(levels, confidences, right, share)
+    expected = np.array([levels(*o) for o in zip(confidences, share, strict=True)])
+    for name, band in actual.items():
+        assert band['n'] == (expected == name).sum() and band['right'] == pytest.approx(right[expected == name].mean())
+    assert actual['low']['n'] > level_counts(levels, confidences, right)['low']['n']
+    assert familiar_confidences(confidences, None, .1) is confidences
+    assert level_counts(Levels(.7, .95), confidences, right, share) == level_counts(levels, confidences, right)
 
 
 def test_bands_cover_all_photos():

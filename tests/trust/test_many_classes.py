@@ -72,8 +72,8 @@ def make(folder, n):
     columns = ['changed', 'confidence', *classes]
     steady = pd.DataFrame(random.random((len(VARIATIONS), len(columns))), list(VARIATIONS), columns)
     neighbours = pd.DataFrame(columns=['file', 'train_file', 'cosine'])
-    inspection = Inspection([0, 1], pd.DataFrame(columns=['file', 'label', 'suggested', 'quality', 'confidence']), {},
-                            steady, 9, neighbours, (0, 0))
+    inspection = Inspection([0, 1], [], pd.DataFrame(columns=['file', 'label', 'suggested', 'quality', 'confidence']),
+                            {}, steady, 9, neighbours, (0, 0))
     other = replace(preds, logits=random.normal(size=(N, n)).astype(np.float32) * 3)
     page = run_page(run, data, preds, inspection, (run, compare(other, preds)))
     (Path(folder)/'page.html').write_text(page, encoding='utf-8')

@@ -19,3 +19,5 @@ def test_faults_of_other_things(data, copy, others, tmp_path):
     refused('that are also in the data', '--not-a-gun', copy/'val')
     refused('--high-rate 1.5', '--high-rate', 1.5)
     refused('--shown-rate 0.2', '--shown-rate', .2)
+    for o in ('0.2', '0.0005', '-0.02', 'nan'):
+        refused(f'--unfamiliar-rate {o}: give a share from 0.001 to 0.1', '--unfamiliar-rate', o)
