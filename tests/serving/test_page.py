@@ -118,22 +118,22 @@ def test_of_a_thousand_classes_twenty_have_a_bar(server, photo):
         assert len(answered(page)) == 6 and page.inner_text('#others') == ''
 
 
-@pytest.mark.parametrize(('locale', 'level', 'familiarity'), [
-    ('en-GB', 'Unfamiliar: this looks like none of the photos',
-     'Familiarity 0.012: of 1000 photos of firearms, about 12 look as unusual as this.'),
-    ('fr-FR', 'Inconnu : cette photo ne ressemble à aucune',
+@pytest.mark.parametrize(('locale', 'title', 'level', 'familiarity'), [
+    ('en-GB', 'Unfamiliar photo', 'This looks like none of the photos',
+     'Familiarity 0.012: of 1000 photos of firearms, about 12 are as unusual as this one.'),
+    ('fr-FR', 'Photo inconnue', 'Cette photo ne ressemble à aucune',
      "Familiarité 0,012 : sur 1000 photos d'armes à feu, environ 12 sont aussi inhabituelles.")])
-def test_an_unfamiliar_photo_is_said_to_be_so(server, locale, level, familiarity):
+def test_an_unfamiliar_photo_is_said_to_be_so(server, locale, title, level, familiarity):
     with opened(server.url, locale=locale) as (page, heard):
         def shown(**changes):
             answer = dict(label='a', confidence=.99, confidence_level='low', model='m', milliseconds=1,
                           probabilities=dict(a=.99, b=.01), familiarity=.0123, reason='unfamiliar') | changes
             page.evaluate('answer => show(answer, new Blob())', answer)
-            return page.inner_text('#level'), page.inner_text('#familiarity')
-        text, share = shown()
-        assert text.startswith(level) and text.endswith('(99.0 %)') and share == familiarity
-        text, share = shown(familiarity=None, reason='uncertain')
-        assert not text.startswith(level) and share == '' and not heard
+            return [page.inner_text(o) for o in ('#label', '#level', '#familiarity')]
+        name, text, share = shown()
+        assert name == title and text.startswith(level) and '%' not in text and share == familiarity
+        name, text, share = shown(familiarity=None, reason='uncertain')
+        assert name == 'a' and not text.startswith(level) and text.endswith('(99.0 %)') and share == '' and not heard
 
 
 def test_a_photo_that_is_dropped_gets_its_answer(server, photo):
