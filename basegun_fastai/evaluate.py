@@ -26,7 +26,7 @@ from .run import Config, Run
 from .training.options import DEVICES
 from .trust.confidence import run_confidence
 from .trust.evidence import confused_overlays
-from .trust.familiarity import read_bank
+from .trust.familiarity import read_bank, why_no_familiarity
 from .trust.features import raise_unless_bank_fits
 from .trust.groups import read_groups, write_groups
 from .trust.levels import Levels
@@ -127,9 +127,7 @@ def _say_what_differs(config, data, table):
 def _read_bank(run):
     "What familiarity is computed from; without it everything else is as ever."
     bank = read_bank(run)
-    if bank is None: say(f"'{run.path}' has no {run.familiarity.name}, so familiarity is left out: its val photos were "
-                         'too few, its network does not tell its features, or an older version trained it (then train '
-                         'again to have it)')
+    if bank is None: say(why_no_familiarity(run))
     return bank
 
 def _predict(run, data, table, workers, device, ood_photos):

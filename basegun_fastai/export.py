@@ -28,7 +28,7 @@ from .model.archs import run_architecture
 from .predict import load
 from .run import Run
 from .trust.evidence import MAX_ERROR
-from .trust.familiarity import N_NEIGHBORS, Bank, read_bank
+from .trust.familiarity import N_NEIGHBORS, Bank, read_bank, why_no_familiarity
 from .trust.predictions import has_prediction_columns
 
 if TYPE_CHECKING:
@@ -256,10 +256,7 @@ def _make_export(run, data, out):
     if network.layer is None:
         say('this network has no exact evidence, since its last layer does not stand on the mean over '
             'places: its answers cannot be explained')
-    if bank is None:
-        say(f"'{run.path}' has no {run.familiarity.name}: answers will not tell how familiar a photo is. Its val "
-            'photos were too few, its network does not tell its features, or an older version trained it (train '
-            'again to have it)')
+    if bank is None: say(why_no_familiarity(run))
     print(out)
 
 # %% ../nbs/export.ipynb #7667827e

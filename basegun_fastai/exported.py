@@ -128,7 +128,7 @@ def no_familiarity_line(
     if about['familiarity']: return None
     is_older = about['format'] == _FORMAT_1
     remedy = ('an older version exported it; train and export again to have it' if is_older else
-              'its run had too few val photos, or its network does not tell its features')
+              'its run had too few val photos, or its network does not tell its features; `export` says which')
     return f"model {about['id']} has no familiarity, so a photo of anything is answered like a gun: {remedy}"
 
 # %% ../nbs/exported.ipynb #e83453aa

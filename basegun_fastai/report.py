@@ -17,6 +17,7 @@ from .machine import worker_faults
 from .run import Run
 from .training.options import DEVICES
 from .trust.comparison import compare, comparison_fault
+from .trust.familiarity import read_bank
 from .trust.inspection import inspect_run
 from .trust.predictions import metrics, read_predictions
 from .trust.run_page import run_page
@@ -80,6 +81,7 @@ def report(
     run, before = Run(run), Run(against) if against else None
     out = Path(out or run.path/f'report_{datetime.now():%Y-%m-%d_%H%M%S}.html')
     data = _check(run, before, data, out, workers, device)
+    read_bank(run)  # which the page needs, so a damaged one is refused now
     val, train = _read_photos(run, data)
     preds = _read_predictions(run, val)
     comparison = compare(read_predictions(before, before.config.classes), preds) if before else None

@@ -264,7 +264,7 @@ def train(
     cache: one_of(('auto', 'off', 'DIR')) = 'auto', # Where decoded photos are kept; changes the time alone
     high_rate: float = .99, # Share of right answers among those called high, as far as val can promise it
     shown_rate: float = .9, # The same among all that are not called low
-    unfamiliar_rate: float = UNFAMILIAR_RATE, # Share of val photos to call unfamiliar, so low; 0: none
+    unfamiliar_rate: float = UNFAMILIAR_RATE, # Share of val to call unfamiliar, so low: 0.001 to 0.1, or 0
     not_a_gun: Path = None, # Folder with photos of other things, which are to come out low
     skip_unreadable: bool = False, # Train without the photos that cannot be read, and note them in the run
     resume: bool = False, # Continue the run NAME if it was interrupted, begin it if it does not exist

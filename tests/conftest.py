@@ -130,6 +130,15 @@ def run(data, tmp_path_factory):
     return Run(out/'whole')
 
 
+def forget_familiarity(run):
+    "Make a copy of a run one of an older version, which had no familiarity."
+    import json
+    run.familiarity.unlink()
+    numbers = json.loads(run.metrics.read_bytes())
+    del numbers['familiarity'], numbers['levels']['unfamiliar_rate']
+    run.metrics.write_text(json.dumps(numbers))
+
+
 @pytest.fixture(scope='session')
 def exported(run, tmp_path_factory):
     "What `export` makes of the run; tests of other modules have fixtures of their own by this name."

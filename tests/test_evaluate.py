@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, tree, typed
+from conftest import TINY, forget_familiarity, tree, typed
 
 from basegun_fastai.run import Run
 from basegun_fastai.train import train
@@ -94,9 +94,9 @@ def test_the_same_photos_are_as_familiar_as_after_the_training(run, data, tmp_pa
 
 def test_a_run_without_a_bank_is_judged_all_the_same(run, data, tmp_path):
     shutil.copytree(run.path, tmp_path/'run')
-    Run(tmp_path/'run').familiarity.unlink()
+    forget_familiarity(Run(tmp_path/'run'))
     result = typed('evaluate', tmp_path/'run', data, '--out', tmp_path/'out', '--workers', 0)
-    assert result.returncode == 0 and result.stderr.count('familiarity is left out') == 1, result.stderr
+    assert result.returncode == 0 and result.stderr.count('has no familiarity: an older version') == 1, result.stderr
     numbers, before = (json.loads((o/'metrics.json').read_text()) for o in (tmp_path/'out', run.path))
     assert numbers['familiarity'] is None and numbers['accuracy'] == before['accuracy']
     rows, others = (pd.read_csv(o/'predictions-val.csv') for o in (tmp_path/'out', run.path))

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from conftest import COMMAND, run_command, tree, typed
+from conftest import COMMAND, forget_familiarity, run_command, tree, typed
 from safetensors.torch import load_file, save_file
 
 from basegun_fastai.data.demo import GUNS, demo_data, draw_photo
@@ -343,7 +343,7 @@ def without_bank(run, tmp_path_factory):
     "What is exported of the same run without its bank, and what was said."
     folder = tmp_path_factory.mktemp('without')
     shutil.copytree(run.path, folder/'whole')
-    Run(folder/'whole').familiarity.unlink()
+    forget_familiarity(Run(folder/'whole'))
     return folder/'served', typed('export', folder/'whole', '--out', folder/'served')
 
 
@@ -365,7 +365,7 @@ def test_similarity_of_onnx_of_torch_and_of_numpy_is_one_and_that_of_the_trainin
 
 def test_a_bank_changes_neither_labels_nor_probabilities(exported, without_bank, run, data):
     folder, result = without_bank
-    assert result.returncode == 0 and result.stderr.count('answers will not tell how familiar a photo is') == 1
+    assert result.returncode == 0 and result.stderr.count('has no familiarity: an older version') == 1
     model, plain = load(exported), load(folder)
     assert model.has_familiarity and not plain.has_familiarity and plain.about['familiarity'] is None
     rows = pd.read_csv(run.predictions)

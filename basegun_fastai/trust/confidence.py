@@ -124,13 +124,15 @@ def confidence_lines(
                       else '')
         lines.append(f"{name:6} {range_text:11} {number_of(o['n'])}{share_text}")
     lines += [f'{_REFUSALS[name]}: {reason}' for name, reason in levels['refused'].items()]
-    if o := numbers.get('familiarity'): lines.append(
-        f"unfamiliar {o['unfamiliar']:.1%} of {number_of(o['n'])}: a familiarity below {levels['unfamiliar_rate']:g}, "
-        'so low')
+    if o := numbers.get('familiarity'): lines.append(_unfamiliar_line(o, levels['unfamiliar_rate']))
     if o := levels['not_a_gun']: lines += _ood_lines(o)
     return lines
 
 _REFUSALS = dict(low='everything is called low', high='nothing is called high', familiarity='no familiarity')
+
+def _unfamiliar_line(o, rate):
+    if not rate: return 'no photo is called unfamiliar, as --unfamiliar-rate 0 asks'
+    return f"unfamiliar {o['unfamiliar']:.1%} of {number_of(o['n'])}: a familiarity below {rate:g}, so low"
 
 def _ood_lines(o):
     by_confidence = o.get('shown_by_confidence', o['shown'])  # the same in runs of before familiarity

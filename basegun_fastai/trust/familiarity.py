@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['N_NEIGHBORS', 'MAX_BANK', 'MAX_TABLE', 'UNFAMILIAR_RATE', 'MAX_UNFAMILIAR_RATE', 'MAX_LENGTH_ERROR', 'similarity',
            'choose_bank', 'familiarity_table', 'familiarity', 'val_photos_needed', 'no_familiarity', 'Bank',
-           'save_bank', 'bank_fault', 'read_bank']
+           'save_bank', 'bank_fault', 'why_no_familiarity', 'read_bank']
 
 # %% ../../nbs/trust/familiarity.ipynb #b6cf9145
 N_NEIGHBORS = 5
@@ -88,8 +89,9 @@ def no_familiarity(
     "Say why val photos cannot show how familiar a photo is."
     needed = val_photos_needed(unfamiliar_rate)
     if n >= needed: return None
-    return (f'{number_of(n, "val photo")}: too few to say how unusual a photo is, since the smallest familiarity would '
-            f'be {1 / (n + 1):.2g}; it takes {needed}')
+    are = 'is' if n == 1 else 'are'
+    return (f'{number_of(n, "val photo")} {are} too few to say how unusual a photo is, and it takes {needed}; more '
+            'photos in val/ help, or a larger --unfamiliar-rate')
 
 # %% ../../nbs/trust/familiarity.ipynb #de243cb2
 @dataclass(frozen=True, eq=False)
@@ -134,14 +136,28 @@ def _similarities_fault(similarities):
     if sound and np.isfinite(similarities).all() and np.abs(similarities).max() <= 1 + MAX_LENGTH_ERROR: return None
     return 'its similarities of val photos are not all numbers from -1 to 1'
 
+# %% ../../nbs/trust/familiarity.ipynb #0ac8a377
+def _metrics(run): return json.loads(run.metrics.read_bytes()) if run.metrics.is_file() else {}
+
+def why_no_familiarity(
+    run: Run, # A run without a bank
+) -> str: # A line
+    "Say why a run has no familiarity, and what to do."
+    refused = _metrics(run).get('levels', {}).get('refused', {})
+    reason = refused.get('familiarity', 'an older version trained it, or its network does not tell the features that '
+                         'its last layer decides by; train again with this version to have it')
+    return f"'{run.path}' has no familiarity: {reason}"
+
 def read_bank(
     run: Run, # A finished run
-) -> Bank|None: # None if the run has none; raises `BasegunError` if it is damaged or of other weights
+) -> Bank|None: # None if the run has none; raises `BasegunError` if it is gone, damaged or of other weights
     "Read `familiarity.safetensors`."
-    file = run.familiarity
-    if not file.is_file(): return None
+    file, remedy = run.familiarity, 'Copy it again from where the run was trained, or train again'
+    if not os.path.lexists(file):
+        if _metrics(run).get('familiarity') is None: return None
+        raise BasegunError(f"'{file}' is gone, and the levels of the run rest on it. {remedy}")
+    if not file.is_file(): raise BasegunError(f"'{file}' is not a regular file. {remedy}")
     from safetensors import SafetensorError, safe_open
-    remedy = 'Copy it again from where the run was trained, or train again'
     try:
         with safe_open(file, framework='numpy') as stored:
             about = json.loads((stored.metadata() or {})['basegun-fastai'])
@@ -151,6 +167,6 @@ def read_bank(
         raise BasegunError(f"'{file}' cannot be read ({err}). {remedy}") from err
     fault = bank_fault(bank.features) or _similarities_fault(bank.val_similarities)
     if fault: raise BasegunError(f"'{file}' is damaged: {fault}. {remedy}")
-    if weights != _weights_digest(run):
+    if run.weights.is_file() and weights != _weights_digest(run):  # what is said of missing weights comes elsewhere
         raise BasegunError(f"'{file}' belongs to another network than '{run.weights.name}'. {remedy}")
     return bank

@@ -48,6 +48,7 @@ def familiarity_text(
         reason = levels['refused'].get('familiarity', 'the run has no bank of features of train photos')
         return f'No familiarity: {reason}.'
     rate, n = levels['unfamiliar_rate'], round(known['unfamiliar'] * known['n'])
+    if not rate: return 'No photo is called unfamiliar, as --unfamiliar-rate 0 asks.'
     return (f"{n} of {number_of(known['n'], 'val photo')} ({known['unfamiliar']:.1%}) are unfamiliar: "
             f'their familiarity is below {rate:g}, so their answers are low. The familiarity of a photo is the share '
             'of val photos that are as unlike the train photos as it is, or more.')

@@ -1,12 +1,12 @@
 "Familiarity is a p-value that holds, of the similarity it is said to be, and is read from nothing damaged."
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
 from basegun_fastai.core import BasegunError
+from basegun_fastai.run import Run
 from basegun_fastai.trust.familiarity import MAX_BANK, MAX_TABLE, MAX_UNFAMILIAR_RATE, Bank, bank_fault, choose_bank
 from basegun_fastai.trust.familiarity import familiarity, familiarity_table, no_familiarity, read_bank, save_bank
 from basegun_fastai.trust.familiarity import similarity, val_photos_needed
@@ -105,8 +105,8 @@ def test_val_photos_suffice_from_the_first_number_that_lets_a_photo_be_unfamilia
     for n, suffices in ((needed, True), (needed - 1, False)):
         smallest = familiarity(-1., familiarity_table(np.linspace(0, 1, n)))
         assert (smallest < rate) == suffices == (no_familiarity(n, rate) is None)
-    assert f'{needed - 1} val photos: too few' in no_familiarity(needed - 1, rate)
-    assert f'it takes {needed}' in no_familiarity(needed - 1, rate)
+    assert f'{needed - 1} val photos are too few' in no_familiarity(needed - 1, rate)
+    assert f'it takes {needed}; more photos in val/ help' in no_familiarity(needed - 1, rate)
 
 
 def test_without_a_rate_it_takes_as_many_val_photos_as_by_default():
@@ -119,8 +119,7 @@ def test_without_a_rate_it_takes_as_many_val_photos_as_by_default():
 @pytest.fixture
 def run(tmp_path):
     (tmp_path/'model.safetensors').write_bytes(b'some weights')
-    return SimpleNamespace(path=tmp_path, weights=tmp_path/'model.safetensors',
-                           familiarity=tmp_path/'familiarity.safetensors')
+    return Run(tmp_path)
 
 
 def good_bank(): return Bank(directions(20, 0).astype(np.float16), np.linspace(-.2, 1, 60).astype(np.float32))
@@ -138,6 +137,17 @@ def test_a_bank_is_read_as_it_was_written(run):
     run.familiarity.unlink()
     save_bank(run, good_bank())
     assert run.familiarity.read_bytes() == before
+
+
+@pytest.mark.parametrize(('spoil', 'words'), [
+    (lambda file: file.unlink(), 'is gone'), (lambda file: (file.unlink(), file.mkdir()), 'not a regular file'),
+    (lambda file: (file.unlink(), file.symlink_to('nowhere')), 'not a regular file')])
+def test_levels_that_rest_on_a_bank_are_not_used_without_it(run, spoil, words):
+    save_bank(run, good_bank())
+    run.metrics.write_text('{"familiarity": {"n": 60}}')
+    spoil(run.familiarity)
+    with pytest.raises(BasegunError, match=words) as refused: read_bank(run)
+    assert 'Copy it again' in str(refused.value)
 
 
 def other(features=None, val_similarities=None, **about):
