@@ -68,7 +68,7 @@ def test_a_training_in_a_log_file(data, tmp_path):
         'recall'] and where == 'runs/mon essai'
     assert [o.split()[0] for o in first_lines] == ['temperature', 'calibration', 'loss:', 'Brier', 'high', 'medium',
                                                    'low',
-                                             'everything', 'nothing']
+                                             'everything', 'nothing', 'no']
     assert '\r' not in result.stdout + result.stderr and '\x1b' not in result.stdout + result.stderr
     warned, lines = ([o for o in result.stderr.splitlines() if o.startswith('warning: ') == wanted]
                      for wanted in (True, False))

@@ -218,3 +218,8 @@ def test_the_table_of_unknown_things_is_that_of_the_benchmark():
     auroc = [f"{statistics.mean(o[score]['hard']['auroc'] for o in hard):.3f}"
              for score in ('familiarity', 'confidence')]
     assert ' instead of '.join(auroc) in ' '.join(README.split())
+    slower = {o['photo']: o['times_as_slow'] for o in noted['latency']['rows']}
+    share = [f"{100 * (slower[photo][size] - 1):.1f}" for size in ('2048', '4096') for photo in ('0.5 MP', '12 MP')]
+    words = 'Familiarity costs {} % of the time of an answer for photos of 0.5 megapixels and {} % for 12'
+    assert words.format(*share[:2]) in HOW and 'would cost {} and {} %'.format(*share[2:]) in HOW
+    assert max(slower[o]['2048'] for o in slower) <= 1.05 and noted['latency']['answers_bit_identical']
