@@ -1426,8 +1426,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'basegun_fastai/trust/familiarity.py'),
                                                   'basegun_fastai.trust.familiarity.bank_fault': ( 'trust/familiarity.html#bank_fault',
                                                                                                    'basegun_fastai/trust/familiarity.py'),
-                                                  'basegun_fastai.trust.familiarity.choose_bank': ( 'trust/familiarity.html#choose_bank',
-                                                                                                    'basegun_fastai/trust/familiarity.py'),
                                                   'basegun_fastai.trust.familiarity.familiarity': ( 'trust/familiarity.html#familiarity',
                                                                                                     'basegun_fastai/trust/familiarity.py'),
                                                   'basegun_fastai.trust.familiarity.familiarity_table': ( 'trust/familiarity.html#familiarity_table',

@@ -22,13 +22,14 @@ from PIL import ExifTags, Image
 from .core import BasegunError, number_of, out_faults, raise_faults, say, whole_folder, write_whole
 from .data.demo import draw_photo
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
-from .exported import FORMAT, MAX_SIMILARITY_DIFFERENCE, essentials, make_probe, seal
+from .exported import FORMAT, essentials, make_probe, seal
 from .lock import hold
 from .model.archs import run_architecture
 from .predict import load
 from .run import Run
 from .trust.evidence import MAX_ERROR
-from .trust.familiarity import N_NEIGHBORS, Bank, read_bank, why_no_familiarity
+from .trust.familiarity import MAX_SIMILARITY_DIFFERENCE, N_NEIGHBORS, Bank, read_bank
+from .trust.familiarity import why_no_familiarity
 from .trust.predictions import has_prediction_columns
 
 if TYPE_CHECKING:

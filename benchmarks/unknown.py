@@ -47,10 +47,11 @@ from basegun_fastai.model.weights import trained_model  # noqa: E402
 from basegun_fastai.predict import load  # noqa: E402
 from basegun_fastai.run import Run  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
-from basegun_fastai.trust.familiarity import MAX_BANK, Bank, choose_bank, familiarity, familiarity_table  # noqa: E402
+from basegun_fastai.trust.familiarity import MAX_BANK, Bank, familiarity, familiarity_table  # noqa: E402
 from basegun_fastai.trust.familiarity import save_bank, similarity  # noqa: E402
 from basegun_fastai.trust.features import features_and_logits  # noqa: E402
 from basegun_fastai.trust.levels import familiar_confidences, find_levels, ood_metrics  # noqa: E402
+from basegun_fastai.trust.steadiness import sample_evenly  # noqa: E402
 
 HERE = Path(__file__).parent
 KINDS, HARD = ('grenade', 'melee', 'flamethrower', 'knife', 'thing'), ('grenade', 'melee', 'flamethrower')
@@ -145,7 +146,7 @@ def greedy_cover(features, _, size):
     return features[chosen]
 
 
-def chance(features, labels, size): return features[choose_bank(labels, size)]
+def chance(features, labels, size): return features[sample_evenly(labels, size)]
 
 
 def bank_sizes(name, measured):

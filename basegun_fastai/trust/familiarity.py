@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from basegun_fastai.run import Run
 
 # %% auto #0
-__all__ = ['N_NEIGHBORS', 'MAX_BANK', 'MAX_TABLE', 'UNFAMILIAR_RATE', 'MAX_UNFAMILIAR_RATE', 'MAX_LENGTH_ERROR', 'similarity',
-           'choose_bank', 'familiarity_table', 'familiarity', 'val_photos_needed', 'no_familiarity', 'Bank',
-           'save_bank', 'bank_fault', 'why_no_familiarity', 'read_bank']
+__all__ = ['N_NEIGHBORS', 'MAX_BANK', 'MAX_SIMILARITY_DIFFERENCE', 'MAX_TABLE', 'UNFAMILIAR_RATE', 'MAX_UNFAMILIAR_RATE',
+           'MAX_LENGTH_ERROR', 'similarity', 'familiarity_table', 'familiarity', 'val_photos_needed', 'no_familiarity',
+           'Bank', 'save_bank', 'bank_fault', 'why_no_familiarity', 'read_bank']
 
 # %% ../../nbs/trust/familiarity.ipynb #b6cf9145
-N_NEIGHBORS = 5
+N_NEIGHBORS, MAX_BANK = 5, 2048
+MAX_SIMILARITY_DIFFERENCE = 1e-3  # between machines, and between forms of one network
 
 def similarity(
     queries: np.ndarray, # Features of length 1, shape `(n, features)`
@@ -35,22 +36,6 @@ def similarity(
     cosines = queries.astype(np.float32) @ bank.astype(np.float32).T
     place = len(bank) - min(n_neighbors, len(bank))
     return np.partition(cosines, place, axis=1)[:, place]
-
-# %% ../../nbs/trust/familiarity.ipynb #f341bf3a
-MAX_BANK = 2048
-
-def choose_bank(
-    labels: np.ndarray, # The class of each train photo, shape `(n,)`
-    size: int = MAX_BANK, # Photos at most
-) -> np.ndarray: # Their indices in ascending order; the same for the same labels
-    "Choose train photos for the bank, as evenly over the classes as their numbers allow."
-    order = np.random.default_rng(0).permutation(len(labels))
-    turn = np.empty(len(labels), int)  # a photo's place within its class
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        turn[members] = np.arange(len(members))
-    first_turns = order[np.argsort(turn[order], kind='stable')]
-    return np.sort(first_turns[:size])
 
 # %% ../../nbs/trust/familiarity.ipynb #c8cbb856
 MAX_TABLE = 1001

@@ -73,7 +73,7 @@ def varied_squares(
 MAX_PHOTOS = 300
 
 def sample_evenly(
-    labels: np.ndarray, # Index of each photo's class, shape `(n,)`
+    labels: np.ndarray, # The class of each photo, shape `(n,)`
     size: int = MAX_PHOTOS, # How many photos at most
 ) -> np.ndarray: # Their indices, in order
     "Choose about as many photos of each class, always the same ones."

@@ -7,9 +7,10 @@ from safetensors.numpy import save
 
 from basegun_fastai.core import BasegunError
 from basegun_fastai.run import Run
-from basegun_fastai.trust.familiarity import MAX_BANK, MAX_TABLE, MAX_UNFAMILIAR_RATE, Bank, bank_fault, choose_bank
+from basegun_fastai.trust.familiarity import MAX_BANK, MAX_TABLE, MAX_UNFAMILIAR_RATE, Bank, bank_fault
 from basegun_fastai.trust.familiarity import familiarity, familiarity_table, no_familiarity, read_bank, save_bank
 from basegun_fastai.trust.familiarity import similarity, val_photos_needed
+from basegun_fastai.trust.steadiness import sample_evenly
 
 
 def directions(n, seed, width=8):
@@ -42,7 +43,7 @@ def test_the_fifth_neighbour_counts_and_of_a_smaller_bank_the_last():
 @pytest.mark.parametrize('size', [1, 20, 100, 2000])
 def test_a_bank_has_as_many_photos_of_each_class_as_their_numbers_allow(counts, size):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
-    chosen = choose_bank(labels, size)
+    chosen = sample_evenly(labels, size)
     assert len(chosen) == min(size, len(labels)) == len({*chosen}) and (np.diff(chosen) > 0).all()
     assert chosen.min() >= 0 and chosen.max() < len(labels)
     taken = np.bincount(labels[chosen], minlength=len(counts))
@@ -53,10 +54,10 @@ def test_a_bank_has_as_many_photos_of_each_class_as_their_numbers_allow(counts, 
 def test_a_bank_is_the_same_for_the_same_labels_and_of_names_as_of_numbers():
     labels = np.random.default_rng(0).integers(0, 5, 300)
     names = np.array(list('abcde'), object)[labels]
-    assert np.array_equal(choose_bank(labels, 50), choose_bank(labels.copy(), 50))
-    assert np.array_equal(choose_bank(labels, 50), choose_bank(names, 50))
-    assert len(choose_bank(np.zeros(5000, int))) == MAX_BANK
-    of_one_class = choose_bank(np.zeros(5000, int), 500)  # from everywhere, not the first ones
+    assert np.array_equal(sample_evenly(labels, 50), sample_evenly(labels.copy(), 50))
+    assert np.array_equal(sample_evenly(labels, 50), sample_evenly(names, 50))
+    assert len(sample_evenly(np.zeros(5000, int), MAX_BANK)) == MAX_BANK
+    of_one_class = sample_evenly(np.zeros(5000, int), 500)  # from everywhere, not the first ones
     assert of_one_class.max() > 4900 and np.histogram(of_one_class, 5, (0, 5000))[0].min() > 70
 
 
