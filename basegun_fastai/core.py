@@ -75,13 +75,12 @@ def raise_if_interrupted() -> None: # Nothing; raises what `handle_signals` note
 
 # %% ../nbs/core.ipynb #e5915567
 def world_size() -> int: # 1 for a process that is alone
-    "Count the processes that train together."
-    size = os.environ.get('BASEGUN_WORLD_SIZE') or os.environ.get('WORLD_SIZE', '1')
-    return int(size) if size.isdecimal() else 1  # `machine.machine_faults` says that it is no number
+    "Count the processes that train together, as `training.distributed.join` noted it."
+    return int(os.environ.get('BASEGUN_WORLD_SIZE', 1))
 
 def rank() -> int: # 0 for the first, and for one that is alone
     "Say which of the processes that train together this is."
-    return int(os.environ.get('BASEGUN_RANK') or os.environ.get('RANK', 0)) if world_size() > 1 else 0
+    return int(os.environ.get('BASEGUN_RANK', 0))
 
 # %% ../nbs/core.ipynb #bc853a72
 def say(

@@ -20,7 +20,7 @@ from .data.folders import ignored_lines, list_photos
 from .data.names import confusable, difference
 from .data.photo import DECODER
 from .lock import first_free, hold, hold_first
-from .machine import worker_faults
+from .machine import forget_cluster, worker_faults
 from .model.archs import run_architecture
 from .run import Config, Run
 from .training.options import DEVICES
@@ -164,6 +164,7 @@ def evaluate(
     trust_pickle: bool = False, # RUN is a fastai learner.pkl of known origin: opening it runs whatever code is in it
 ) -> None: # Nothing; prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
+    forget_cluster()
     run, data = Run(run), Path(data)
     if run.path.suffix == '.pkl' and (not_a_gun or groups): raise BasegunError(
         f"'{run.path}' is a pickle: --not-a-gun and --groups go with the folder of a run; give that, or leave them out")

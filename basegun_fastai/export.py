@@ -24,6 +24,7 @@ from .data.demo import draw_photo
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
 from .exported import FORMAT, essentials, make_probe, seal
 from .lock import hold
+from .machine import forget_cluster
 from .model.archs import run_architecture
 from .predict import load
 from .run import Run
@@ -267,6 +268,7 @@ def export(
     data: Path = None, # Folder with the photos of the training (default: where they were then)
 ) -> None: # Nothing; prints the folder, raises `BasegunError` where answers differ
     "Make files that can be served, each compared with what was trained."
+    forget_cluster()
     if Path(run).suffix == '.pkl':
         raise BasegunError(f"'{run}' is a pickle, and opening a pickle runs whatever code is in it: give the folder "
                            "of the run, "

@@ -13,7 +13,7 @@ from pathlib import Path
 from .core import BasegunError, attempt, file_faults, one_of, raise_faults, say, write_whole
 from .data.contents import known_contents, part_fingerprint
 from .data.folders import layout_faults, list_photos
-from .machine import worker_faults
+from .machine import forget_cluster, worker_faults
 from .run import Run
 from .training.options import DEVICES
 from .trust.comparison import compare, comparison_fault
@@ -78,6 +78,7 @@ def report(
     device: one_of(DEVICES) = 'auto', # Where to ask the network; auto takes a GPU that is there
 ) -> None: # Nothing; prints the file, raises `BasegunError`
     "Write a run as one page to look at."
+    forget_cluster()
     run, before = Run(run), Run(against) if against else None
     out = Path(out or run.path/f'report_{datetime.now():%Y-%m-%d_%H%M%S}.html')
     data = _check(run, before, data, out, workers, device)

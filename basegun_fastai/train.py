@@ -28,7 +28,7 @@ from .data.folders import folder_fault, ignored_lines, layout_faults, list_photo
 from .data.photo import DECODER
 from .data.problems import readable_photos
 from .lock import first_free, hold, hold_first
-from .machine import worker_faults
+from .machine import forget_cluster, is_launched, worker_faults
 from .model.archs import EFFICIENTNETS, HEADS
 from .run import Config, Run, run_name
 from .training.options import CLASS_WEIGHTS, DEVICES, PRECISIONS, Options
@@ -273,11 +273,12 @@ def train(
 ) -> None: # Nothing; prints accuracy, precision, recall and the run's folder, raises `BasegunError`
     "Train a classifier on two folders of photos, judge it, and leave a run folder."
     options = _options(**locals())
-    if world_size() > 1:
+    if is_launched():
         from basegun_fastai.training.distributed import join
-        with join(options.device): _run(options)
-    elif options.gpus == 1: _run(options)
-    else: _launch(options)
+        with join(options.device): return _run(options)
+    if size := forget_cluster():
+        say(f'WORLD_SIZE is {size} in the environment, but torchrun did not start this process: it trains alone')
+    (_run if options.gpus == 1 else _launch)(options)
 
 # %% ../nbs/train.ipynb #e3d2e121
 def _plot_rates(curve, suggestion):
@@ -309,7 +310,8 @@ def lr_find(
     **kwargs
 ) -> None: # Nothing; prints the suggested rate, raises `BasegunError`
     "Find a learning rate: leave its curve as lr-find.csv and lr-find.png, and print the suggestion."
-    if world_size() > 1: raise BasegunError('lr-find is one process: start it without torchrun')
+    if is_launched(): raise BasegunError('lr-find is one process: start it without torchrun')
+    forget_cluster()
     options = _options(data, **kwargs)
     path = _run_path(options, 'lr-find_')
     faults = out_faults(path, data, '--name', '--out')

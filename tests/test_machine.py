@@ -193,12 +193,16 @@ def test_a_thread_that_waits_for_ever_does_not_hold_up_the_end(data, tmp_path):
         finally: process.kill()
 
 
-def test_a_launcher_that_is_none_is_told(data, tmp_path):
-    def failed(*arguments, **environment):
-        result = run_warm(*arguments, env=os.environ | environment)
-        assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
-        return result.stderr
-    assert "WORLD_SIZE is 'two' in the environment" in failed('archs', WORLD_SIZE='two')
-    text = failed('train', data, '--out', tmp_path, WORLD_SIZE='2', RANK='0')
-    assert 'without LOCAL_RANK and MASTER_ADDR and MASTER_PORT: start the command by torchrun, or unset' in text
-    assert 'lr-find is one process: start it without torchrun' in failed('lr-find', data, WORLD_SIZE='2')
+def test_a_cluster_that_numbers_its_tasks_silences_no_command(data, run, tmp_path):
+    pod = os.environ | dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='1', MASTER_ADDR='127.0.0.1', MASTER_PORT='1')
+    for command in (['archs', '--no'], ['lr-find', 'no'], ['train', 'no'], ['check', 'no'], ['predict', 'no', 'no'],
+                    ['evaluate', 'no', data], ['export', 'no'], ['report', 'no'], ['serve', 'no']):
+        result = run_warm(*command, env=pod)
+        assert result.returncode in (1, 2) and result.stderr and 'Traceback' not in result.stderr, (command, result)
+    result = run_warm('evaluate', run.path, data, '--out', tmp_path/'judged', '--workers', '0', env=pod)
+    assert result.returncode == 0 and 'accuracy' in result.stdout, result.stderr
+    result = run_warm('train', data, *WORKERS, '--out', tmp_path, env=pod | dict(WORLD_SIZE='two'))
+    assert result.returncode == 0 and 'accuracy' in result.stdout, result.stderr
+    assert 'WORLD_SIZE is two in the environment, but torchrun did not start this process: it trains alone\n' in \
+        result.stderr
+    assert (tmp_path/'tiny'/'learner.pkl').stat().st_size

@@ -125,11 +125,8 @@ def _wait_for_the_end(error):
 def join(
     device: str, # As `--device`
 ) -> Iterator[None]: # Of a context: nothing; raises `BasegunError` where there are more processes than GPUs
-    "Be one of the processes that train together, until the context ends."
+    "Be one of the processes that `machine.is_launched` tells of, until the context ends."
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-    if missing := [o for o in ('RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if o not in os.environ]:
-        raise BasegunError(f"WORLD_SIZE is {world_size()} in the environment, without {' and '.join(missing)}: start "
-                           'the command by torchrun, or unset WORLD_SIZE')
     handler = get_error_handler()
     handler.initialize()
     _watch(os.getppid())
