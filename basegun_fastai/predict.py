@@ -23,7 +23,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .core import BasegunError, is_closed, number_of, out_faults, printable, raise_faults
+from .core import BasegunError, number_of, out_faults, printable, raise_faults
 from .core import raise_if_interrupted, say, whole_file, whole_folder
 from .data.names import class_columns
 from .data.photo import UnreadablePhoto, in_square, pixels, read_photo
@@ -31,7 +31,7 @@ from .data.walk import COMPANIONS, list_files
 from .exported import EXPORT_AGAIN, checked_probabilities, checked_similarities, no_familiarity_line
 from .exported import open_session, place_fault, read_description, read_probe, verify_same_answers
 from .lock import hold
-from .machine import cores
+from .machine import cores, is_closed
 from .trust.evidence import explanation_picture, misplaced_shares
 from .trust.familiarity import familiarity
 from .trust.levels import Levels

@@ -22,10 +22,10 @@ from fastcore.meta import delegates
 
 from .core import BasegunError, number_of, one_of, out_faults, raise_faults, rank, say
 from .core import whole_folder, world_size, write_whole
-from .data.cache import cache_faults, open_cache
+from .data.cache import ChangedPhoto, cache_faults, open_cache
 from .data.contents import describe_photos
 from .data.folders import folder_fault, ignored_lines, layout_faults, list_photos
-from .data.photo import DECODER
+from .data.photo import DECODER, UnreadablePhoto
 from .data.problems import readable_photos
 from .lock import first_free, hold, hold_first
 from .machine import forget_cluster, is_launched, worker_faults
@@ -167,7 +167,7 @@ def _fit_and_finish(run, config, setup, ood_photos):
     from basegun_fastai.training.callbacks import Diverged
     from basegun_fastai.training.finish import finish, judge
     from basegun_fastai.training.fit import free_memory
-    memory, learn = None, None
+    memory, learn, resume = None, None, f'{run.resume_hint} from the last finished epoch'
     try:
         while not memory:
             if learn:
@@ -176,12 +176,13 @@ def _fit_and_finish(run, config, setup, ood_photos):
             seed_all(config.seed, 0)
             learn = setup.learner(config.resolved.batch_size)
             memory = _fit(run, config, setup, learn)
+        return judge(config, setup, learn) if rank() else finish(run, setup, learn, memory, ood_photos)
     except Diverged as err: _stop(run, config, learn, err)
+    except (UnreadablePhoto, ChangedPhoto) as err:
+        raise BasegunError(f'{err}. When it is back as it was, {resume}') from err
     except KeyboardInterrupt:
-        if 'BASEGUN_LAUNCHED' not in os.environ:  # else the launcher says so
-            say(f'interrupted: {run.resume_hint} from the last finished epoch')
+        if 'BASEGUN_LAUNCHED' not in os.environ: say(f'interrupted: {resume}')  # else the launcher says so
         raise
-    return judge(config, setup, learn) if rank() else finish(run, setup, learn, memory, ood_photos)
 
 def _finished(run):
     say(f"'{run.path}' is finished: nothing to do")

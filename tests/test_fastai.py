@@ -169,6 +169,6 @@ def test_the_loss_of_fastai_holds_that_of_pytorch_with_its_weights():
 def test_fastai_asks_the_environment_how_many_processes_there_are(monkeypatch):
     from fastai.torch_core import num_distrib, rank_distrib
     for name, value in dict(WORLD_SIZE='3', RANK='2').items(): monkeypatch.setenv(name, value)
-    assert (num_distrib(), rank_distrib()) == (3, 2)  # so `join` renames both, and `machine.forget_cluster` removes them
+    assert (num_distrib(), rank_distrib()) == (3, 2)  # so `join` and `forget_cluster` remove both
     for name in ('WORLD_SIZE', 'RANK'): monkeypatch.delenv(name)
     assert (num_distrib(), rank_distrib()) == (0, 0)

@@ -2,9 +2,10 @@
 import os
 import signal
 import subprocess
+import time
 
 import pytest
-from conftest import TINY, WHOLE, as_arguments, run_command, typed
+from conftest import COMMAND, TINY, WHOLE, as_arguments, run_command, typed
 from test_train import read_curves, same
 from warm import Command, run_warm
 
@@ -78,6 +79,22 @@ def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how,
     ended = run_warm('train', data, '--out', tmp_path, '--name', 'asked', '--resume', *options)
     assert ended.returncode == 0, ended.stderr
     same(run, Run(tmp_path/'asked'))
+
+
+@pytest.mark.parametrize('gpus', [1, 2])
+def test_a_key_that_is_held_down_adds_nothing_to_what_is_said(data, tmp_path, gpus):
+    command = ['train', data, '--out', tmp_path, '--name', 'held', *OPTIONS, '--workers', '2', '--batch-size', '16',
+               '--gpus', str(gpus), '--device', 'cpu', '--head-epochs', '900']
+    with subprocess.Popen([*map(str, [COMMAND, *command])], stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
+        while '1/9' not in process.stderr.readline(): assert process.poll() is None
+        for _ in range(20):
+            try: os.killpg(process.pid, signal.SIGINT)
+            except ProcessLookupError: break
+            time.sleep(.02)
+        text = process.stderr.read()
+        assert process.wait(60) == 130 and 'Traceback' not in text and 'Error' not in text, text
+        assert text.count('--name held --resume goes on') == 1
 
 
 @pytest.fixture(scope='module')

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+import basegun_fastai.train as train_module
 from basegun_fastai.core import BasegunError
 from basegun_fastai.run import Run
 from basegun_fastai.train import lr_find, train
@@ -251,6 +252,31 @@ def test_unreadable_photos_are_refused_or_noted(copy, tmp_path, capsys):
     assert Run(tmp_path/'out'/'skip').config.skipped == ['train/revolver/0005.jpg']
     assert Run(tmp_path/'out'/'skip').config.dataset.counts['train']['revolver'] == 7
     assert 'left aside' in capsys.readouterr().err and tree(copy) == before
+
+
+CHANGES = dict(vanishes=None, shrinks=slice(500), differs=slice(-1))
+
+
+@pytest.mark.parametrize(('change', 'cache'), [('vanishes', 'auto'), ('shrinks', 'auto'), ('differs', 'off')])
+def test_a_photo_that_changes_during_training_is_named_and_put_back_for_the_rest(copy, tmp_path, monkeypatch, change,
+                                                                                  cache):
+    photo = copy/'train'/'revolver'/'0004.jpg'
+    content, begin = photo.read_bytes(), train_module._begin
+    def begin_and_change(*args):
+        photo.unlink()
+        if change != 'vanishes': photo.write_bytes(content[CHANGES[change]])
+        return begin(*args)
+    options = TINY | dict(workers=2, head_epochs=0, fine_tune_epochs=1, out=tmp_path, name='disk', cache=cache)
+    with monkeypatch.context() as patch, pytest.raises(BasegunError) as error:
+        patch.setattr(train_module, '_begin', begin_and_change)
+        train(copy, **options)
+    reason = 'No such file or directory' if change == 'vanishes' else 'has changed since the command began'
+    assert f'{photo}' in str(error.value) and reason in str(error.value) and len(str(error.value).splitlines()) == 1
+    assert 'When it is back as it was, the same command with --name disk --resume goes on' in str(error.value)
+    if change == 'vanishes':
+        photo.write_bytes(content)
+        train(copy, **options | dict(resume=True))
+        assert Run(tmp_path/'disk').finished
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(data, tmp_path, monkeypatch):

@@ -152,11 +152,11 @@ class PhotoCache:
 
     def __reduce__(self):
         if get_spawning_popen() is None: return type(None), ()  # a saved learner reads photos as they are
-        return _reopen, (self.data, [o.file for o in self.files], self.places)
+        return _reopen, (self.data, [o.file or o for o in self.files], self.places)
 
     def add(self,
         table: pd.DataFrame, # Photos, with the digests of `known_contents`
-        files: list[SquareFile], # Where their places are, all of one side
+        files: list, # Where their places are, all of one side: `SquareFile`, or what stands for one
     ) -> None: # Nothing
         "Note where the squares of some photos are."
         if not len(table): return
@@ -184,11 +184,6 @@ class PhotoCache:
 class ChangedPhoto(BasegunError):
     "Say which photo is no longer the one that was examined."
 
-    def __init__(self,
-        message: str, # What to say; that of a worker process has its traceback before it
-    ):
-        super().__init__(message.strip().rsplit('ChangedPhoto: ', 1)[-1])
-
 @patch
 def _place(self: PhotoCache, photo, side):
     "Number of the file and of the place in it; nothing where there is none."
@@ -204,7 +199,7 @@ def _fill(self: PhotoCache, squares, place, photo, side):
     except OSError as err: raise UnreadablePhoto(photo, err.strerror or str(err)) from err
     except ValueError as err: raise UnreadablePhoto(photo, str(err)) from err
     if hashlib.sha256(content).digest() != squares.digest(place):
-        raise ChangedPhoto(printable(f"'{photo}' has changed since the command began: start it again"))
+        raise ChangedPhoto(printable(f"'{photo}' has changed since the command began"))
     square = pixels(content, side)
     if self.full[0]: return square
     try: squares.write(place, square)
@@ -215,8 +210,9 @@ def _fill(self: PhotoCache, squares, place, photo, side):
 
 def _reopen(data, files, places):
     photo_cache = PhotoCache(data.removesuffix(os.sep))
-    try: photo_cache.files, photo_cache.places = [SquareFile(o) for o in files], places
+    try: photo_cache.files = [SquareFile(o) if isinstance(o, Path) else o for o in files]
     except (OSError, ValueError) as err: say(f'photos are read as they are: {err}')
+    else: photo_cache.places = places
     return photo_cache
 
 # %% ../../nbs/data/cache.ipynb #ef5c1f62
@@ -254,16 +250,8 @@ def _places(folder, parts):
 
 def _size(n): return f'{n / 2**30:.1f} GiB' if n >= 2**30 else f'{n / 2**20:.1f} MiB'
 
-# %% ../../nbs/data/cache.ipynb #94bf54ce
-def open_cache(
-    data: Path, # The folder that the names of the photos are relative to
-    parts: list[tuple[int, pd.DataFrame]], # Each side with its photos, as `known_contents` describes them
-    cache: str|Path = 'auto', # 'auto', 'off', or a folder
-) -> PhotoCache|None: # Nothing where there is no cache; raises `BasegunError` for a folder with too little room
-    "Make places for the squares of a training, and find those that are there."
-    if str(cache) == 'off': return None
-    auto, parts = str(cache) == 'auto', [(side, table) for side, table in parts if len(table)]
-    folder = cache_home()/'squares' if auto else Path(cache)
+def _open_files(folder, auto, data, parts):
+    "The files of each side; nothing where no squares are kept."
     if inside_fault(folder, data, ''):
         return _no_cache(folder, auto, 'it lies inside the data, where nothing is ever written')
     try:
@@ -276,8 +264,29 @@ def open_cache(
                              "be had")
         for side, digests in missing.items(): files[side].append(make_square_file(folder, side, digests))
     except OSError as err: return _no_cache(folder, auto, err.strerror)
+    return files
+
+# %% ../../nbs/data/cache.ipynb #94bf54ce
+class _NoSquares:
+    "Stands for a file of squares that are kept nowhere: only the digests are known."
+    file, digest = None, SquareFile.digest
+
+    def __init__(self, side, digests): self.side, self.digests = side, digests
+    def read(self, _): return None
+    def write(self, *_): pass
+
+def open_cache(
+    data: Path, # The folder that the names of the photos are relative to
+    parts: list[tuple[int, pd.DataFrame]], # Each side with its photos, as `known_contents` describes them
+    cache: str|Path = 'auto', # 'auto', 'off', or a folder
+) -> PhotoCache: # Perhaps one that keeps nothing; raises `BasegunError` for a folder with too little room
+    "Make places for the squares of a training, and find those that are there."
+    auto, parts = str(cache) == 'auto', [(side, table) for side, table in parts if len(table)]
+    folder = cache_home()/'squares' if auto else Path(cache)
+    files = None if str(cache) == 'off' else _open_files(folder, auto, data, parts)
     photo_cache = PhotoCache(data)
-    for side, table in parts: photo_cache.add(table, files[side])
+    for side, table in parts:
+        photo_cache.add(table, files[side] if files else [_NoSquares(side, np.unique(_digests(table)))])
     return photo_cache
 
 # %% ../../nbs/data/cache.ipynb #5005e893

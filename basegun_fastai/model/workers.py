@@ -21,7 +21,7 @@ from fastai.torch_core import set_seed, to_device
 from fastcore.basics import chunked
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..core import rank
+from ..core import BasegunError, rank
 from .ranks import own_part
 
 # %% ../../nbs/model/workers.ipynb #ee355c36
@@ -51,7 +51,10 @@ class _Batches(Dataset):
     def __init__(self, loader, workers=0): self.loader, self.workers = loader, workers
 
     def __getitem__(self, indices):
-        items = [o for o in map(self.loader.do_item, indices) if o is not None]
+        try: items = [o for o in map(self.loader.do_item, indices) if o is not None]
+        except BasegunError as err:
+            if not self.workers: raise
+            return err  # PyTorch would rebuild it from its traceback
         if self.workers and not _fits_shared_memory(self.workers * sum(o.nbytes for item in items for o in item)):
             return pickle.dumps(items, pickle.HIGHEST_PROTOCOL)
         return self.loader.do_batch(items)
@@ -102,7 +105,11 @@ class Loader(TfmdDL):
         order.items = items
         if not self.fake_l.num_workers: return map(_Batches(self).__getitem__, order)
         if not self._workers: self._start_workers(order)
-        return (self.do_batch(pickle.loads(o)) if isinstance(o, bytes) else o for o in self._workers[0])
+        return map(self._received, self._workers[0])
+
+    def _received(self, batch):
+        if isinstance(batch, BasegunError): raise batch
+        return self.do_batch(pickle.loads(batch)) if isinstance(batch, bytes) else batch
 
     def __iter__(self):
         self.randomize()

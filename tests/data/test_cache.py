@@ -251,7 +251,8 @@ def test_a_cache_below_a_file_is_refused(data, tmp_path):
     assert result.returncode == 1 and "file' is a file" in result.stderr and not (tmp_path/'out').exists()
 
 
-def test_off_makes_nothing(data, table, home): assert opened(data, table, 'off') is None and not home.exists()
+def test_off_keeps_nothing(data, table, home, expected):
+    assert same(read(opened(data, table, 'off'), data, table), expected) and not home.exists()
 
 
 def test_two_processes_fill_one_file_at_once(filling, table, expected, tmp_path):
@@ -387,7 +388,8 @@ def test_a_named_folder_with_too_little_room_is_an_error(data, disk, tmp_path):
 
 def test_auto_takes_half_of_the_room_and_a_named_folder_all(data, table, disk, monkeypatch, capsys):
     monkeypatch.setenv('XDG_CACHE_HOME', str(disk))
-    assert opened(data, table, 'auto', 80) is None and 'half of what is free' in capsys.readouterr().err
+    place = opened(data, table, 'auto', 80)
+    assert not any(o.file for o in place.files) and 'half of what is free' in capsys.readouterr().err
     assert opened(data, table, disk, 80) and opened(data, table, 'auto', 40) and not capsys.readouterr().err
 
 
@@ -467,8 +469,9 @@ def test_a_photo_that_is_replaced_between_two_trainings_is_seen(copy, table, exp
 
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('name', [ONE, JUDGED])
-def test_a_photo_that_is_replaced_before_its_first_reading_is_an_error(copy, table, tmp_path, workers, name):
-    place = two_sides(copy, table, tmp_path/'cache')
+@pytest.mark.parametrize('folder', ['cache', 'off'])
+def test_a_photo_that_is_replaced_before_its_first_reading_is_an_error(copy, table, tmp_path, workers, name, folder):
+    place = two_sides(copy, table, folder if folder == 'off' else tmp_path/folder)
     replace(copy/name, copy/OTHER)
     with loaders(copy, table, place, workers) as dls:
         with pytest.raises(ChangedPhoto, match=f'{name}.*has changed') as result: list(dls[name == JUDGED])
@@ -491,10 +494,13 @@ def test_a_photo_that_is_replaced_after_its_first_reading_stays_what_was_examine
     assert same(read(place, copy, table), expected)
 
 
-def test_a_photo_that_is_gone_before_its_first_reading_is_named(copy, table, tmp_path):
-    place = opened(copy, table, tmp_path/'cache')
-    (copy/ONE).unlink()
-    with pytest.raises(UnreadablePhoto, match=ONE): place(copy/ONE, SIDE)
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_photo_that_is_gone_before_its_first_reading_is_named_in_one_line(copy, table, tmp_path, workers):
+    place = two_sides(copy, table, tmp_path/'cache')
+    (copy/JUDGED).unlink()
+    with loaders(copy, table, place, workers) as dls:
+        with pytest.raises(UnreadablePhoto, match=f'{JUDGED}.: No such file or directory$') as result: list(dls.valid)
+        traceback.clear_frames(result.tb)
 
 
 def test_photos_that_are_moved_or_renamed_keep_their_squares(data, table, expected, tmp_path):
