@@ -268,6 +268,7 @@ def train(
     unfamiliar_rate: float = UNFAMILIAR_RATE, # Share of val to call unfamiliar, so low: 0.001 to 0.1, or 0
     not_a_gun: Path = None, # Folder with photos of other things, which are to come out low
     skip_unreadable: bool = False, # Train without the photos that cannot be read, and note them in the run
+    no_report: bool = False, # Leave report.html to the command `report`; changes the time alone
     resume: bool = False, # Continue the run NAME if it was interrupted, begin it if it does not exist
     gpus: int|str = 1, # GPUs of this machine that share each batch, or all; with --device cpu, processes
     other_gpus: bool = False, # With --resume: on another number of GPUs than before; changes the numbers a little
@@ -305,7 +306,7 @@ def _find_rate(run, options, faults):
 
 # %% ../nbs/train.ipynb #03e56654
 @delegates(train, but=['resume', 'gpus', 'other_gpus', 'high_rate', 'shown_rate', 'unfamiliar_rate', 'not_a_gun', 'lr',
-                       'head_views', 'compile', 'head_epochs', 'fine_tune_epochs'])
+                       'no_report', 'head_views', 'compile', 'head_epochs', 'fine_tune_epochs'])
 def lr_find(
     data: Path, # Folder with train/<class>/* and val/<class>/*
     **kwargs

@@ -34,14 +34,27 @@ PHASH_COLUMNS, ASPECT_AND_HUE = [f'bits{i}' for i in range(8)], ['aspect', 'red'
 _EMPTY = dict(digest='', record='', reason='', form='', width=0, height=0, shrunk=0, blank='', bits=[0] * 8,
               aspect_and_hue=[0] * 3)
 
+class _Progress(tqdm):
+    "On a terminal a bar with the time that is left; elsewhere a line a minute."
+    what, each = '', 60  # seconds
+
+    def __iter__(self):
+        if not self.disable: return (yield from super().__iter__())
+        last = time.monotonic()
+        for i, item in enumerate(self.iterable):
+            if time.monotonic() - last > self.each: last = say(f'{self.what} {i} of {self.total}') or time.monotonic()
+            yield item
+
 def progress(
     items: Iterable, # What to go through
     total: int, # How many there are
     what: str, # What is being done
     unit: str = 'photo', # One of them
-) -> tqdm: # The items; on a terminal also a bar with the time that is left
+) -> tqdm: # The items
     "Show how far a long loop is."
-    return tqdm(items, what, total, unit=unit, disable=True if rank() else None, leave=False)
+    bar = _Progress(items, what, total, unit=unit, disable=True if rank() else None, leave=False)
+    bar.what = f'{what}: {unit}'
+    return bar
 
 # %% ../../nbs/data/contents.ipynb #c2cb087c
 def examine(

@@ -38,6 +38,7 @@ class Memory:
     "What a training has done so far."
     rows: list[dict] = field(default_factory=list)  # A row an epoch, as in `history.csv`
     best: dict|None = None  # `epoch`, `stage`, `val_loss`, `compared_loss` and `weights` (on the CPU) of the best epoch
+    views: object = None  # `frozen.Views` of the train photos, if a head that learnt from them was the last stage
 
 # %% ../../nbs/training/callbacks.ipynb #8e416199
 class EpochSeed(Callback):

@@ -21,7 +21,8 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from torch import nn
 
-from ..core import csv_text, say, whole_file, write_whole
+from ..core import csv_text, number_of, say, whole_file, write_whole
+from ..model.folding import folded, is_same
 from ..model.loaders import evaluation_loaders
 from ..model.ranks import broadcast_weights, from_first
 from ..model.weights import fold_temperature, plain_state, trained_model, weights_bytes
@@ -33,6 +34,7 @@ from ..trust.familiarity import MAX_BANK, MAX_SIMILARITY_DIFFERENCE, Bank, bank_
 from ..trust.familiarity import save_bank
 from ..trust.features import features, features_and_logits, has_features, similarity_of
 from ..trust.inspection import inspect_run
+from ..trust.neighbours import KnownFeatures
 from ..trust.predictions import Predictions, ood_predictions, predictions, with_familiarity
 from ..trust.run_page import run_page
 from ..trust.steadiness import sample_evenly
@@ -53,8 +55,9 @@ def verify_saved_weights(
     run: Run, # With its weights in place
     dls: DataLoaders, # Its `valid` side has the photos of `preds`
     preds: Predictions, # What the network in memory said, its temperature in the logits
+    model: nn.Module, # That network
     bank: np.ndarray|None = None, # Features of train photos, `(m, features)`, that similarities were computed with
-) -> bool: # Do the weights give the same similarities? Raises `RuntimeError` if they give different predictions
+) -> bool: # Do the weights give the same features? Raises `RuntimeError` if they give different predictions
     "Ask what was written."
     dl, first = dls.valid, range(min(8, len(preds.labels)))
     dl.before_iter()
@@ -65,12 +68,14 @@ def verify_saved_weights(
     if not difference < 1e-4:
         raise RuntimeError(f"'{run.weights}' gives different predictions from the trained network: probabilities "
                            f"differ by {difference:.2g}")
-    return bank is not None and _same_similarities(network, photos, bank, preds.similarities[list(first)])
-
-def _same_similarities(network, photos, bank, expected):
     if not has_features(network): return False
-    with torch.no_grad(): pooled, _ = features_and_logits(network, photos)
-    if pooled.shape[1] != bank.shape[1]: return False
+    with torch.no_grad():
+        expected = features_and_logits(model, photos.to(dls.device))[0].cpu()
+        actual = features_and_logits(network, photos)[0]
+    if expected.shape != actual.shape or not is_same(expected, actual): return False
+    return bank is None or _same_similarities(actual, bank, preds.similarities[list(first)])
+
+def _same_similarities(pooled, bank, expected):
     return bool(np.abs(similarity_of(pooled, torch.from_numpy(bank)).numpy() - expected).max()
                 <= MAX_SIMILARITY_DIFFERENCE)
 
@@ -108,18 +113,20 @@ def _calibrate(learn, model, preds):
 
 # %% ../../nbs/training/finish.ipynb #98e3ea32
 def _bank_features(setup, model, dls):
-    "Features of some train photos, in half precision, the same in every process."
+    "Some train photos, and their features in half precision, the same in every process."
     train = setup.photos[setup.photos.split == 'train']
     files = train.file.to_numpy()[sample_evenly(train.label.to_numpy(), MAX_BANK)]
     photos = [str(Path(setup.options.data)/o) for o in files]
-    network = model.to(dls.device).eval()
-    return from_first(lambda: np.vstack([*features(network, dls, photos, 'features')]).astype(np.float16))
+    say(f'features of {number_of(len(files), "train photo")}, for familiarity')
+    network = folded(model.to(dls.device).eval(), setup.architecture.size)
+    bank = from_first(lambda: np.vstack([*features(network, dls, photos, 'features')]).astype(np.float16))
+    return files.tolist(), bank
 
 def judge(
     config: Config, # Of the run
     setup: Setup, # Of the training
     learn: Learner, # Takes the weights of the first process
-) -> tuple[nn.Module, DataLoaders, Predictions, np.ndarray|None]: # Network, loaders, what it said of `val`, and bank
+) -> tuple: # Network, loaders, `Predictions` of `val`, and the files and features of the bank, which may be empty
     "Judge `val`, each of the processes that train together its part."
     broadcast_weights(learn.model)
     options, val, n = setup.options, setup.photos[setup.photos.split == 'val'], setup.shard[1]
@@ -127,18 +134,20 @@ def judge(
                              n * min(32, config.resolved.batch_size // n), options.workers, setup.device,
                              setup.photo_cache)
     model = copy.deepcopy(learn.model) if options.compile else learn.model
-    bank = None if no_familiarity(len(val), options.unfamiliar_rate) else _bank_features(setup, model, dls)
+    too_few = no_familiarity(len(val), options.unfamiliar_rate)
+    files, bank = ([], None) if too_few else _bank_features(setup, model, dls)
+    say(f'judging {number_of(len(val), "val photo")}')
     dls.valid.shard = setup.shard
     preds = predictions(model, dls, val.file.tolist(), bank)
     dls.valid.close()
     dls.valid.shard = (0, 1)  # what comes now is the first one's alone
-    return model, dls, preds, bank
+    return model, dls, preds, (files, bank)
 
 # %% ../../nbs/training/finish.ipynb #2a920fc3
-def _save_familiarity(run, preds, bank, same_similarities):
+def _save_familiarity(run, preds, bank, same_features):
     "Write the bank; returns the predictions with their familiarity, and its table, if there is one."
     if bank is None: return preds, None
-    fault = bank_fault(bank) if same_similarities else 'it does not tell the features that its last layer decides by'
+    fault = bank_fault(bank) if same_features else 'it does not tell the features that its last layer decides by'
     if fault:
         say(f'this network has no familiarity: {fault}')
         return replace(preds, similarities=None), None
@@ -146,6 +155,26 @@ def _save_familiarity(run, preds, bank, same_similarities):
     save_bank(run, stored)
     return with_familiarity(preds, stored.table), stored.table
 
+def _forwards(setup):
+    "How many photos went forward in a training, a step that goes back too counted as three."
+    o, n = setup.options, int((setup.photos.split == 'train').sum())
+    return n * ((o.head_views or o.n_head_epochs) * (o.n_head_epochs > 0) + 3 * o.fine_tune_epochs)
+
+def _known_features(setup, memory, best, files, bank):
+    "Features of train photos that need not be computed again for the page."
+    if memory.views is not None and best['stage'] == 'head':
+        train = setup.photos.file[setup.photos.split == 'train']
+        return KnownFeatures(train.tolist(), memory.views.first_view())
+    return None if bank is None else KnownFeatures(files, [bank.astype(np.float32)])
+
+def _write_report(run, setup, dls, preds, known):
+    say("report: the network is asked about train photos and varied val photos; --no-report leaves it to "
+        '`basegun-fastai report`')
+    data, train = setup.options.data, setup.photos.file[setup.photos.split == 'train'].tolist()
+    inspection = inspect_run(run, dls, data, preds, train, known, _forwards(setup) // 4)
+    write_whole(run.report, run_page(run, data, preds, inspection))
+
+# %% ../../nbs/training/finish.ipynb #9056b17f
 def finish(
     run: Run, # Takes everything; its configuration is in place
     setup: Setup, # Of the training
@@ -156,19 +185,19 @@ def finish(
     "Keep the best weights, judge them, and write what a training leaves; of several processes, the first does."
     config, options = run.config, setup.options
     best = _keep_best(run, learn, memory)
-    model, dls, preds, bank = judge(config, setup, learn)
+    model, dls, preds, (files, bank) = judge(config, setup, learn)
     temperature, preds = _calibrate(learn, model, preds)
     save_weights(run, config, learn, best['epoch'])
-    same_similarities = verify_saved_weights(run, dls, preds, bank)
-    preds, table = _save_familiarity(run, preds, bank, same_similarities)
+    same_features = verify_saved_weights(run, dls, preds, model, bank)
+    preds, table = _save_familiarity(run, preds, bank, same_features)
     save_learner(run, learn)
     ood = ood_predictions(model, dls, ood_photos, None if table is None else bank) if ood_photos else None
     if ood and table is not None: ood = with_familiarity(ood, table)
     numbers = write_tables(preds, run.path, ood, temperature=temperature, high_rate=options.high_rate,
                            shown_rate=options.shown_rate, unfamiliar_rate=options.unfamiliar_rate)
     run.save_config(replace(config, best=best))
-    train = setup.photos.file[setup.photos.split == 'train'].tolist()
-    write_whole(run.report, run_page(run, options.data, preds, inspect_run(run, dls, options.data, preds, train)))
+    known = _known_features(setup, memory, best, files, bank) if same_features else None
+    if not options.no_report: _write_report(run, setup, dls, preds, known)
     run.save_config(replace(config, state='finished', best=best))
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return numbers

@@ -88,6 +88,11 @@ def _begin_stage(learn, stage, saved, memory, interrupted):
     if epoch < done: say(f'going on from epoch {epoch}, the best of {done}')
     learn.model.load_state_dict(memory.best['weights'])
 
+def _stage_callbacks(learn, stage, memory, before, interrupted):
+    return [History(memory, stage.name, before, learn.pretrained),
+            *([WeightAverage(interrupted.get('average'))] if stage.average else []),
+            *([DataParallel()] if stage.together else [])]
+
 def _follow_first(learn, memory):
     "Take over what the first process has learnt alone."
     broadcast_weights(learn.model)
@@ -139,11 +144,10 @@ def fit(
                     _begin_stage(learn, stage, saved, memory, epochs_done > before)
                     interrupted, saved = saved if saved and epochs_done > before else {}, None
                     if compiled and stage.name != 'head': learn.model.compile()
-                    more = [History(memory, stage.name, before, learn.pretrained)]
-                    more += [WeightAverage(interrupted.get('average'))] if stage.average else []
-                    more += [DataParallel()] if stage.together else []
+                    more = _stage_callbacks(learn, stage, memory, before, interrupted)
                     more += [InitialHead(classifier, memory)] if classifier and not (epochs_done or before) else []
                     with stage_context(learn, stage, seed, run.path, interrupted.get('scaler') or None) as precision:
+                        memory.views = learn.dls.train.dataset if first and stage.views else None
                         if first or stage.together: learn.fit_one_cycle(
                             stage.epochs, stage.rate, start_epoch=max(0, epochs_done - before),
                             cbs=[EpochSeed(seed, before), PlainTensors(), *notes, *more, *precision])

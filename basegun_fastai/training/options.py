@@ -57,6 +57,7 @@ class Options:
     gpus: int|str = 1  # Processes on this machine, each with a GPU of its own; or `all`
     other_gpus: bool = False  # Go on with another number of processes
     unfamiliar_rate: float = UNFAMILIAR_RATE  # Share, 0 or from .001 to .1
+    no_report: bool = False  # Leave the page to `report`
 
     @property
     def pretrained(self) -> bool: # False where the network begins from nothing
@@ -156,7 +157,7 @@ def faults(self: Options) -> list[str]: # A message for each value that makes no
         (not self.resume or self.name, '--resume goes with the --name of the run to continue')] if not sound]
 
 # %% ../../nbs/training/options.ipynb #e3744130
-_FREE = ('data', 'out', 'name', 'resume', 'workers', 'cache', 'gpus', 'other_gpus')
+_FREE = ('data', 'out', 'name', 'resume', 'workers', 'cache', 'gpus', 'other_gpus', 'no_report')
 
 # %% ../../nbs/training/options.ipynb #8dd77fdb
 def _photo_differences(then, now):

@@ -17,9 +17,9 @@ from ..run import Run
 from .evidence import confused_overlays
 from .features import has_features
 from .mistakes import suspect_labels
-from .neighbours import MAX_QUERIES, MAX_TRAIN, neighbours
+from .neighbours import MAX_QUERIES, MAX_TRAIN, KnownFeatures, neighbours
 from .predictions import Predictions, prediction_rows
-from .steadiness import sample_evenly, steadiness, varied_probabilities
+from .steadiness import MAX_PHOTOS, VARIATIONS, sample_evenly, steadiness, varied_probabilities
 
 if TYPE_CHECKING:
     from fastai.data.core import DataLoaders
@@ -72,6 +72,16 @@ def _sample(files, size, first=()):
     chosen = {*first, *np.random.default_rng(0).permutation(np.array(files, object))[:size - len(first)]}
     return [o for o in files if o in chosen]
 
+# %% ../../nbs/trust/inspection.ipynb #bd26f506
+def _plan(train, known, n_classes, max_forwards):
+    "Choose the features that are known, the train photos to show for others, and how many val photos to vary."
+    known = known if known and train else KnownFeatures([], [])
+    most = MAX_TRAIN if max_forwards is None else min(MAX_TRAIN, max_forwards // 2)
+    unknown = _sample([o for o in train if o not in {*known.files}], most)
+    if max_forwards is None: return known, unknown, MAX_PHOTOS
+    n_varied = (max_forwards - len(unknown)) // (1 + len(VARIATIONS))
+    return known, unknown, min(MAX_PHOTOS, max(n_classes, n_varied))
+
 # %% ../../nbs/trust/inspection.ipynb #35926c61
 def inspect_run(
     run: Run, # Its weights are in place
@@ -79,9 +89,12 @@ def inspect_run(
     data: Path, # The folder that all files are relative to
     preds: Predictions, # What the network said of the val photos
     train: list[str], # Train photos, relative to `data`; none leaves the neighbours out
+    known: KnownFeatures|None = None, # Of some of them
+    max_forwards: int|None = None, # Train photos and variations that the network may be shown; empty sets no limit
 ) -> Inspection: # For the page
     "Ask a trained network again."
     from basegun_fastai.model.archs import run_architecture
+    from basegun_fastai.model.folding import folded
     from basegun_fastai.model.weights import trained_model
     arch, network, index = run_architecture(run.config), trained_model(run), {o: i for i, o in enumerate(preds.files)}
     paths = {o: str(Path(data)/o) for o in preds.files}
@@ -89,13 +102,13 @@ def inspect_run(
     strange = least_familiar(preds)
     shown = dict.fromkeys([*worst, *(index[o] for o in suspects.file), *strange])
     overlays = _overlays(run, dls, network, paths, preds, shown)
-    varied = sample_evenly(preds.labels)
-    probabilities = varied_probabilities(network, arch, [paths[preds.files[i]] for i in varied], dls.device,
-                                         dls.valid.bs)
+    known, unknown, n_varied = _plan(train if has_features(network) else [], known, len(preds.classes),
+                                        max_forwards)
+    fast, varied = folded(network.to(dls.device), arch.size), sample_evenly(preds.labels, n_varied)
+    probabilities = varied_probabilities(fast, arch, [paths[preds.files[i]] for i in varied], dls.device, dls.valid.bs)
     table = steadiness(probabilities, [preds.classes[o] for o in preds.labels[varied]])
-    if not has_features(network): train = []
-    queries = _sample(preds.files, MAX_QUERIES, [preds.files[i] for i in shown]) if train else []
-    compared = _sample(train, MAX_TRAIN)
-    rows = neighbours(network, dls, {o: paths[o] for o in queries}, {o: str(Path(data)/o) for o in compared}
-                      ) if train else pd.DataFrame(columns=['file', 'train_file', 'cosine'])
-    return Inspection(worst, strange, suspects, overlays, table, len(varied), rows, (len(queries), len(compared)))
+    n = len(known.files) + len(unknown)
+    queries = _sample(preds.files, MAX_QUERIES, [preds.files[i] for i in shown]) if n else []
+    rows = neighbours(fast, dls, {o: paths[o] for o in queries}, {o: str(Path(data)/o) for o in unknown}, known
+                      ) if n else pd.DataFrame(columns=['file', 'train_file', 'cosine'])
+    return Inspection(worst, strange, suspects, overlays, table, len(varied), rows, (len(queries), n))

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from fastai.data.core import DataLoaders
 
 # %% auto #0
-__all__ = ['NEIGHBOURS', 'MAX_QUERIES', 'MAX_TRAIN', 'nearest', 'neighbours']
+__all__ = ['NEIGHBOURS', 'MAX_QUERIES', 'MAX_TRAIN', 'nearest', 'KnownFeatures', 'neighbours']
 
 # %% ../../nbs/trust/neighbours.ipynb #c789a46f
 NEIGHBOURS = 3
@@ -41,16 +43,24 @@ def nearest(
 # %% ../../nbs/trust/neighbours.ipynb #35f219f2
 MAX_QUERIES, MAX_TRAIN = 5_000, 100_000
 
+@dataclass(frozen=True)
+class KnownFeatures:
+    "Features of train photos that need not be computed again."
+    files: list[str]  # Relative to the data
+    batches: Iterable[np.ndarray]  # Of length 1, in the order of the files, each `(n, features)`
+
 def neighbours(
     network: torch.nn.Module, # timm's, trained
     dls: DataLoaders, # As `loaders.run_loaders` makes them
     photos: dict[str, str], # The file of each val photo, by the name that it goes by
-    train: dict[str, str], # The same of the train photos
+    train: dict[str, str], # The same of the train photos whose features are to be computed
+    known: KnownFeatures|None = None, # Those of more train photos
 ) -> pd.DataFrame: # `file`, `train_file`, `cosine`: the nearest train photos of each val photo, best first
     "Find the train photos that val photos resemble."
-    network = network.to(dls.device).eval()
+    network, known = network.to(dls.device).eval(), known or KnownFeatures([], [])
     queries = np.vstack([*features(network, dls, list(photos.values()), 'features of val')])
-    cosines, indices = nearest(queries, features(network, dls, list(train.values()), 'features of train'))
-    k, names = indices.shape[1], np.array(list(train), object)
+    computed = features(network, dls, list(train.values()), 'features of train') if train else []
+    cosines, indices = nearest(queries, chain(known.batches, computed))
+    k, names = indices.shape[1], np.array([*known.files, *train], object)
     return pd.DataFrame(dict(file=np.repeat(np.array(list(photos), object), k), train_file=names[indices.ravel()],
                              cosine=cosines.ravel()))

@@ -12,12 +12,13 @@ from torch import nn
 
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.augment import Reframe
+from basegun_fastai.model.folding import fold_batch_norms, folded
 from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.workers import seed_all
 from basegun_fastai.run import Run
 from basegun_fastai.train import train
-from basegun_fastai.training.frozen import FrozenBodyForward, Views, feature_loaders, fold_batch_norms, forward_only
+from basegun_fastai.training.frozen import FrozenBodyForward, Views, feature_loaders, forward_only
 
 ARCH = architecture('test_efficientnet', size=32)
 
@@ -123,6 +124,7 @@ def test_a_network_that_cannot_be_folded_is_used_as_it_is_and_that_is_said(capsy
     with torch.no_grad():
         wanted = body(photos)
         assert torch.dist(fold_batch_norms(body)(photos), wanted) > .01 * wanted.norm()
+    assert folded(body, 16) is body
     assert torch.allclose(FrozenBodyForward(body, 'float32')(photos), wanted,
                           atol=1e-6) and 'cannot be folded' in capsys.readouterr().err
 
