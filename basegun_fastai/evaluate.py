@@ -18,6 +18,7 @@ from .core import whole_folder
 from .data.contents import keep_readable, known_contents, part_fingerprint
 from .data.folders import ignored_lines, list_photos
 from .data.names import confusable, difference
+from .data.trained import trained_photos, were_trained_on
 from .data.photo import DECODER
 from .lock import first_free, hold, hold_first
 from .machine import forget_cluster, worker_faults
@@ -53,9 +54,12 @@ def unknown_classes(
 def provenance(
     table: pd.DataFrame, # Photos to judge on, as `known_contents` describes them
     config: Config, # Of the run
+    n_trained: int|None = None, # How many of them the run was trained on, if it tells
 ) -> str: # One line
     "Say how photos are related to those of a training."
     parts, fingerprint = config.dataset.parts, part_fingerprint(table)
+    if n_trained: return (f'warning: {n_trained} of these {len(table)} photos were trained on: how the run does on '
+                          'them says nothing about others. Judge it on photos that it has not been shown')
     if fingerprint == parts.get('val'): return 'these are the val photos of the training'
     if fingerprint == parts.get('train'):
         return ('warning: these are the photos that the run was trained on; how it does on them says nothing about '
@@ -112,7 +116,7 @@ def _check(run, data, out, workers, not_a_gun, groups):
     raise_faults(faults)
     return table, known if known is None else known.set_axis(table.file)
 
-def _say_what_differs(config, data, table):
+def _say_what_differs(run, config, data, table):
     for line in ignored_lines(data/'val' if (data/'val').is_dir() else data): say(line)
     absent = sorted(set(config.classes) - set(table.label))
     for label in absent[:10]:
@@ -121,7 +125,8 @@ def _say_what_differs(config, data, table):
     if (then := config.versions.get('decoder', 1)) != DECODER:
         say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder '
             f'{DECODER}: answers may differ')
-    say(provenance(table, config))
+    trained = trained_photos(run)
+    say(provenance(table, config, None if trained is None else int(were_trained_on(table, trained).sum())))
 
 # %% ../nbs/evaluate.ipynb #0520657f
 def _read_bank(run):
@@ -174,7 +179,7 @@ def evaluate(
     table, known = _check(run, data, out, workers, not_a_gun, groups)
     with hold_out(out) as out:
         table = _read_photos(data, table, skip_unreadable)
-        _say_what_differs(config, data, table)
+        _say_what_differs(run, config, data, table)
         ood_photos = None if not_a_gun is None else read_ood_photos(not_a_gun, skip_unreadable, {*table.digest})
         temperature, levels, rates = run_confidence(run)
         preds, ood, overlays = _predict(run, data, table, workers, device, ood_photos)

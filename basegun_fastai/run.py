@@ -119,6 +119,7 @@ class Run(Tables):
         self.checkpoints, self.exported = self.path/'checkpoint', self.path/'exported'
         self.weights, self.learner = self.path/'model.safetensors', self.path/'learner.pkl'
         self.report, self.familiarity = self.path/'report.html', self.path/'familiarity.safetensors'
+        self.train_photos = self.path/'train-photos.npy'
         self.rates, self.rates_picture = self.path/'lr-find.csv', self.path/'lr-find.png'
 
     @property

@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 
 from fastcore.meta import delegates
@@ -27,6 +26,7 @@ from .data.contents import describe_photos
 from .data.folders import folder_fault, ignored_lines, layout_faults, list_photos
 from .data.photo import DECODER, UnreadablePhoto
 from .data.problems import readable_photos
+from .data.trained import inherited_photos, save_trained_photos, were_trained_on
 from .lock import first_free, hold, hold_first
 from .machine import forget_cluster, is_launched, worker_faults
 from .model.archs import EFFICIENTNETS, HEADS
@@ -75,6 +75,9 @@ def _prepare(options, faults):
     arch, device = check_network(options, faults)
     photos, skipped = _read_photos(options, table)
     train, val = photos[photos.split == 'train'], photos[photos.split == 'val']
+    if n := int(were_trained_on(val, inherited_photos(options.weights)).sum()):
+        say(f'warning: --weights were trained on {n} of the {number_of(len(val), "val photo")}, so the numbers will be '
+            'too good. Split the photos as they were split for those weights, or begin from imagenet')
     photo_cache = open_cache(options.data, [(arch.before_crop, train), (arch.size, val)], options.cache)
     setup = Setup(options, arch, device, photos[['file', 'label', 'split']], photo_cache, (rank(), world_size()))
     return setup, photos, skipped
@@ -89,7 +92,9 @@ def _begin(run, setup, photos, skipped):
     config = Config('running', datetime.now().isoformat(), options.to_json(), setup.resolve(),
                     asdict(setup.architecture), sorted(photos.label.unique()), skipped, describe_photos(photos),
                     options.seed, _versions(), command)
-    with whole_folder(run.path) as folder: Run(folder).save_config(config)
+    with whole_folder(run.path) as folder:
+        save_trained_photos(Run(folder), photos[photos.split == 'train'], options.weights)
+        Run(folder).save_config(config)
     return config
 
 def _resume(run, setup, photos):
@@ -283,23 +288,14 @@ def train(
     (_run if options.gpus == 1 else _launch)(options)
 
 # %% ../nbs/train.ipynb #e3d2e121
-def _plot_rates(curve, suggestion):
-    from matplotlib.figure import Figure
-    figure, picture = Figure(figsize=(7, 4), layout='constrained'), BytesIO()
-    axes = figure.add_subplot(xscale='log', xlabel='learning rate', ylabel='loss (smoothed)')
-    axes.plot(curve.learning_rate, curve.loss)
-    axes.axvline(suggestion, color='tab:red', label=f'suggestion: {suggestion:.2g}')
-    axes.legend()
-    figure.savefig(picture, format='png', dpi=100)
-    return picture.getvalue()
-
 def _find_rate(run, options, faults):
     setup, _, _ = _prepare(options, faults)
+    from basegun_fastai.training.fit import plot_rates
     from basegun_fastai.training.setup import warn_of_finder
     curve, suggestion = setup.rate(setup.batch_size())
     run.path.mkdir(parents=True)
     write_whole(run.rates, curve.to_csv(index=False, lineterminator='\n'))
-    write_whole(run.rates_picture, _plot_rates(curve, suggestion))
+    write_whole(run.rates_picture, plot_rates(curve, suggestion))
     warn_of_finder(options)
     say(f'curve: {run.rates_picture}')
     print(f'{suggestion:.3g}')

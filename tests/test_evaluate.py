@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, forget_familiarity, tree, typed
+from conftest import TINY, as_arguments, forget_familiarity, tree, typed
 
 from basegun_fastai.run import Run
 from basegun_fastai.train import train
@@ -90,6 +90,42 @@ def test_the_same_photos_are_as_familiar_as_after_the_training(run, data, tmp_pa
         assert known['per_class'] == pytest.approx(unfamiliar.groupby(table.label).mean().to_dict())
         assert (table.reason[unfamiliar] == 'unfamiliar').all() and (table.reason[~unfamiliar] != 'unfamiliar').all()
         assert table.reason.notna().sum() == numbers['levels']['bands']['low']['n']
+
+
+def test_photos_that_were_trained_on_are_counted(run, copy, tmp_path):
+    mixed = tmp_path/'mixed'
+    for i, photo in enumerate(sorted((copy/'train').glob('*/*.jpg'))[::4]):  # renamed, and half of them with a comment
+        target = mixed/photo.parent.name/f'other {i}.jpg'
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(photo.read_bytes() + b'comment' * (i % 2))
+    result = typed('evaluate', run.path, copy, '--out', tmp_path/'val', '--workers', 0)
+    assert result.returncode == 0 and 'trained on' not in result.stderr
+    n = len([*mixed.glob('*/*.jpg')])
+    for out in ('all', 'some'):
+        result = typed('evaluate', run.path, mixed, '--out', tmp_path/out, '--workers', 0)
+        total = len([*mixed.glob('*/*.jpg')])
+        assert f'warning: {n} of these {total} photos were trained on: how the run does on them' in result.stderr
+        for photo in (copy/'val').glob('*/*.jpg'): shutil.copy(photo, mixed/photo.parent.name)
+    assert total > n > 10
+
+
+def test_weights_that_know_val_photos_are_named_and_the_run_knows_them_too(run, data, tmp_path):
+    swapped = tmp_path/'swapped'
+    for split, other in (('train', 'val'), ('val', 'train')): shutil.copytree(data/other, swapped/split)
+    result = typed('train', swapped, '--out', tmp_path, '--name', 'on', *as_arguments(
+        **TINY | dict(weights=run.weights, head_epochs=1, fine_tune_epochs=0)), '--no-report')
+    assert result.returncode == 0, result.stderr
+    assert 'warning: --weights were trained on 48 of the 48 val photos, so the numbers will be too' in result.stderr
+    result = typed('evaluate', tmp_path/'on', data/'train', '--out', tmp_path/'out', '--workers', 0)
+    assert 'warning: 48 of these 48 photos were trained on' in result.stderr
+
+
+def test_a_damaged_list_of_trained_photos_is_named(run, data, tmp_path):
+    shutil.copytree(run.path, tmp_path/'run')
+    (tmp_path/'run'/'train-photos.npy').write_bytes(b'no array')
+    result = typed('evaluate', tmp_path/'run', data, '--out', tmp_path/'out', '--workers', 0)
+    assert result.returncode == 1 and "train-photos.npy' cannot be read" in result.stderr
+    assert 'copy it again from where the run was trained' in result.stderr and not (tmp_path/'out').exists()
 
 
 def test_a_run_without_a_bank_is_judged_all_the_same(run, data, tmp_path):

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json',
          'confusion-matrix.csv', 'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'confidence.png',
-         'predictions-val.csv', 'report.html', 'familiarity.safetensors'}
+         'predictions-val.csv', 'report.html', 'familiarity.safetensors', 'train-photos.npy'}
 
 
 def history(run): return pd.read_csv(run.history)

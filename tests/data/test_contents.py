@@ -1,5 +1,6 @@
 "What was read is remembered for as long as the files are what they were."
 import json
+import shutil
 import os
 import subprocess
 import time
@@ -118,7 +119,10 @@ def test_evaluating_says_how_the_photos_are_related_to_the_training(run, data, c
     assert 'these are the val photos of the training' in text(data,
                                                               'a') and 'these are the val photos' in text(data/'val',
         'b')
-    assert 'warning: these are the photos that the run was trained on' in text(data/'train', 'c')
+    assert 'warning: 48 of these 48 photos were trained on' in text(data/'train', 'c')
+    older = shutil.copytree(run.path, tmp_path/'older', ignore=shutil.ignore_patterns('train-photos.npy'))
+    older_text = typed('evaluate', older, data/'train', '--out', tmp_path/'e').stderr
+    assert 'warning: these are the photos that the run was trained on' in older_text
     sorted((copy/'val'/'revolver').iterdir())[-1].unlink()
     assert 'these 23 photos are not the 24 val photos of the training' in text(copy, 'd')
 
