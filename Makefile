@@ -15,6 +15,8 @@ install: .venv/installed
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# Only what a start imports is compiled, and now: a shell that sets PYTHONDONTWRITEBYTECODE would never do it.
+	$(BIN)/python -W ignore -c 'import pkgutil, basegun_fastai as b; [__import__(o.name) for o in pkgutil.walk_packages(b.__path__, "basegun_fastai.")]'
 	touch $@
 
 demo: install
