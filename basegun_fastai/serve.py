@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 from .core import BasegunError, raise_faults, say
-from .exported import no_familiarity_line, place_fault, read_description
+from .exported import place_fault, read_description
 from .machine import cores, processes
 
 # %% ../nbs/serve.ipynb #af0693d5
@@ -71,12 +71,15 @@ async def _serve(processes, settings, listening, with_page):
     server = Server(application(processes, settings, page() if with_page else None))
     for number in (signal.SIGTERM, signal.SIGINT): loop.add_signal_handler(number, server.handle_exit, number, None)
     try:
+        processes.at_loss = lambda: server.handle_exit(signal.SIGTERM, None)
         await processes.start()
+        if line := processes.about['line']: say(line)
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
         say(f"model {processes.about['id']} answers on {address} with {len(processes.all)} processes and "
             f'{processes.places} places')
         if not server.should_exit: await server.serve(sockets=[listening])
+        if not processes.all: raise BasegunError(processes.fault)
     finally: await processes.end()
 
 # %% ../nbs/serve.ipynb #a590dbb8
@@ -99,7 +102,7 @@ def serve(
         port=(port, 0, 65535), workers=(workers, 1, 256), limit_concurrency=(limit_concurrency, 1, 10_000),
         max_bytes=(max_bytes, 1000, 2**30))
     raise_faults([*filter(None, [place_fault(exported)]), *faults])
-    if line := no_familiarity_line(read_description(exported/'model.json')): say(line)
+    read_description(exported/'model.json')  # what is wrong with it is said before a process starts
     try:
         from basegun_fastai.serving.application import Settings
         from basegun_fastai.serving.processes import Processes

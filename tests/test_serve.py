@@ -1,4 +1,5 @@
 "A real server answers as `predict` does, and neither strangers nor signals nor a killed process make it fall."
+import json
 import os
 import re
 import shutil
@@ -8,16 +9,19 @@ import threading
 import time
 from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from importlib.util import find_spec
 from io import BytesIO
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 from conftest import run_command, tree, typed
 from PIL import Image
 from server import serving
 
+from basegun_fastai.exported import essentials, seal
 from basegun_fastai.predict import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec('fastapi') is None, reason='no basegun-fastai[serve]')]
@@ -188,6 +192,55 @@ def test_a_killed_process_takes_one_answer_with_it_and_another_comes(exported, p
         assert len(statuses) == 200 and statuses.count(200) >= 198 and set(statuses) <= {200, 503}
         server._until(lambda: 'basegun_processes_ready 2.0' in server.client.get('/metrics').text)
         assert len(set(server.children()) - set(before)) == 1 and server.end() == 0
+
+
+@pytest.fixture
+def another(exported, tmp_path):
+    "The same network as another model: other names of the classes, under another id."
+    folder = shutil.copytree(exported, tmp_path/'another')
+    about = json.loads((folder/'model.json').read_bytes())
+    about |= dict(id='another-00000000', classes=[f'another {o}' for o in about['classes']])
+    network = onnx.load(folder/'model.onnx')
+    next(o for o in network.metadata_props if o.key == 'basegun-fastai').value = json.dumps(essentials(about))
+    content = network.SerializeToString()
+    (folder/'model.onnx').write_bytes(content)
+    about['onnx'] = dict(sha256=sha256(content).hexdigest(), bytes=len(content))
+    (folder/'model.json').write_text(seal(about))
+    return folder
+
+
+def put(link, folder):
+    "Let a link lead to a folder, whatever it led to before."
+    link.with_name('new').symlink_to(folder)
+    link.with_name('new').rename(link)
+
+
+def test_a_folder_that_was_replaced_is_not_served_beside_the_one_of_the_start(exported, another, photos, tmp_path):
+    put(tmp_path/'served', exported)
+    with serving(tmp_path/'served', '--workers', 2) as server:
+        def ask(): return server.client.post('/predict', content=photos[0])
+        def lines(): return [o for o in server.said if 'now holds model' in o]
+        started = server.client.get('/version').json()['model']
+        put(tmp_path/'served', another)
+        os.kill(server.children()[0], signal.SIGKILL)
+        responses = [ask() for _ in range(4)]  # one of them meets the process that was killed
+        server._until(lambda: lines() or 'basegun_processes_ready 2.0' in server.client.get('/metrics').text)
+        responses += [ask() for _ in range(40)]
+        answers = [o.json() for o in responses if o.status_code == 200]
+        assert len(answers) >= 43 and {o['model'] for o in answers} == {started}
+        assert {(*o['probabilities'],) for o in answers} == {(*load(exported, 1).classes,)}
+        fault = (f"'{tmp_path/'served'}' now holds model another-00000000, this server started with {started}: "
+                 'restart it')
+        assert lines() == [f'{fault}\n']
+        ready = server.client.get('/health/ready')
+        assert ready.status_code == 200 and ready.json() == dict(status='ready', detail=fault)
+        os.kill(server.children()[0], signal.SIGKILL)
+        with ThreadPoolExecutor(4) as pool: last = [*pool.map(lambda _: ask(), range(4))]
+        assert {o.status_code for o in last} == {503} and fault in {o.json()['detail'] for o in last}
+        assert server.process.wait(15) == 1
+        server.readers[1].join()
+        assert [o.removeprefix('basegun-fastai: ') for o in lines()] == [f'{fault}\n'] * 2
+        assert 'Traceback' not in ''.join(server.log + server.said)
 
 
 def test_sigterm_finishes_what_has_come_in(exported, photos):

@@ -25,7 +25,7 @@ from ..data.photo import UnreadablePhoto
 from .bodies import AGAIN, Bodies, photos_in
 from .measures import Measures
 from .middleware import Middleware, busy, write_line
-from .processes import MAX_SECONDS, Busy, Died, Processes, TooSlow
+from .processes import MAX_SECONDS, Busy, Died, Processes, Replaced, TooSlow
 
 # %% ../../nbs/serving/application.ipynb #5b2a79c0
 MAX_PHOTOS = 32  # of a batch
@@ -95,6 +95,7 @@ async def _judge(processes, measures, photo, explained):
     except TooSlow as err: raise HTTPException(504, f'the photo took longer than {MAX_SECONDS} seconds') from err
     except Died as err:
         raise HTTPException(503, 'the process that read the photo was killed: send it again', AGAIN) from err
+    except Replaced as err: raise HTTPException(503, str(err), AGAIN) from err
     answer = reply['answer']
     measures.count(answer)
     more = {k: reply[k] for k in ('runner_up', 'on_padding', 'on_border') if explained}
@@ -149,7 +150,7 @@ def _add_facts(app, processes):
     async def versions() -> dict[str, str|int|bool]:
         "Say which model answers, by which package."
         about = processes.about
-        return dict(model=about['id'], package=version('basegun-fastai'), decoder=about['decoder'],
+        return dict(model=about['id'], package=about['package'], decoder=about['decoder'],
                     evidence=about['has_evidence'], familiarity=about['has_familiarity'])
 
 # %% ../../nbs/serving/application.ipynb #817824c3
@@ -162,8 +163,9 @@ def _add_health(app, processes, measures):
     @app.get('/health/ready', responses={503: _RESPONSES[503]})
     async def ready() -> dict[str, str]:
         "Say that photos can be judged."
-        if processes.ending or not processes.ready: raise HTTPException(503, 'no process can answer', AGAIN)
-        return dict(status='ready')
+        fault = processes.fault
+        if processes.ending or not processes.ready: raise HTTPException(503, fault or 'no process can answer', AGAIN)
+        return dict(status='ready') | (dict(detail=fault) if fault else {})
 
     @app.get('/metrics', response_class=Response,
              responses={200: dict(content={'text/plain': {}}), 401: _RESPONSES[401]})
