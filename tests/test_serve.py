@@ -131,6 +131,14 @@ def test_it_says_who_it_is_and_how_it_is(server, exported, photos):
             assert number(after, bucket) - number(before, bucket) == (answer[name] <= float(limit)), bucket
 
 
+@pytest.mark.parametrize('path', ['/', '/health/live', '/health/ready', '/version', '/typologies', '/openapi.json'])
+def test_head_is_get_without_a_body(server, path):
+    got, wanted = server.client.head(path), server.client.get(path)
+    assert got.status_code == wanted.status_code == 200 and got.content == b'' and wanted.content
+    def lasting(response): return {k: v for k, v in response.headers.items() if k not in ('date', 'x-request-id')}
+    assert lasting(got) == lasting(wanted) and server.client.head('/predict').status_code == 405
+
+
 def test_each_answer_has_an_id_and_safe_headers(server):
     response = server.client.get('/version', headers={'X-Request-ID': 'abc-1'})
     assert response.headers['x-request-id'] == 'abc-1' and response.headers['x-content-type-options'] == 'nosniff'

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from ..data.photo import UnreadablePhoto
 from .bodies import AGAIN, Bodies, photos_in
 from .measures import Measures
-from .middleware import Middleware, busy, write_line
+from .middleware import Door, Middleware, busy, write_line
 from .processes import MAX_SECONDS, Busy, Died, Processes, Replaced, TooSlow
 
 # %% ../../nbs/serving/application.ipynb #5b2a79c0
@@ -188,11 +188,18 @@ def _add_faults(app):
     @app.exception_handler(Busy)
     async def no_place(*_): return busy()
 
+    @app.exception_handler(Exception)
+    async def mistake(*_):
+        return JSONResponse(dict(detail='the server made a mistake: tell whoever runs it the X-Request-ID'), 500)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(_, error):
         return JSONResponse(dict(detail='; '.join(f"{o['loc'][-1]}: {o['msg']}" for o in error.errors())), 422)
 
 # %% ../../nbs/serving/application.ipynb #55ddda07
+_ALLOWED = dict(allow_methods=['GET', 'POST'], allow_headers=['Authorization', 'Content-Type', 'X-Request-ID'],
+                expose_headers=['Retry-After', 'X-Request-ID'])
+
 def application(
     processes: Processes, # That answer; they are started before the first request
     settings: Settings, # As the command was told
@@ -202,6 +209,7 @@ def application(
     "Make the application."
     app = FastAPIOffline(title='basegun-fastai', version=version('basegun-fastai'), redoc_url=None,
                          root_path=settings.root_path,
+                         redirect_slashes=False,
                          description='What a photo of a firearm shows: its typology, a confidence and a level.')
     measures = Measures(processes)
     _add_predictions(app, processes, measures, Bodies(settings.max_bytes, processes.places))
@@ -209,10 +217,8 @@ def application(
     _add_health(app, processes, measures)
     _add_faults(app)
     if page: _add_page(app, *page)
-    paths = {o.path for o in app.routes}
-
-    allowed = dict(allow_methods=['GET', 'POST'], allow_headers=['Authorization', 'Content-Type', 'X-Request-ID'])
-    if settings.allow_origin: app.add_middleware(CORSMiddleware, allow_origins=list(settings.allow_origin), **allowed)
-    app.add_middleware(Middleware, measures=measures, key=settings.key, paths=paths, write=write,
-                       full=lambda: processes.taken >= processes.places)
+    app.add_middleware(Door, key=settings.key, full=lambda: processes.taken >= processes.places)
+    inside = app.build_middleware_stack()
+    if settings.allow_origin: inside = CORSMiddleware(inside, settings.allow_origin, **_ALLOWED)
+    app.middleware_stack = Middleware(inside, measures, {o.path for o in app.routes}, write)
     return app

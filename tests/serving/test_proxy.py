@@ -69,3 +69,12 @@ def test_a_photo_gets_its_answer(client, data):
     for place in ('basegun', 'streamed', 'kept'):
         response = client.post(f'/{place}/predict', files=dict(image=('a', photo)))
         assert response.status_code == 200 and response.json()['label']
+
+
+@pytest.mark.parametrize('place', ['basegun', 'streamed', 'kept'])
+def test_a_balancer_may_ask_by_head_and_nobody_is_sent_elsewhere(client, place):
+    for path in ('', 'health/live', 'health/ready', 'version'):
+        response = client.head(f'/{place}/{path}')
+        assert response.status_code == 200 and response.content == b''
+    response = client.post(f'/{place}/predict/', content=b'x')
+    assert response.status_code == 404 and 'location' not in response.headers
