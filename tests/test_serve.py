@@ -23,6 +23,7 @@ from server import serving
 
 from basegun_fastai.exported import essentials, seal
 from basegun_fastai.predict import load
+from basegun_fastai.serve import _key, _origin, _origin_fault
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec('fastapi') is None, reason='no basegun-fastai[serve]')]
 
@@ -172,11 +173,40 @@ def test_a_key_is_asked_for(exported, photos, tmp_path):
 
 
 def test_other_sites_may_ask_only_where_that_was_said(exported):
-    with serving(exported, '--workers', 1, '--no-page', '--allow-origin', 'https://app.example') as server:
-        for origin, allowed in (('https://app.example', True), ('https://other.example', False)):
+    typed = 'HTTPS://App.Example:443', 'https://été.example', 'http://[0::1]:3000'
+    with serving(exported, '--workers', 1, '--no-page', '--allow-origin', *typed) as server:
+        for origin, allowed in (('https://app.example', True), ('https://xn--t-9fab.example', True),
+                                ('http://[::1]:3000', True), ('https://other.example', False),
+                                ('http://app.example', False)):
             response = server.client.get('/version', headers=dict(Origin=origin))
-            assert ('access-control-allow-origin' in response.headers) == allowed
+            assert response.headers.get('access-control-allow-origin') == (origin if allowed else None)
         assert server.client.get('/').status_code == 404
+
+
+ORIGINS = {  # as a browser sends them
+    'https://app.example': 'https://app.example', 'HTTPS://App.Example:443': 'https://app.example',
+    'http://app.example:80': 'http://app.example', 'http://app.example:443': 'http://app.example:443',
+    'https://app.example:0443': 'https://app.example', 'https://app.example:': 'https://app.example',
+    'https://ÉTÉ.example:8443': 'https://xn--t-9fab.example:8443', 'https://e\u0301.example': 'https://xn--9ca.example',
+    'https://xn--t-9fab.example': 'https://xn--t-9fab.example', 'http://localhost:3000': 'http://localhost:3000',
+    'http://[::1]:3000': 'http://[::1]:3000', 'http://[2001:DB8:0:0:1::1]': 'http://[2001:db8::1:0:0:1]',
+    'http://127.0.0.1:80': 'http://127.0.0.1', 'https://my_host.example.': 'https://my_host.example.'}
+
+
+@pytest.mark.parametrize('typed', ORIGINS)
+def test_an_origin_is_compared_as_a_browser_sends_it(typed):
+    assert _origin(typed) == ORIGINS[typed] and _origin_fault(typed) is None
+
+
+@pytest.mark.parametrize(('wrong', 'words'), [
+    ('https://App.example/', 'give https://app.example,'), ('http://a.example:80/x?y', 'give http://a.example,'),
+    ('http://[::1]:3000/', 'give http://[::1]:3000,'), *[(o, 'such as https://app.example') for o in (
+        '*', 'null', '', 'app.example', 'ftp://app.example', 'https://', 'https://straße.example', 'https://a..example',
+        'https://a b.example', 'https://user@app.example', 'https://app.example:70000', 'https://1.2.3',
+        'https://[::1', 'https://[::g]', 'https://app.example\n', 'https://' + 'a' * 64)]])
+def test_what_no_browser_sends_is_refused_with_what_it_sends(wrong, words):
+    assert _origin(wrong) is None and f"--allow-origin '{wrong}': " in _origin_fault(wrong)
+    assert words in _origin_fault(wrong)
 
 
 def test_more_than_there_are_places_for_is_refused_at_once(exported, large):
@@ -354,6 +384,14 @@ def test_every_fault_is_told_at_once(exported, run, tmp_path):
         taken.listen()
         result = run_command('serve', exported, '--port', taken.getsockname()[1])
     assert result.returncode == 1 and 'give another port' in result.stderr and 'Traceback' not in result.stderr
+
+
+def test_a_key_may_have_the_mark_of_an_editor_before_it(tmp_path):
+    for encoding in ('utf-8', 'utf-8-sig'):
+        (tmp_path/'key').write_text('0123456789abcdef\r\n', encoding=encoding)
+        assert _key(tmp_path/'key') == ('0123456789abcdef', [])
+    (tmp_path/'key').write_text('0123456789abcdef', encoding='utf-16')
+    assert _key(tmp_path/'key')[0] is None and 'cannot be read' in _key(tmp_path/'key')[1][0]
 
 
 def test_without_the_extra_one_line_says_what_to_install(exported, tmp_path):
