@@ -62,6 +62,20 @@ class Bodies:
 # %% ../../nbs/serving/bodies.ipynb #efe99d41
 class _InMemory(MultiPartParser): spool_max_size = sys.maxsize
 
+def _remedy(name, most):
+    files = f"files '{name}', {most} at most" if most > 1 else f"one file '{name}'"
+    return f'send a form with {files}, as `curl -F {name}=@photo.jpg` does'
+
+async def _form(body, request, name, most):
+    async def whole(): yield body
+    try: return await _InMemory(request.headers, whole(), max_files=most, max_part_size=len(body)).parse()
+    except (MultiPartException, KeyError, ValueError) as err:
+        reason = getattr(err, 'message', err)
+        raise HTTPException(422, f'the form cannot be read ({reason}): {_remedy(name, most)}') from err
+
+def _is_file(field):
+    return isinstance(field, UploadFile) and field.headers.get('content-transfer-encoding', '').lower() != 'base64'
+
 async def photos_in(
     body: bytes, # As it came
     request: Request, # Its header says how the body has to be read
@@ -71,12 +85,10 @@ async def photos_in(
     "Take a body apart: the files of a form, or the body itself."
     if not request.headers.get('content-type', '').lower().startswith('multipart/'):
         if most == 1: return [body]
-        raise HTTPException(422, f"send a form with files '{name}'")
-    async def whole(): yield body
-    try: form = await _InMemory(request.headers, whole(), max_files=most).parse()
-    except (MultiPartException, KeyError, ValueError) as err:
-        reason = getattr(err, 'message', err)
-        raise HTTPException(422, f'the form cannot be read ({reason}): send at most {most} files') from err
-    files = [o for o in form.getlist(name) if isinstance(o, UploadFile)]
-    if not files: raise HTTPException(422, f"the form has no file '{name}': send the photo under that name")
-    return [await o.read() for o in files]
+        raise HTTPException(422, f'the body is no form: {_remedy(name, most)}')
+    fields = (await _form(body, request, name, most)).getlist(name)
+    if not fields: raise HTTPException(422, f"the form has no file '{name}': {_remedy(name, most)}")
+    if not all(map(_is_file, fields)):
+        raise HTTPException(422, f"the field '{name}' is text, not a file: {_remedy(name, most)}; a file has its "
+                            'bytes, not base64, and a `filename="..."` beside its name')
+    return [await o.read() for o in fields]
