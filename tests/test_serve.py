@@ -465,5 +465,7 @@ def test_a_proxy_may_have_it_under_a_path(exported, photos):
         assert httpx.get(f'{server.url}/').status_code == 200
         assert '/basegun/openapi.json' in httpx.get(f'{plain}/docs').text
         assert [o['path'] for o in server.lines(3)[:3]] == ['/predict', '/predict', '/']
+        assert httpx.get(f'{server.url}/openapi.json').json()['servers'] == [dict(url='/basegun')]
+        assert len(server.said) == 1, server.said
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(12) == 0

@@ -208,7 +208,6 @@ def application(
 ) -> FastAPI: # To be given to a server
     "Make the application."
     app = FastAPIOffline(title='basegun-fastai', version=version('basegun-fastai'), redoc_url=None,
-                         root_path=settings.root_path,
                          redirect_slashes=False,
                          description='What a photo of a firearm shows: its typology, a confidence and a level.')
     measures = Measures(processes)
@@ -220,5 +219,5 @@ def application(
     app.add_middleware(Door, key=settings.key, full=lambda: processes.taken >= processes.places)
     inside = app.build_middleware_stack()
     if settings.allow_origin: inside = CORSMiddleware(inside, settings.allow_origin, **_ALLOWED)
-    app.middleware_stack = Middleware(inside, measures, {o.path for o in app.routes}, write)
+    app.middleware_stack = Middleware(inside, measures, {o.path for o in app.routes}, write, settings.root_path)
     return app

@@ -112,14 +112,15 @@ class Middleware:
         measures: Measures, # What is counted
         paths: set[str], # That are known
         write: Callable[[dict], None] = write_line, # Writes a line of the log
+        root_path: str = '', # Where a proxy has the server
     ):
-        self.app, self.measures, self.paths, self.write = app, measures, paths, write
+        self.app, self.measures, self.paths, self.write, self.root_path = app, measures, paths, write, root_path
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         started, line = time.perf_counter(), dict(id=_id(scope), status=500, bytes=0)  # until an answer begins
-        inside = dict(scope, state=scope.get('state', {}) | dict(line=line))
-        if scope['method'] == 'HEAD': inside['method'] = 'GET'
+        scope = dict(scope, root_path=self.root_path, state=scope.get('state', {}) | dict(line=line))
+        inside = scope | dict(method='GET') if scope['method'] == 'HEAD' else scope
         try: await self.app(inside, _counting(receive, line), _with_headers(send, scope, line))
         finally: self._note(scope, line, time.perf_counter() - started)
 

@@ -74,7 +74,8 @@ LONG = b64encode(b'photo' * 400_000)  # more than a MiB
 @pytest.mark.parametrize('part', [
     (b'name="image"', LONG), (b'name="image"', b'short'), (b'name="image"', b'data:image/jpeg;base64,' + LONG),
     (b'name="image"', bytes(range(256)) * 8000),
-    (b'name="image"; filename="a"\r\nContent-Transfer-Encoding: BASE64', LONG), (b'name="image"; filename*=UTF-8\'\'a.jpg', b'photo' * 400_000)])
+    (b'name="image"; filename="a"\r\nContent-Transfer-Encoding: BASE64', LONG),
+    (b'name="image"; filename*=UTF-8\'\'a.jpg', b'photo' * 400_000)])
 def test_a_photo_that_is_sent_as_text_is_refused_as_that(part):
     status, detail = taken_apart(in_form(part))
     assert status == 422 and detail.startswith("the field 'image' is text, not a file: send ")
