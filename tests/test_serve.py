@@ -1,4 +1,5 @@
 "A real server answers as `predict` does, and neither strangers nor signals nor a killed process make it fall."
+import asyncio
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from importlib.util import find_spec
 from io import BytesIO
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -21,9 +23,11 @@ from conftest import run_command, tree, typed
 from PIL import Image
 from server import serving
 
+from basegun_fastai.core import BasegunError
 from basegun_fastai.exported import essentials, seal
 from basegun_fastai.predict import load
 from basegun_fastai.serve import _key, _origin, _origin_fault
+from basegun_fastai.serving.processes import Processes, _difference
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec('fastapi') is None, reason='no basegun-fastai[serve]')]
 
@@ -278,6 +282,26 @@ def test_a_folder_that_was_replaced_is_not_served_beside_the_one_of_the_start(ex
         server.readers[1].join()
         assert [o.removeprefix('basegun-fastai: ') for o in lines()] == [f'{fault}\n'] * 2
         assert 'Traceback' not in ''.join(server.log + server.said)
+
+
+def test_a_folder_that_is_replaced_in_the_middle_of_the_start_is_refused(exported, another):
+    processes = Processes(exported, 2, 1, 4)
+    processes.all[1].arguments[0] = str(another)
+    async def start():
+        try: await processes.start()
+        finally: await processes.end()
+    with pytest.raises(BasegunError, match='now holds model another-00000000, this server started with .*: restart it'):
+        asyncio.run(start())
+
+
+@pytest.mark.parametrize(('key', 'fault'), [
+    ('id', "'a' now holds model now, this server started with then: restart it"),
+    ('seal', "'a' now holds a model with the seal now, this server started with then: restart it"),
+    ('package', 'basegun-fastai is now now, this server started with then: restart it')])
+def test_what_differs_from_the_start_is_named(key, fault):
+    about = dict(id='i', seal='s', package='p')
+    processes = SimpleNamespace(folder='a', about=about | {key: 'then'})
+    assert _difference(processes, about | {key: 'now'}) == fault and _difference(processes, processes.about) is None
 
 
 def test_sigterm_finishes_what_has_come_in(exported, photos):
