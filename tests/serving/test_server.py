@@ -23,7 +23,7 @@ from basegun_fastai.serving.bodies import Bodies
 from basegun_fastai.serving.server import Server, listen
 
 KEY = 'Authorization: Bearer key\r\n'
-BODY = b'x' * 1_000_000
+BODY = b'x' * 600_000  # as `head` says
 
 
 def until(condition):
@@ -33,21 +33,26 @@ def until(condition):
 
 
 @contextmanager
-def running(taken=0, max_bytes=1000):
+def running():
     "The server in a thread of this process, before processes that nobody needs to ask."
-    processes = SimpleNamespace(places=2, taken=taken, ready=1, ending=False, fault=None, about=None)
-    app = application(processes, Settings(max_bytes=max_bytes, key='key'), write=lambda _: None)
+    processes = SimpleNamespace(places=2, taken=0, ready=1, ending=False, fault=None, about=None)
+    app = application(processes, Settings(max_bytes=500_000, key='key'), write=lambda _: None)
     with listen('127.0.0.1', 0) as listening:
         server = Server(app)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
         thread.start()
-        server.address, server.thread = listening.getsockname(), thread
+        server.address, server.thread, server.processes = listening.getsockname(), thread, processes
         try:
             until(lambda: server.started)
             yield server
         finally:
             server.should_exit = True
             thread.join()
+
+
+@pytest.fixture(scope='module')
+def server():
+    with running() as server: yield server
 
 
 @contextmanager
@@ -65,8 +70,8 @@ def response(connection):
     return answer.status
 
 
-def head(method, path, http='1.1', more=''):
-    return f'{method} {path} HTTP/{http}\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n{more}\r\n'.encode()
+def head(method, path, http='1.1', more='', n=600_000):
+    return f'{method} {path} HTTP/{http}\r\nHost: x\r\nContent-Length: {n}\r\n{more}\r\n'.encode()
 
 
 REFUSED = {'/predict': 413, '/predict?explain=perhaps': 422, '/nowhere': 404, '/health/live': 405, '/version': 500}
@@ -74,9 +79,10 @@ REFUSED = {'/predict': 413, '/predict?explain=perhaps': 422, '/nowhere': 404, '/
 
 @pytest.mark.parametrize(('http', 'more'), [('1.0', ''), ('1.1', 'Connection: close\r\n'), ('1.1', '')])
 @pytest.mark.parametrize(('path', 'status'), [*REFUSED.items(), ('/predict', 401), ('/predict', 503)])
-def test_an_answer_before_the_body_arrives(path, status, http, more, caplog):
+def test_an_answer_before_the_body_arrives(server, path, status, http, more, caplog, monkeypatch):
+    monkeypatch.setattr(server.processes, 'taken', 2 if status == 503 else 0)
     request = head('GET' if status == 500 else 'POST', path, http, more + (KEY if status != 401 else ''))
-    with running(2 if status == 503 else 0) as server, ThreadPoolExecutor(10) as pool:
+    with ThreadPoolExecutor(10) as pool:
         def sent(_):
             with connected(server) as connection:
                 connection.sendall(request + BODY)  # most clients read when all is sent
@@ -90,35 +96,35 @@ def test_an_answer_before_the_body_arrives(path, status, http, more, caplog):
 
 
 @pytest.mark.parametrize('more', ['Connection: close\r\n', ''])
-def test_a_body_that_came_too_late_hears_so(more, monkeypatch):
+def test_a_body_that_came_too_late_hears_so(server, more, monkeypatch):
     monkeypatch.setattr(bodies, 'BODY_SECONDS', .05)
-    with running(max_bytes=2_000_000) as server, connected(server) as connection:
-        connection.sendall(head('POST', '/predict', more=more + KEY) + BODY[:1])
+    with connected(server) as connection:
+        connection.sendall(head('POST', '/predict', more=more + KEY, n=400_000) + BODY[:1])
         connection.recv(1, socket.MSG_PEEK)
-        connection.sendall(BODY[1:])
+        connection.sendall(BODY[:399_999])
         assert response(connection) == 408
 
 
-def test_what_is_no_http_hears_so():
-    with running() as server, connected(server) as connection:
+def test_what_is_no_http_hears_so(server):
+    with connected(server) as connection:
         connection.sendall(b'POST /predict HTTP/1.1\r\nno header\r\n\r\n' + BODY)
         assert response(connection) == 400
 
 
 @pytest.mark.parametrize('more', ['Connection: close\r\n', ''])
-def test_what_is_drained_has_a_limit_in_bytes(more, monkeypatch):
+def test_what_is_drained_has_a_limit_in_bytes(server, more, monkeypatch):
     monkeypatch.setattr(module, 'DRAIN_BYTES', 100_000)
-    with running() as server, connected(server) as connection:
+    with connected(server) as connection:
         with pytest.raises(ConnectionError):
-            connection.sendall(head('POST', '/predict', more=more + KEY).replace(b'Length: ', b'Length: 9'))
-            for _ in range(90): connection.sendall(BODY)
+            connection.sendall(head('POST', '/predict', more=more + KEY, n=100 * len(BODY)))
+            for _ in range(100): connection.sendall(BODY)
         until(lambda: not server.server_state.connections)
 
 
 @pytest.mark.parametrize('more', ['Connection: close\r\n', ''])
-def test_what_is_drained_has_a_limit_in_time(more, monkeypatch):
+def test_what_is_drained_has_a_limit_in_time(server, more, monkeypatch):
     monkeypatch.setattr(module, 'DRAIN_SECONDS', .2)
-    with running() as server, connected(server) as connection:
+    with connected(server) as connection:
         connection.sendall(head('POST', '/predict', more=more + KEY))
         assert response(connection) == 413 and server.server_state.connections
         until(lambda: not server.server_state.connections)
@@ -167,7 +173,7 @@ async def upload(n, pieces):
         while not server.started: await asyncio.sleep(.01)
         reader, writer = await asyncio.open_connection(*listening.getsockname())
         began, answer = asyncio.get_running_loop().time(), asyncio.ensure_future(reader.readline())
-        writer.write(head('POST', '/predict').replace(str(len(BODY)).encode(), str(n).encode()))
+        writer.write(head('POST', '/predict', n=n))
         for piece in pieces:
             if answer.done(): break
             writer.write(b'x' * piece)
