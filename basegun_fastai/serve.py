@@ -12,13 +12,44 @@ import hashlib
 import logging
 import re
 import signal
+import unicodedata
 from importlib.resources import files
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated
 
 from .core import BasegunError, raise_faults, say
-from .exported import no_familiarity_line, place_fault, read_description
+from .exported import place_fault, read_description
 from .machine import cores, processes
+
+# %% ../nbs/serve.ipynb #b3e7a0c4
+_PORTS = dict(http=80, https=443)
+
+def _host(text):
+    "A host as a browser writes it; raises `ValueError` where it is none."
+    if text.startswith('['): return f'[{IPv6Address(text[1:-1]).compressed}]'
+    name = unicodedata.normalize('NFKC', text).lower()
+    host = name.encode('idna').decode()
+    if not name.isascii() and host.encode().decode('idna') != name: raise ValueError  # browsers write ß otherwise
+    if re.search(r'(^|\.)(\d+|0x[\da-f]*)\.?$', host): return str(IPv4Address(host))
+    if re.fullmatch(r'[a-z0-9_.-]+', host): return host
+    raise ValueError
+
+def _origin(text):
+    "An origin as a browser sends it; empty where it is none."
+    match = re.fullmatch(r'(https?)://(\[[\da-f:.]+\]|[^/?#@:\\%\[\]]+)(?::(\d{0,5}))?', text, re.I|re.A)
+    if not match: return None
+    scheme, port = match[1].lower(), int(match[3] or _PORTS[match[1].lower()])
+    try: host = _host(match[2])
+    except ValueError: return None
+    if port > 65535: return None
+    return f'{scheme}://{host}' + ('' if port == _PORTS[scheme] else f':{port}')
+
+def _origin_fault(text):
+    if _origin(text): return None
+    if sent := _origin(re.sub(r'(?<=[^:/])[/?#].*', '', text, flags=re.S)):
+        return f"--allow-origin '{text}': give {sent}, which is all that a browser sends"
+    return f"--allow-origin '{text}': give an origin as a browser sends it, such as https://app.example"
 
 # %% ../nbs/serve.ipynb #af0693d5
 MIN_KEY = 16  # characters
@@ -26,7 +57,7 @@ MIN_KEY = 16  # characters
 def _key(file):
     "The key in a file, and what is wrong with it."
     if file is None: return None, []
-    try: key = Path(file).read_text(encoding='utf-8').strip()
+    try: key = Path(file).read_text(encoding='utf-8-sig').strip()  # Windows' editors put a mark first
     except (OSError, ValueError) as err:
         reason = getattr(err, 'strerror', None) or err
         return None, [f"--api-key-file '{file}' cannot be read ({reason}): give a file with a key in it"]
@@ -42,8 +73,7 @@ def _number_faults(**numbers):
             for name, (value, low, high) in numbers.items() if value is not None and not _is_whole(value, low, high)]
 
 def _text_faults(root_path, allow_origin):
-    faults = [f"--allow-origin '{o}': give an origin, such as https://app.example" for o in allow_origin
-              if not re.fullmatch(r'https?://[\w.-]+(:\d+)?', o)]
+    faults = [*filter(None, map(_origin_fault, allow_origin))]
     if root_path and not re.fullmatch(r'(/[\w.~-]+)+', root_path):
         faults.append(f"--root-path '{root_path}': give a path that begins with /, and does not end with one, such as "
                       '/basegun')
@@ -71,12 +101,15 @@ async def _serve(processes, settings, listening, with_page):
     server = Server(application(processes, settings, page() if with_page else None))
     for number in (signal.SIGTERM, signal.SIGINT): loop.add_signal_handler(number, server.handle_exit, number, None)
     try:
+        processes.at_loss = lambda: server.handle_exit(signal.SIGTERM, None)
         await processes.start()
+        if line := processes.about['line']: say(line)
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
         say(f"model {processes.about['id']} answers on {address} with {len(processes.all)} processes and "
             f'{processes.places} places')
         if not server.should_exit: await server.serve(sockets=[listening])
+        if not processes.all: raise BasegunError(processes.fault)
     finally: await processes.end()
 
 # %% ../nbs/serve.ipynb #a590dbb8
@@ -99,7 +132,7 @@ def serve(
         port=(port, 0, 65535), workers=(workers, 1, 256), limit_concurrency=(limit_concurrency, 1, 10_000),
         max_bytes=(max_bytes, 1000, 2**30))
     raise_faults([*filter(None, [place_fault(exported)]), *faults])
-    if line := no_familiarity_line(read_description(exported/'model.json')): say(line)
+    read_description(exported/'model.json')  # what is wrong with it is said before a process starts
     try:
         from basegun_fastai.serving.application import Settings
         from basegun_fastai.serving.processes import Processes
@@ -108,7 +141,7 @@ def serve(
         raise BasegunError(f"`serve` needs {err.name}: type `pip install 'basegun-fastai[serve]'`") from err
     workers = workers or processes()
     judges = Processes(exported, workers, max(1, cores() // workers), limit_concurrency or 2 * workers)
-    settings = Settings(max_bytes, root_path, tuple(allow_origin), key)
+    settings = Settings(max_bytes, root_path, tuple(map(_origin, allow_origin)), key)
     if key is None and host not in ('127.0.0.1', '::1', 'localhost'):
         say(f'warning: everybody who reaches {host}:{port} may ask; --api-key-file wants a key')
     with listen(host, port) as listening:

@@ -1,4 +1,6 @@
 "A real server answers as `predict` does, and neither strangers nor signals nor a killed process make it fall."
+import asyncio
+import json
 import os
 import re
 import shutil
@@ -8,17 +10,24 @@ import threading
 import time
 from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from importlib.util import find_spec
 from io import BytesIO
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 from conftest import run_command, tree, typed
 from PIL import Image
 from server import serving
 
+from basegun_fastai.core import BasegunError
+from basegun_fastai.exported import essentials, seal
 from basegun_fastai.predict import load
+from basegun_fastai.serve import _key, _origin, _origin_fault
+from basegun_fastai.serving.processes import Processes, _difference
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec('fastapi') is None, reason='no basegun-fastai[serve]')]
 
@@ -95,8 +104,7 @@ def test_what_is_no_photo_is_refused_with_the_reason(server, what, status, words
 def test_a_body_without_a_length_is_counted_as_it_comes(server):
     def endless():
         for _ in range(100): yield b'x' * 500_000
-    try: assert server.client.post('/predict', content=endless()).status_code == 413
-    except httpx.WriteError: pass  # closed in the middle of it
+    assert server.client.post('/predict', content=endless()).status_code == 413
     assert server.client.get('/health/ready').status_code == 200
 
 
@@ -126,6 +134,14 @@ def test_it_says_who_it_is_and_how_it_is(server, exported, photos):
         for limit in ('0.02', '0.5', '1.0'):
             bucket = f'{name}_bucket{{le="{limit}"}}'
             assert number(after, bucket) - number(before, bucket) == (answer[name] <= float(limit)), bucket
+
+
+@pytest.mark.parametrize('path', ['/', '/health/live', '/health/ready', '/version', '/typologies', '/openapi.json'])
+def test_head_is_get_without_a_body(server, path):
+    got, wanted = server.client.head(path), server.client.get(path)
+    assert got.status_code == wanted.status_code == 200 and got.content == b'' and wanted.content
+    def lasting(response): return {k: v for k, v in response.headers.items() if k not in ('date', 'x-request-id')}
+    assert lasting(got) == lasting(wanted) and server.client.head('/predict').status_code == 405
 
 
 def test_each_answer_has_an_id_and_safe_headers(server):
@@ -161,11 +177,40 @@ def test_a_key_is_asked_for(exported, photos, tmp_path):
 
 
 def test_other_sites_may_ask_only_where_that_was_said(exported):
-    with serving(exported, '--workers', 1, '--no-page', '--allow-origin', 'https://app.example') as server:
-        for origin, allowed in (('https://app.example', True), ('https://other.example', False)):
+    typed = 'HTTPS://App.Example:443', 'https://été.example', 'http://[0::1]:3000'
+    with serving(exported, '--workers', 1, '--no-page', '--allow-origin', *typed) as server:
+        for origin, allowed in (('https://app.example', True), ('https://xn--t-9fab.example', True),
+                                ('http://[::1]:3000', True), ('https://other.example', False),
+                                ('http://app.example', False)):
             response = server.client.get('/version', headers=dict(Origin=origin))
-            assert ('access-control-allow-origin' in response.headers) == allowed
+            assert response.headers.get('access-control-allow-origin') == (origin if allowed else None)
         assert server.client.get('/').status_code == 404
+
+
+ORIGINS = {  # as a browser sends them
+    'https://app.example': 'https://app.example', 'HTTPS://App.Example:443': 'https://app.example',
+    'http://app.example:80': 'http://app.example', 'http://app.example:443': 'http://app.example:443',
+    'https://app.example:0443': 'https://app.example', 'https://app.example:': 'https://app.example',
+    'https://ÉTÉ.example:8443': 'https://xn--t-9fab.example:8443', 'https://e\u0301.example': 'https://xn--9ca.example',
+    'https://xn--t-9fab.example': 'https://xn--t-9fab.example', 'http://localhost:3000': 'http://localhost:3000',
+    'http://[::1]:3000': 'http://[::1]:3000', 'http://[2001:DB8:0:0:1::1]': 'http://[2001:db8::1:0:0:1]',
+    'http://127.0.0.1:80': 'http://127.0.0.1', 'https://my_host.example.': 'https://my_host.example.'}
+
+
+@pytest.mark.parametrize('typed', ORIGINS)
+def test_an_origin_is_compared_as_a_browser_sends_it(typed):
+    assert _origin(typed) == ORIGINS[typed] and _origin_fault(typed) is None
+
+
+@pytest.mark.parametrize(('wrong', 'words'), [
+    ('https://App.example/', 'give https://app.example,'), ('http://a.example:80/x?y', 'give http://a.example,'),
+    ('http://[::1]:3000/', 'give http://[::1]:3000,'), *[(o, 'such as https://app.example') for o in (
+        '*', 'null', '', 'app.example', 'ftp://app.example', 'https://', 'https://straße.example', 'https://a..example',
+        'https://a b.example', 'https://user@app.example', 'https://app.example:70000', 'https://1.2.3',
+        'https://[::1', 'https://[::g]', 'https://app.example\n', 'https://' + 'a' * 64)]])
+def test_what_no_browser_sends_is_refused_with_what_it_sends(wrong, words):
+    assert _origin(wrong) is None and f"--allow-origin '{wrong}': " in _origin_fault(wrong)
+    assert words in _origin_fault(wrong)
 
 
 def test_more_than_there_are_places_for_is_refused_at_once(exported, large):
@@ -188,6 +233,75 @@ def test_a_killed_process_takes_one_answer_with_it_and_another_comes(exported, p
         assert len(statuses) == 200 and statuses.count(200) >= 198 and set(statuses) <= {200, 503}
         server._until(lambda: 'basegun_processes_ready 2.0' in server.client.get('/metrics').text)
         assert len(set(server.children()) - set(before)) == 1 and server.end() == 0
+
+
+@pytest.fixture
+def another(exported, tmp_path):
+    "The same network as another model: other names of the classes, under another id."
+    folder = shutil.copytree(exported, tmp_path/'another')
+    about = json.loads((folder/'model.json').read_bytes())
+    about |= dict(id='another-00000000', classes=[f'another {o}' for o in about['classes']])
+    network = onnx.load(folder/'model.onnx')
+    next(o for o in network.metadata_props if o.key == 'basegun-fastai').value = json.dumps(essentials(about))
+    content = network.SerializeToString()
+    (folder/'model.onnx').write_bytes(content)
+    about['onnx'] = dict(sha256=sha256(content).hexdigest(), bytes=len(content))
+    (folder/'model.json').write_text(seal(about))
+    return folder
+
+
+def put(link, folder):
+    "Let a link lead to a folder, whatever it led to before."
+    link.with_name('new').symlink_to(folder)
+    link.with_name('new').rename(link)
+
+
+def test_a_folder_that_was_replaced_is_not_served_beside_the_one_of_the_start(exported, another, photos, tmp_path):
+    put(tmp_path/'served', exported)
+    with serving(tmp_path/'served', '--workers', 2) as server:
+        def ask(): return server.client.post('/predict', content=photos[0])
+        def lines(): return [o for o in server.said if 'now holds model' in o]
+        started = server.client.get('/version').json()['model']
+        put(tmp_path/'served', another)
+        os.kill(server.children()[0], signal.SIGKILL)
+        responses = [ask() for _ in range(4)]  # one of them meets the process that was killed
+        server._until(lambda: lines() or 'basegun_processes_ready 2.0' in server.client.get('/metrics').text)
+        responses += [ask() for _ in range(40)]
+        answers = [o.json() for o in responses if o.status_code == 200]
+        assert len(answers) >= 43 and {o['model'] for o in answers} == {started}
+        assert {(*o['probabilities'],) for o in answers} == {(*load(exported, 1).classes,)}
+        fault = (f"'{tmp_path/'served'}' now holds model another-00000000, this server started with {started}: "
+                 'restart it')
+        assert lines() == [f'{fault}\n']
+        ready = server.client.get('/health/ready')
+        assert ready.status_code == 200 and ready.json() == dict(status='ready', detail=fault)
+        os.kill(server.children()[0], signal.SIGKILL)
+        with ThreadPoolExecutor(4) as pool: last = [*pool.map(lambda _: ask(), range(4))]
+        assert {o.status_code for o in last} == {503} and fault in {o.json()['detail'] for o in last}
+        assert server.process.wait(15) == 1
+        server.readers[1].join()
+        assert [o.removeprefix('basegun-fastai: ') for o in lines()] == [f'{fault}\n'] * 2
+        assert 'Traceback' not in ''.join(server.log + server.said)
+
+
+def test_a_folder_that_is_replaced_in_the_middle_of_the_start_is_refused(exported, another):
+    processes = Processes(exported, 2, 1, 4)
+    processes.all[1].arguments[0] = str(another)
+    async def start():
+        try: await processes.start()
+        finally: await processes.end()
+    with pytest.raises(BasegunError, match='now holds model another-00000000, this server started with .*: restart it'):
+        asyncio.run(start())
+
+
+@pytest.mark.parametrize(('key', 'fault'), [
+    ('id', "'a' now holds model now, this server started with then: restart it"),
+    ('seal', "'a' now holds a model with the seal now, this server started with then: restart it"),
+    ('package', 'basegun-fastai is now now, this server started with then: restart it')])
+def test_what_differs_from_the_start_is_named(key, fault):
+    about = dict(id='i', seal='s', package='p')
+    processes = SimpleNamespace(folder='a', about=about | {key: 'then'})
+    assert _difference(processes, about | {key: 'now'}) == fault and _difference(processes, processes.about) is None
 
 
 def test_sigterm_finishes_what_has_come_in(exported, photos):
@@ -296,6 +410,14 @@ def test_every_fault_is_told_at_once(exported, run, tmp_path):
     assert result.returncode == 1 and 'give another port' in result.stderr and 'Traceback' not in result.stderr
 
 
+def test_a_key_may_have_the_mark_of_an_editor_before_it(tmp_path):
+    for encoding in ('utf-8', 'utf-8-sig'):
+        (tmp_path/'key').write_text('0123456789abcdef\r\n', encoding=encoding)
+        assert _key(tmp_path/'key') == ('0123456789abcdef', [])
+    (tmp_path/'key').write_text('0123456789abcdef', encoding='utf-16')
+    assert _key(tmp_path/'key')[0] is None and 'cannot be read' in _key(tmp_path/'key')[1][0]
+
+
 def test_without_the_extra_one_line_says_what_to_install(exported, tmp_path):
     (tmp_path/'fastapi.py').write_text("raise ModuleNotFoundError(\"No module named 'fastapi'\", name='fastapi')")
     result = run_command('serve', exported, env=os.environ | dict(PYTHONPATH=str(tmp_path)))
@@ -367,5 +489,7 @@ def test_a_proxy_may_have_it_under_a_path(exported, photos):
         assert httpx.get(f'{server.url}/').status_code == 200
         assert '/basegun/openapi.json' in httpx.get(f'{plain}/docs').text
         assert [o['path'] for o in server.lines(3)[:3]] == ['/predict', '/predict', '/']
+        assert httpx.get(f'{server.url}/openapi.json').json()['servers'] == [dict(url='/basegun')]
+        assert len(server.said) == 1, server.said
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(12) == 0

@@ -24,8 +24,8 @@ from starlette.requests import ClientDisconnect
 from ..data.photo import UnreadablePhoto
 from .bodies import AGAIN, Bodies, photos_in
 from .measures import Measures
-from .middleware import Middleware, busy, write_line
-from .processes import MAX_SECONDS, Busy, Died, Processes, TooSlow
+from .middleware import Door, Middleware, busy, write_line
+from .processes import MAX_SECONDS, Busy, Died, Processes, Replaced, TooSlow
 
 # %% ../../nbs/serving/application.ipynb #5b2a79c0
 MAX_PHOTOS = 32  # of a batch
@@ -95,6 +95,7 @@ async def _judge(processes, measures, photo, explained):
     except TooSlow as err: raise HTTPException(504, f'the photo took longer than {MAX_SECONDS} seconds') from err
     except Died as err:
         raise HTTPException(503, 'the process that read the photo was killed: send it again', AGAIN) from err
+    except Replaced as err: raise HTTPException(503, str(err), AGAIN) from err
     answer = reply['answer']
     measures.count(answer)
     more = {k: reply[k] for k in ('runner_up', 'on_padding', 'on_border') if explained}
@@ -149,7 +150,7 @@ def _add_facts(app, processes):
     async def versions() -> dict[str, str|int|bool]:
         "Say which model answers, by which package."
         about = processes.about
-        return dict(model=about['id'], package=version('basegun-fastai'), decoder=about['decoder'],
+        return dict(model=about['id'], package=about['package'], decoder=about['decoder'],
                     evidence=about['has_evidence'], familiarity=about['has_familiarity'])
 
 # %% ../../nbs/serving/application.ipynb #817824c3
@@ -162,8 +163,9 @@ def _add_health(app, processes, measures):
     @app.get('/health/ready', responses={503: _RESPONSES[503]})
     async def ready() -> dict[str, str]:
         "Say that photos can be judged."
-        if processes.ending or not processes.ready: raise HTTPException(503, 'no process can answer', AGAIN)
-        return dict(status='ready')
+        fault = processes.fault
+        if processes.ending or not processes.ready: raise HTTPException(503, fault or 'no process can answer', AGAIN)
+        return dict(status='ready') | (dict(detail=fault) if fault else {})
 
     @app.get('/metrics', response_class=Response,
              responses={200: dict(content={'text/plain': {}}), 401: _RESPONSES[401]})
@@ -186,11 +188,18 @@ def _add_faults(app):
     @app.exception_handler(Busy)
     async def no_place(*_): return busy()
 
+    @app.exception_handler(Exception)
+    async def mistake(*_):
+        return JSONResponse(dict(detail='the server made a mistake: tell whoever runs it the X-Request-ID'), 500)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(_, error):
         return JSONResponse(dict(detail='; '.join(f"{o['loc'][-1]}: {o['msg']}" for o in error.errors())), 422)
 
 # %% ../../nbs/serving/application.ipynb #55ddda07
+_ALLOWED = dict(allow_methods=['GET', 'POST'], allow_headers=['Authorization', 'Content-Type', 'X-Request-ID'],
+                expose_headers=['Retry-After', 'X-Request-ID'])
+
 def application(
     processes: Processes, # That answer; they are started before the first request
     settings: Settings, # As the command was told
@@ -199,7 +208,7 @@ def application(
 ) -> FastAPI: # To be given to a server
     "Make the application."
     app = FastAPIOffline(title='basegun-fastai', version=version('basegun-fastai'), redoc_url=None,
-                         root_path=settings.root_path,
+                         redirect_slashes=False,
                          description='What a photo of a firearm shows: its typology, a confidence and a level.')
     measures = Measures(processes)
     _add_predictions(app, processes, measures, Bodies(settings.max_bytes, processes.places))
@@ -207,10 +216,8 @@ def application(
     _add_health(app, processes, measures)
     _add_faults(app)
     if page: _add_page(app, *page)
-    paths = {o.path for o in app.routes}
-
-    allowed = dict(allow_methods=['GET', 'POST'], allow_headers=['Authorization', 'Content-Type', 'X-Request-ID'])
-    if settings.allow_origin: app.add_middleware(CORSMiddleware, allow_origins=list(settings.allow_origin), **allowed)
-    app.add_middleware(Middleware, measures=measures, key=settings.key, paths=paths, write=write,
-                       full=lambda: processes.taken >= processes.places)
+    app.add_middleware(Door, key=settings.key, full=lambda: processes.taken >= processes.places)
+    inside = app.build_middleware_stack()
+    if settings.allow_origin: inside = CORSMiddleware(inside, settings.allow_origin, **_ALLOWED)
+    app.middleware_stack = Middleware(inside, measures, {o.path for o in app.routes}, write, settings.root_path)
     return app

@@ -14,10 +14,12 @@ import struct
 import sys
 import time
 import warnings
+from importlib.metadata import version
 from io import BytesIO
 
 from ..core import BasegunError
 from ..data.photo import UnreadablePhoto
+from ..exported import no_familiarity_line
 from ..machine import limit_memory
 from ..predict import load
 
@@ -54,7 +56,8 @@ def run_worker() -> None: # Nothing; ends with its standard input
     try: model = load(sys.argv[1], int(sys.argv[2]))
     except BasegunError as err: return _write(answers, dict(fault=str(err)), b'')
     about = dict(id=model.id, classes=model.classes, decoder=model.about['decoder'], has_evidence=model.has_evidence,
-                 has_familiarity=model.has_familiarity)
+                 has_familiarity=model.has_familiarity, seal=model.about['seal'], package=version('basegun-fastai'),
+                 line=no_familiarity_line(model.about))
     limit_memory(MAX_MEMORY)
     _write(answers, about, b'')
     while len(head := questions.read(QUESTION.size)) == QUESTION.size:

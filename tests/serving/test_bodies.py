@@ -1,5 +1,6 @@
 "A body is as large and as slow as it may be, whatever its header claims."
 import asyncio
+from base64 import b64encode
 from importlib.util import find_spec
 
 import pytest
@@ -9,7 +10,7 @@ if find_spec('fastapi') is None: pytest.skip('no basegun-fastai[serve]', allow_m
 from fastapi import HTTPException, Request
 
 from basegun_fastai.serving import bodies
-from basegun_fastai.serving.bodies import Bodies
+from basegun_fastai.serving.bodies import Bodies, photos_in
 
 
 def request(*chunks, headers=(), last=b''):
@@ -56,3 +57,45 @@ def test_all_bodies_together_have_a_limit():
         await asyncio.gather(*waiting, return_exceptions=True)
         return status
     assert asyncio.run(several()) == 503 and all_bodies.held == 0
+
+
+def in_form(*parts):
+    return b''.join(b'--x\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n' % o for o in parts) + b'--x--\r\n'
+
+
+def taken_apart(body, name='image', most=1, kind=b'multipart/form-data; boundary=x'):
+    try: return asyncio.run(photos_in(body, request(headers=[(b'content-type', kind)]), name, most))
+    except HTTPException as err: return err.status_code, err.detail
+
+
+LONG = b64encode(b'photo' * 400_000)  # more than a MiB
+
+
+@pytest.mark.parametrize('part', [
+    (b'name="image"', LONG), (b'name="image"', b'short'), (b'name="image"', b'data:image/jpeg;base64,' + LONG),
+    (b'name="image"', bytes(range(256)) * 8000),
+    (b'name="image"; filename="a"\r\nContent-Transfer-Encoding: BASE64', LONG),
+    (b'name="image"; filename*=UTF-8\'\'a.jpg', b'photo' * 400_000)])
+def test_a_photo_that_is_sent_as_text_is_refused_as_that(part):
+    status, detail = taken_apart(in_form(part))
+    assert status == 422 and detail.startswith("the field 'image' is text, not a file: send ")
+    for o in ('`curl -F image=@photo.jpg`', 'base64', 'filename="..."'): assert o in detail
+    file = b'name="images"; filename="a"', b'photo'
+    status, detail = taken_apart(in_form(file, (part[0].replace(b'image', b'images'), part[1])), 'images', 32)
+    assert status == 422 and detail.startswith("the field 'images' is text, not a file: send ")
+
+
+def test_other_fields_of_a_form_are_left_aside():
+    parts = (b'name="note"', LONG), (b'name="image"; filename="a"', b'photo'), (b'name="image2"', b'text')
+    assert taken_apart(in_form(*parts)) == [b'photo']
+
+
+@pytest.mark.parametrize(('body', 'name', 'most', 'kind', 'words'), [
+    (in_form((b'name="photo"; filename="a"', b'x')), 'image', 1, None, "no file 'image': send a form with one"),
+    (in_form(*[(b'name="image"; filename="a"', b'x')] * 2), 'image', 1, None, 'Maximum number of files is 1'),
+    (in_form(*[(b'name="images"; filename="a"', b'x')] * 33), 'images', 32, None, "files 'images', 32 at most"),
+    (b'x', 'images', 32, b'image/jpeg', "no form: send a form with files 'images', 32 at most"),
+    (b'x', 'image', 1, b'multipart/form-data', 'Missing boundary'), (b'x', 'image', 1, None, 'cannot be read')])
+def test_a_form_that_is_wrong_hears_what_to_send(body, name, most, kind, words):
+    status, detail = taken_apart(body, name, most, kind or b'multipart/form-data; boundary=x')
+    assert status == 422 and words in detail and f'as `curl -F {name}=@photo.jpg` does' in detail

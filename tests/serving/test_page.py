@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from server import serving
+from test_serve import ORIGINS
 
 from basegun_fastai.serve import page as front
 
@@ -171,6 +172,11 @@ def test_docs_come_from_this_server_alone(server):
         page.wait_for_selector('.opblock-summary-path', state='attached')
         paths = page.eval_on_selector_all('.opblock-summary-path', 'all => all.map(o => o.dataset.path)')
         assert '/predict' in paths and not [o for o in heard if o.startswith('http')]
+
+
+def test_a_browser_sends_origins_in_the_form_that_is_compared(server):
+    with opened(server.url) as (page, _):
+        for o in ORIGINS: assert page.evaluate('o => new URL(o).origin', o) == ORIGINS[o]
 
 
 def test_a_browser_that_obeys_the_policy_runs_nothing_else(server):
