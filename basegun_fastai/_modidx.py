@@ -189,6 +189,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'basegun_fastai/data/crops.py'),
                                            'basegun_fastai.data.crops._temporary_folders': ( 'data/crops.html#_temporary_folders',
                                                                                              'basegun_fastai/data/crops.py'),
+                                           'basegun_fastai.data.crops.common_part': ( 'data/crops.html#common_part',
+                                                                                      'basegun_fastai/data/crops.py'),
                                            'basegun_fastai.data.crops.crop_candidates': ( 'data/crops.html#crop_candidates',
                                                                                           'basegun_fastai/data/crops.py'),
                                            'basegun_fastai.data.crops.crop_record': ( 'data/crops.html#crop_record',

@@ -83,6 +83,24 @@ def on_a_phone(photo):
     return out
 
 
+def covered(photo, sides, percent, colours):
+    "Lay a bar over each of `sides`, of which words may have a colour of their own; the photo's size stays."
+    out, (width, height), (*ink, ground) = photo.copy(), photo.size, colours.split(' on ')
+    x, y = (round(o * percent / 100) for o in photo.size)
+    boxes = dict(left=(0, 0, x, height), top=(0, 0, width, y), right=(width - x, 0, width, height),
+                 bottom=(0, height - y, width, height))
+    for left, top, right, bottom in (boxes[o] for o in sides.split('+')):
+        out.paste(ground, (left, top, right, bottom))
+        if ink: ImageDraw.Draw(out).text(((left + right) / 2, (top + bottom) / 2), 'seen on Monday, 12:41', *ink,
+                                         font_size=max(4, .55 * (bottom - top)), anchor='mm')
+    return out
+
+
+BARS = [('bottom', 4, 'black'), ('bottom', 7, 'black'), ('bottom', 12, 'black'), ('top', 7, 'white'),
+        ('top', 7, 'grey'), ('top', 4, 'white on black'), ('top', 12, 'black on grey'),
+        ('bottom', 7, 'yellow on black'), ('bottom', 12, 'black on white'), ('left', 7, 'black'),
+        ('right', 12, 'white'), ('top+bottom', 7, 'white on black')]
+
 EDITS = {  # what is done: (how, file ending, how it is saved, bar of its recall)
     're-encode q30': (lambda p, _: p, 'jpg', dict(quality=30), .99),
     're-encode q90': (lambda p, _: p, 'jpg', dict(quality=90), .99),
@@ -105,6 +123,9 @@ EDITS = {  # what is done: (how, file ending, how it is saved, bar of its recall
     'half size, darker, crop 3 %': (lambda p, r: lit(cropped(resized(p, .5), .03, r), .9), 'jpg', dict(quality=70),
                                     None),
 }
+EDITS |= {f'{colours} over the {sides.replace("+", " and ")} {percent} %': (
+    lambda p, _, bar=(sides, percent, colours): covered(p, *bar), 'jpg', dict(quality=80), .9)
+    for sides, percent, colours in BARS}
 
 
 def make(task):
@@ -174,8 +195,8 @@ def measured(sources):
         list(pool.map(make, tasks, chunksize=20))
         pairs, n_val, n_train = searched(folder)
     rows, precision, wrong, twins = rows_of(pairs, sources)
-    print(f"{'real' if sources else 'drawn':30} {'recall':>7} {'bar':>5}")
-    for o in rows: print(f"{o['edit']:30} {o['recall']:7.3f} {o['bar'] or '':>5}")
+    print(f"{'real' if sources else 'drawn':40} {'recall':>7} {'bar':>5}")
+    for o in rows: print(f"{o['edit']:40} {o['recall']:7.3f} {o['bar'] or '':>5}")
     print(f"precision {precision:.4f} (bar 0.99): {len(pairs)} pairs, {len(wrong)} wrong, {twins} of twins that the "
           f"set had before, among {n_val} × {n_train} photos")
     return dict(rows=rows, precision=precision, pairs=len(pairs), wrong=wrong, twins=twins, val=n_val, train=n_train)

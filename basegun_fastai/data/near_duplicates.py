@@ -16,7 +16,7 @@ from PIL import Image
 from .phash import SIDE, ZOOMS, candidates, is_near_duplicate, registered_correlation
 from .contents import ASPECT_AND_HUE, phashes, progress
 from ..core import say
-from .crops import BARS_FIT, PART_FIT, CropRecords, crop_candidates, part_correlation
+from .crops import BARS_FIT, PART_FIT, CropRecords, common_part, crop_candidates, part_correlation
 from .reading import Readers
 
 # %% ../../nbs/data/near_duplicates.ipynb #bbf28937
@@ -80,14 +80,15 @@ def _crop_search(queries, among, records, workers, skip):
     for ours, others in progress(parts, len(parts), 'comparing parts', 'step'):
         both = (records.read(o.record.to_numpy()) for o in (ours, others))
         for first, second, rows in crop_candidates(*both, workers):
-            best = bars if -1 in (first, second) else cuts
+            best = bars if max(first, second) <= 0 else cuts
             _keep_closest(best, 2, skip, ours, others, rows, first, second)
     return pd.concat([_pair_table(o, ['first', 'second']) for o in (bars, cuts) if o]
                      or [_pair_table({}, ['first', 'second'])])
 
 def _images(answer):
-    return [Image.frombytes('RGB', (width, height), bytes.fromhex(o)) for width, height, o in
-            answer.get('images', [(1, 1, '000000')])]  # one that vanished meanwhile is like none
+    nothing = [(1, 1, '000000', (0, 0, 1, 1))]  # one that vanished meanwhile is like none
+    return [(Image.frombytes('RGB', (width, height), bytes.fromhex(o)), box)
+            for width, height, o, box in answer.get('images', nothing)]
 
 def _crop_pairs(data, queries, among, records, workers, skip):
     near_duplicates, pairs = [], _crop_search(queries, among, records, workers, skip)
@@ -97,7 +98,8 @@ def _crop_pairs(data, queries, among, records, workers, skip):
             ours, others = pictures(queries.file[rows['query']]), pictures(among.file[rows.other])
             wholes, parts = [], []
             for a, b, first, second in zip(ours, others, rows['first'], rows.second, strict=True):
-                a, b = a[min(first, 0)], b[min(second, 0)]  # -1 is what is inside of bars
+                if first == second == 0: a, b = common_part(a[-1], b[-1])
+                else: a, b = a[min(first, 0)][0], b[min(second, 0)][0]  # -1 is what is inside of bars
                 wholes.append(a if first > 0 else b)
                 parts.append(b if first > 0 else a)
             which = rows[['first', 'second']].max(axis=1).clip(0).to_numpy()

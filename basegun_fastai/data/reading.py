@@ -51,8 +51,8 @@ def _thumbnail(path): return dict(thumbnail=thumbnail(read_photo(path, 2 * SIDE)
 def _trim(path):
     content = photo_bytes(path)
     photo = read_photo(content, 2 * SIDE)
-    images = [o for o in (photo, trim(photo, content)) if o]
-    return dict(images=[(*o.size, o.tobytes().hex()) for o in images])
+    images = [o for o in ((photo, (0, 0, 1, 1)), trim(photo, content)) if o]
+    return dict(images=[(*o.size, o.tobytes().hex(), box) for o, box in images])
 
 def _digest_pixels(path): return dict(pixels=_digest(read_photo(path)))
 

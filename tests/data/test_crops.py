@@ -1,4 +1,6 @@
 "What is inside of bars is found to the pixel, parts are found wherever they were cut, and records stay in order."
+from io import BytesIO
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,10 +10,13 @@ from test_phash import scene
 from basegun_fastai.data import near_duplicates
 from basegun_fastai.data.phash import thumbnail
 from basegun_fastai.data.contents import examine
-from basegun_fastai.data.crops import PART_FIT, RECORD, CropRecords, crop_candidates, crop_record, part_correlation
+from basegun_fastai.data.crops import PART_FIT, RECORD, CropRecords, common_part, crop_candidates, crop_record
+from basegun_fastai.data.crops import part_correlation
 from basegun_fastai.data.crops import trim
 from basegun_fastai.data.crops import trim_box
+from basegun_fastai.data.demo import GUNS, draw_photo
 from basegun_fastai.data.near_duplicates import near_duplicate_pairs
+from basegun_fastai.data.photo import read_photo
 
 
 def grainy(seed, size=(320, 240)):
@@ -44,6 +49,57 @@ def test_bars_in_bars_and_words_in_bars_are_bars():
                                    ids=['none', 'one colour', 'a pixel', 'next to nothing'])
 def test_nothing_is_a_bar_where_nothing_would_remain(photo):
     assert trim_box(photo) == (0, 0, *photo.size) and trim(photo, b'') is None
+
+
+def covered(photo, side, percent, ground='black', ink=None):
+    "Lay a bar over a part of a photo, perhaps with words in it."
+    out, (width, height) = photo.copy(), photo.size
+    x, y = width * percent // 100, height * percent // 100
+    left, top, right, bottom = box = dict(left=(0, 0, x, height), top=(0, 0, width, y),
+        right=(width - x, 0, width, height), bottom=(0, height - y, width, height))[side]
+    out.paste(ground, box)
+    if ink: ImageDraw.Draw(out).text((width / 2, (top + bottom) / 2), 'seen on Monday, 12:41', ink, anchor='mm',
+                                     font_size=.55 * y)
+    return out
+
+
+def as_jpeg(photo):
+    file = BytesIO()
+    photo.save(file, 'JPEG', quality=80)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize('percent, ground, ink', [(7, 'black', 'yellow'), (7, 'grey', 'black'), (12, 'white', 'black'),
+                                                  (5, 'black', 'white')])
+@pytest.mark.parametrize('side', ['top', 'bottom'])
+def test_a_bar_with_words_ends_where_the_photo_begins_although_jpeg_shimmers_around_them(side, percent, ground, ink):
+    content = as_jpeg(covered(grainy(8), side, percent, ground, ink))
+    _, box = trim(read_photo(content, 128), content)
+    wanted = (0, percent / 100, 1, 1) if side == 'top' else (0, 0, 1, 1 - percent / 100)
+    assert np.abs(np.subtract(box, wanted)).max() < .015, box
+
+
+def test_where_bars_lie_over_two_photos_what_both_show_is_compared():
+    photo = grainy(9, (200, 100))
+    one, other = (photo.crop((0, 20, 200, 100)), (0, .2, 1, 1)), (photo.crop((50, 0, 200, 90)), (.25, 0, 1, .9))
+    assert [o.tobytes() for o in common_part(one, other)] == [photo.crop((50, 20, 200, 90)).tobytes()] * 2
+    whole, part = common_part((photo, (0, 0, 1, 1)), one)
+    assert whole.tobytes() == part.tobytes() == one[0].tobytes()
+    for top, most in ((20, 1), (30, .5), (60, .5)):  # per cent of the height; both show what is above 40 %
+        little = common_part((photo.crop((0, 0, 200, 40)), (0, 0, 1, .4)),
+                             (photo.crop((0, top, 200, 100)), (0, top / 100, 1, 1)))
+        assert most - .5 <= part_correlation(*([o] for o in little), np.zeros(1, int))[0] <= most
+
+
+def test_the_colour_of_a_bar_does_not_rule_a_pair_out():
+    photo = Image.blend(grainy(4), Image.new('RGB', (320, 240), 'red'), .6)
+    content = as_jpeg(covered(photo, 'bottom', 12, 'lime'))
+    under = read_photo(content, 128)
+    records = [np.array([crop_record(o, thumbnail(o), trimmed)])
+               for o, trimmed in ((photo, None), (under, trim(under, content)))]
+    for one, other in (records, records[::-1]):
+        kinds = [(first, second) for first, second, rows in crop_candidates(one, other) if len(rows)]
+        assert (0, 0) in kinds
 
 
 def closest(a, b):
@@ -81,6 +137,15 @@ def test_records_come_back_as_they_were_added():
     assert actual.tobytes() == np.append(wanted, np.zeros(1, RECORD))[rows].tobytes()
 
 
+def paired(folder, queries, among):
+    "The pairs of files of which one is in `queries` and one in `among`."
+    names = [sorted(o.name for o in folder.glob(pattern)) for pattern in (queries, among)]
+    with CropRecords() as records:
+        table = examine(folder, pd.DataFrame(dict(file=names[0] + names[1])), records=records)
+        parts = table[:len(names[0])], table[len(names[0]):]
+        return {(table.file[a], table.file[b]) for a, b, _ in near_duplicate_pairs(folder, *parts, records=records)}
+
+
 @pytest.fixture
 def folder(tmp_path):
     photo = grainy(6)
@@ -99,6 +164,29 @@ def pairs(folder):
 
 
 def test_pairs_are_those_of_the_files_also_beside_one_that_cannot_be_read(folder): assert pairs(folder) >= {'ab', 'ad'}
+
+
+BARS = [('bottom', 4), ('bottom', 7), ('bottom', 12), ('top', 4, 'white'), ('top', 7, 'grey'), ('top', 12),
+        ('top', 5, 'black', 'white'), ('bottom', 7, 'black', 'yellow'), ('bottom', 12, 'white', 'black'),
+        ('left', 7), ('right', 12, 'grey')]
+
+
+def test_photos_are_found_although_a_bar_lies_over_them(tmp_path):
+    photos = [*(draw_photo(o, np.random.default_rng(5), (320, 240)) for o in list(GUNS)[:2]),
+              *(grainy(o) for o in range(4))]
+    for i, photo in enumerate(photos):
+        photo.save(tmp_path/f'{i}.png')
+        for j, bar in enumerate(BARS): (tmp_path/f'{i} {j}.jpg').write_bytes(as_jpeg(covered(photo, *bar)))
+    actual = paired(tmp_path, '*.jpg', '*.png')
+    right = {(a, b) for a, b in actual if a[0] == b[0]}
+    assert actual == right and len(right) >= .9 * len(photos) * len(BARS)
+
+
+def test_photos_are_found_although_each_has_a_bar_of_its_own(tmp_path):
+    for i in range(4):
+        (tmp_path/f'{i} a.jpg').write_bytes(as_jpeg(covered(grainy(i), 'top', 12)))
+        (tmp_path/f'{i} b.jpg').write_bytes(as_jpeg(covered(grainy(i), 'bottom', 7, 'white', 'black')))
+    assert paired(tmp_path, '* a.jpg', '* b.jpg') == {(f'{i} a.jpg', f'{i} b.jpg') for i in range(4)}
 
 
 def test_it_is_said_where_there_are_too_many_photos_to_look_for_crops(folder, monkeypatch, capsys):
