@@ -16,6 +16,7 @@ class Hub:
         self.answer, self.send = None, whole
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), type('Handler', (Handler,), dict(hub=self)))
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # of a client that has left
         threading.Thread(target=self.server.serve_forever, args=(.05,), daemon=True).start()
 
     @property

@@ -36,18 +36,18 @@ def _read(architecture, file):
     return rename(state, bare) if rename and not {*bare.state_dict()} <= {*state} else state
 
 def _differences(architecture, state):
-    "What is wrong, with the keys that it is wrong with."
+    "What is wrong, with the keys that it is wrong with, and of how many."
     bare, classifier = _bare(architecture), architecture.classifier
     expected, dense = bare.state_dict(), state.get(f'{classifier}.weight')
     used = {k: v for k, v in state.items() if k in expected or k.startswith(f'{classifier}.')}
     shapes = [k for k in expected if k in state and state[k].shape != expected[k].shape]
     if dense is not None and dense.ndim == 2 and dense.shape[1] != bare.head_hidden_size:
         shapes.append(f'{classifier}.weight')
-    return len(expected), {
-        'weights are missing': [k for k in expected if k not in state and not k.endswith('num_batches_tracked')],
-        'weights that the network does not have': [*{*state} - {*used}],
-        'weights of another shape': shapes,
-        'weights that are NaN or infinite': [k for k, v in used.items() if not v.isfinite().all()]}
+    missing = [k for k in expected if k not in state and not k.endswith('num_batches_tracked')]
+    return [('weights are missing', missing, len(expected)),
+            ('weights that the network does not have', [*{*state} - {*used}], len(state)),
+            ('weights of another shape', shapes, len(expected)),
+            ('weights that are NaN or infinite', [k for k, v in used.items() if not v.isfinite().all()], len(used))]
 
 # %% ../../nbs/model/weights.ipynb #030a8bc0
 def _no_file(file):
@@ -69,13 +69,13 @@ def weight_faults(
     if downloaded:
         what = f"--weights imagenet: the downloaded '{os.path.realpath(file)}'"  # a name in the cache is a link
         remedy = f"Delete that file to download it again, or give --weights FILE with {remedy.removeprefix('Give ')}"
-    try: n, differences = _differences(architecture, _read(architecture, file))
+    try: differences = _differences(architecture, _read(architecture, file))
     except Exception as err:  # a damaged or foreign file raises nearly any class
         reason = f'{type(err).__name__}: {str(err).splitlines()[0][:200] if str(err) else ""}'
         return [f"{what}: not a file of weights that can be read safely ({reason}). "
                 + (remedy if downloaded else "Save the network's state_dict with safetensors")]
     return [f"{what}: {difference} ({len(keys)} of {n}: {', '.join(sorted(keys)[:5])}{', …' if keys[5:] else ''}). "
-            f'{remedy}' for difference, keys in differences.items() if keys]
+            f'{remedy}' for difference, keys, n in differences if keys]
 
 # %% ../../nbs/model/weights.ipynb #e2a47b93
 def weights_file(

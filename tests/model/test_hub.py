@@ -10,18 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, as_arguments, typed
 from hub import ABSENT, environment, over_and_over, part, refused, silent, slow, status
 from huggingface_hub import constants, file_download
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save
 
 from basegun_fastai.core import BasegunError
 from basegun_fastai.model import hub as module
-from basegun_fastai.model.archs import architecture
+from basegun_fastai.model.archs import EFFICIENTNETS, HEADS, architecture
 from basegun_fastai.model.hub import hub_file
+from basegun_fastai.model.learner import learner
+from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.weights import check_weights
 
 NAME = 'test_efficientnet.r160_in1k'
 FILE = f'timm/{NAME}/model.safetensors'
+OPTIONS = TINY | dict(arch=NAME, weights='imagenet', head_epochs=1, fine_tune_epochs=1)
 
 
 @pytest.fixture
@@ -50,6 +54,80 @@ def test_the_hubs_other_protocol_is_left_alone(filled, weights):
         reply(handler, code, {**dict(headers), 'X-Xet-Hash': 'a' * 64, 'X-Xet-Refresh-Route': filled.url}, body)
     filled.server.RequestHandlerClass.reply = with_hash
     assert hub_file(NAME).read_bytes() == weights.read_bytes() and not constants.HF_HUB_DISABLE_XET
+
+
+def spoilt(change):
+    return lambda content: save({k: v.contiguous() for k, v in change(load(content)).items()})
+
+
+def without_a_half(state): return dict([*state.items()][len(state) // 2:])
+def nan(state): return state | {'conv_stem.weight': state['conv_stem.weight'].fill_(torch.nan)}
+def infinite(state): return state | {'classifier.bias': state['classifier.bias'].fill_(torch.inf)}
+
+
+DAMAGE = {
+    'keys are missing': (spoilt(without_a_half), ['weights are missing', ' of 86: ']),
+    'keys of another': (spoilt(lambda o: {f'encoder.{k}': v for k, v in o.items()}), [
+        'missing (73 of 86', 'does not have (88 of 88']),
+    'another shape': (spoilt(lambda o: o | {'conv_stem.weight': torch.zeros(2, 2)}), ['another shape', 'conv_stem']),
+    'another head': (spoilt(lambda o: o | {'classifier.weight': torch.zeros(7, 99)}), ['another shape', 'classifier']),
+    'NaN': (spoilt(nan), ['NaN or infinite (1 of 88: conv_stem.weight)']),
+    'infinite': (spoilt(infinite), ['NaN or infinite (1 of 88: classifier.bias)']),
+    'truncated': (lambda o: o[:len(o) // 2], ['not a file of weights that can be read']),
+    'a login page': (lambda _: b'<html>Please log in</html>', ['not a file of weights that can be read']),
+}
+
+
+@pytest.mark.parametrize('case', DAMAGE)
+@pytest.mark.parametrize('head', HEADS)
+def test_a_file_that_does_not_fit_is_refused_before_a_run_is_made(filled, data, tmp_path, case, head):
+    "The next try says so too, without another download; once the named file is deleted, a good one is taken."
+    damage, words = DAMAGE[case]
+    good, filled.files[FILE] = filled.files[FILE], damage(filled.files[FILE])
+    for _ in range(2):
+        done = typed('train', data, '--out', tmp_path/'out', *as_arguments(**OPTIONS | dict(head=head)))
+        assert done.returncode == 1 and all(o in done.stderr for o in words), done.stderr
+    named = {*re.findall(r"the downloaded '([^']+)'", done.stderr)}
+    assert filled.count('GET /store') == 1 and not (tmp_path/'out').exists() and 'Delete that file' in done.stderr
+    assert len(named) == 1 and 'Traceback' not in done.stderr and 'smaller rate' not in done.stderr
+    Path(*named).unlink()
+    filled.files[FILE] = good
+    assert load_file(check_weights(architecture(NAME), 'imagenet')).keys() == load(good).keys()
+
+
+def test_the_main_command_from_an_empty_cache_to_a_run(filled, weights, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(EFFICIENTNETS, 'efficientnet_b3', (NAME, 32, 36))
+    for n in (1, 2):
+        done = typed('train', data, '--arch', 'efficientnet_b3', '--head-epochs', 1, '--fine-tune-epochs', 1,
+                     '--batch-size', 16, '--workers', 0, '--out', tmp_path, '--name', f'run-{n}')
+        assert done.returncode == 0 and done.stdout.endswith(f"{tmp_path/f'run-{n}'}\n"), done.stderr
+        assert done.stderr.count('downloading the weights') == (n == 1) and filled.count('GET /store') == 1
+        assert 'what the weights tell of 1,000 other classes' in done.stderr
+    cold, warm = (load_file(tmp_path/f'run-{o}'/'model.safetensors') for o in (1, 2))
+    assert all(torch.equal(v, warm[k]) for k, v in cold.items())
+    assert torch.equal(cold['bn1.running_mean'], load_file(weights)['bn1.running_mean'])
+
+
+def test_the_rate_finder_downloads_too(filled, data, tmp_path):
+    options = {k: v for k, v in OPTIONS.items() if 'epochs' not in k}
+    done = typed('lr-find', data, '--out', tmp_path, '--name', 'rate', *as_arguments(**options))
+    assert done.returncode == 0 and filled.count('GET /store') == 1, done.stderr
+
+
+@pytest.mark.parametrize('change', [lambda o: {f'module.{k}': v for k, v in o.items()},
+                                    lambda o: {k: v for k, v in o.items() if not k.startswith('classifier')}])
+def test_weights_of_a_wrapped_network_and_those_without_a_classifier_arrive(filled, weights, data, change):
+    filled.files[FILE] = spoilt(change)(filled.files[FILE])
+    arch = architecture(NAME, size=32)
+    learn = learner(dataloaders(data, arch, batch_size=16, workers=0), arch)
+    state = learn.model[0].model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in load_file(weights).items() if not k.startswith('classifier'))
+    assert learn.pretrained and not learn.model[1][-1].weight.any()
+
+
+def test_nothing_is_downloaded_for_options_that_are_wrong(filled, data, tmp_path):
+    done = typed('train', data, '--out', tmp_path, *as_arguments(**OPTIONS | dict(lr=-1)))
+    assert done.returncode == 1 and filled.requests == []
 
 
 NO_HUB = dict(body=b'<html>Please log in</html>', headers={'Content-Type': 'text/html'})
