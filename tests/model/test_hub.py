@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, as_arguments, typed
+from conftest import TINY, as_arguments, run_command, typed
 from hub import ABSENT, environment, over_and_over, part, refused, silent, slow, status
 from huggingface_hub import constants, file_download
 from safetensors.torch import load, load_file, save
@@ -125,6 +125,15 @@ def test_weights_of_a_wrapped_network_and_those_without_a_classifier_arrive(fill
     assert learn.pretrained and not learn.model[1][-1].weight.any()
 
 
+@pytest.mark.slow
+def test_one_of_several_processes_downloads(filled, data, tmp_path):
+    filled.send = slow
+    done = run_command('train', data, '--out', tmp_path/'out', '--gpus', 2, '--device', 'cpu', *as_arguments(
+        **OPTIONS | dict(fine_tune_epochs=0)), env=os.environ | environment(filled, tmp_path/'home'))
+    assert done.returncode == 0 and done.stderr.count('downloading the weights') == 1, done.stderr
+    assert filled.count('HEAD') == 2 and filled.count('GET /store') == 1  # we ask once, and the library once
+
+
 def test_nothing_is_downloaded_for_options_that_are_wrong(filled, data, tmp_path):
     done = typed('train', data, '--out', tmp_path, *as_arguments(**OPTIONS | dict(lr=-1)))
     assert done.returncode == 1 and filled.requests == []
@@ -230,6 +239,7 @@ def test_a_slow_download_goes_on(filled, weights, monkeypatch):
     assert hub_file(NAME).read_bytes() == weights.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_bar_shows_on_a_terminal_how_far_a_download_is(filled, tmp_path):
     "Also on one that does not know how wide it is."
     filled.send = slow
