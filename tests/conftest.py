@@ -208,3 +208,26 @@ def trained_weights(tmp_path_factory):
     file = tmp_path_factory.mktemp('weights')/'tiny.safetensors'
     save_file(model.state_dict(), file)
     return file
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "A stand-in for the model hub, to which this process goes; it has weights of a small network, and waits are short."
+    from types import SimpleNamespace
+
+    from hub import Hub
+    from huggingface_hub import close_session, constants, file_download
+
+    from basegun_fastai.model import hub as module
+    hub = Hub()
+    patched = dict(ENDPOINT=hub.url, HF_HUB_CACHE=str(tmp_path/'cache'), HF_HUB_ETAG_TIMEOUT=.2,
+                   HUGGINGFACE_CO_URL_TEMPLATE=hub.url + '/{repo_id}/resolve/{revision}/{filename}',
+                   HF_HUB_DOWNLOAD_TIMEOUT=.2)
+    for k, v in patched.items(): monkeypatch.setattr(constants, k, v)
+    monkeypatch.setattr(module, 'RETRY_WAITS', (0, 0))
+    monkeypatch.setattr(file_download, 'time', SimpleNamespace(sleep=lambda _: None))
+    for o in ('HTTP_PROXY', 'http_proxy', 'ALL_PROXY', 'all_proxy'): monkeypatch.delenv(o, raising=False)
+    close_session()  # the client knows the proxies of when it was made
+    yield hub
+    close_session()
+    hub.close()

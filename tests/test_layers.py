@@ -10,7 +10,7 @@ WINGS = {
     'core': 'core run lock machine',
     'data': 'colour formats tiff png photo names walk phash blank crops reading folders contents near_duplicates '
             'problems pages demo cache trained',
-    'model': 'archs folding device optimiser scores augment ranks workers loaders weights learner',
+    'model': 'archs folding device optimiser scores augment ranks workers loaders hub weights learner',
     'trust': 'calibration familiarity levels worst features predictions confidence ood captions mistakes groups tables '
              'evidence comparison steadiness neighbours inspection familiarity_page run_page',
     'training': 'precision frozen callbacks initial_head options launching distributed fit setup finish',

@@ -79,15 +79,15 @@ def balanced_weights(
 def learner(
     dls: DataLoaders, # As `loaders.dataloaders` makes them
     architecture: Architecture, # The network
-    weights: str|Path = 'imagenet', # 'imagenet' (timm downloads them), 'none', or a file
+    weights: str|Path = 'imagenet', # 'imagenet' (downloaded once), 'none', or a file
     head: str = 'linear', # One of `archs.HEADS`
     path: Path = '.', # Folder where fastai would save things; never the data
     class_weights: list[float]|None = None, # Of the training loss, in index order; empty weighs all classes alike
 ) -> Learner: # fastai's, its body frozen unless `weights` is 'none'; raises `BasegunError` for weights that do not fit
     "Make a learner with a new head on a body with known weights."
-    check_weights(architecture, weights)
+    file = check_weights(architecture, weights)
     overlay = dict(pool_size=None)  # fastai then takes the pooled features that timm's own classifier would get
-    if weights not in ('imagenet', 'none'): overlay['file'] = str(weights)
+    if file: overlay['file'] = str(file)
     callbacks = [FrozenBody()] if weights == 'none' else [FrozenBody(), BatchNormInference()]
     if class_weights: callbacks.append(ClassWeights(class_weights))
     with torch.device('meta'): features = timm.create_model(architecture.timm_name, num_classes=0).head_hidden_size

@@ -21,7 +21,6 @@ import torch
 from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage, to_device
 from fastcore.basics import noop
-from torch import nn
 
 from .callbacks import Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress
 from .callbacks import WeightAverage, newest_checkpoint, restore
@@ -33,6 +32,7 @@ from .initial_head import InitialHead
 from .precision import Precision, stage_precision
 from ..model.learner import batch_norm_inference
 from ..model.ranks import broadcast_weights, from_first
+from ..model.weights import PretrainedClassifier
 
 # %% ../../nbs/training/fit.ipynb #61004439
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def fit(
     seed: int, # The run's seed
     started: str, # Moment the run began, as in its configuration
     compiled: bool = False, # Compile the network for fine-tuning?
-    classifier: nn.Linear|None = None, # What the weights came with, where the head is to begin with it
+    classifier: PretrainedClassifier|None = None, # What the weights came with, where the head is to begin with it
 ) -> Memory: # Rows and best weights of the whole training; raises `Diverged` where the loss is no number
     "Run the stages, from the newest checkpoint on where there is one."
     saved = from_first(lambda: newest_checkpoint(run, started))

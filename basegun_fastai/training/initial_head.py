@@ -9,10 +9,10 @@ __all__ = ['set_initial_head', 'initial_head', 'InitialHead']
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from ..core import say
+from ..model.weights import PretrainedClassifier
 from .callbacks import Memory, calibrated_loss
 from .frozen import FeatureLoader, compute_features
 
@@ -28,7 +28,7 @@ def _features(learn, dl, what):
 @torch.no_grad()
 def set_initial_head(
     learn: Learner, # Its head is one dense layer, and changed in place; its body goes forward
-    classifier: nn.Linear, # From the body's features to the classes of the weights
+    classifier: PretrainedClassifier, # From the body's features to the classes of the weights
 ) -> None: # Nothing
     "Make each class's row of the head the mean of the classifier's rows, weighed by what it says of the train photos."
     learn.model.eval()
@@ -42,10 +42,17 @@ def set_initial_head(
     head.bias.copy_(weights @ classifier.bias)
 
 # %% ../../nbs/training/initial_head.ipynb #f95a7c20
+def _which_classes(classifier, learn):
+    n, theirs, ours = f'{classifier.out_features:,}', classifier.classes, learn.dls.vocab
+    if not theirs: return f'{n} classes' if classifier.out_features == len(ours) else f'{n} other classes'
+    if {*theirs} == {*ours}: return f'the same {n} classes'
+    shared = len({*theirs} & {*ours})
+    return f'{n} classes, {shared} of them the same' if shared else f'{n} other classes'
+
 @torch.no_grad()
 def initial_head(
     learn: Learner, # Its head is one dense layer, and changed in place; its body goes forward
-    classifier: nn.Linear, # From the body's features to the classes of the weights
+    classifier: PretrainedClassifier, # From the body's features to the classes of the weights
 ) -> dict: # As `callbacks.Memory.best`, of epoch 0
     "Set the initial head, and judge on `val` a network that has learnt nothing yet."
     set_initial_head(learn, classifier)
@@ -53,7 +60,7 @@ def initial_head(
     pairs = [(learn.model[1](features.to(learn.dls.device)).cpu(), labels.cpu()) for features, labels in batches]
     logits, labels = (torch.cat(o) for o in zip(*pairs, strict=True))
     accuracy = (logits.argmax(1) == labels).float().mean()
-    say(f'the head begins with what the weights tell of {classifier.out_features:,} other classes: before the first '
+    say(f'the head begins with what the weights tell of {_which_classes(classifier, learn)}: before the first '
         f'epoch accuracy is {accuracy:.4f}')
     weights = {k: v.detach().cpu().clone() for k, v in learn.model.state_dict().items()}
     return dict(epoch=0, stage='head', val_loss=float(cross_entropy(logits, labels.long())),
@@ -64,7 +71,7 @@ class InitialHead(Callback):
     order = -10
 
     def __init__(self,
-        classifier: nn.Linear, # As `initial_head` takes it
+        classifier: PretrainedClassifier, # As `initial_head` takes it
         memory: Memory, # Gets it as its best epoch so far
     ):
         self.classifier, self.memory = classifier, memory

@@ -13,16 +13,16 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastcore.basics import patch
-from torch import nn
 
-from ..core import BasegunError, attempt, number_of, raise_faults, say
+from ..core import BasegunError, attempt, number_of, raise_faults, rank, say
 from ..data.cache import PhotoCache
 from ..model.archs import Architecture, architecture
 from ..model.augment import P_AFFINE
 from ..model.device import usable_device
 from ..model.learner import balanced_weights, learner
 from ..model.loaders import dataloaders
-from ..model.weights import check_weights, pretrained_classifier, weight_faults
+from ..model.ranks import from_first
+from ..model.weights import PretrainedClassifier, check_weights, pretrained_classifier, weight_faults
 from ..model.workers import seed_all
 from ..run import Resolved
 from .fit import Stage, find_rate, free_memory, largest_batch_size, plan_stages, stage_context
@@ -46,7 +46,8 @@ def check_network(
         ['--precision float16: a CPU has no use for it; give bfloat16 or auto']
         if (device, options.precision) == ('cpu', 'float16') else [],
         arch_faults, device_faults] for o in group])
-    check_weights(arch, options.weights)
+    from_first(lambda: check_weights(arch, options.weights))  # one process downloads
+    if rank(): check_weights(arch, options.weights)  # on another machine, again
     return arch, device
 
 # %% ../../nbs/training/setup.ipynb #319b6d8f
@@ -146,7 +147,7 @@ def resolve(self: Setup) -> Resolved: # For `config.json`
                     [asdict(o) for o in self.stages(rate)], processes=self.shard[1], threads=self.threads)
 
 @patch
-def classifier(self: Setup) -> nn.Linear|None: # Empty where there is none, or where the head is no dense layer alone
+def classifier(self: Setup) -> PretrainedClassifier|None: # Empty without one, and for a head of more than one layer
     "Load the classifier that the weights came with, for the head to begin with."
     if not self.options.pretrained or self.options.head != 'linear': return None
     return pretrained_classifier(self.architecture, self.options.weights)

@@ -59,13 +59,34 @@ def test_a_pytorch_file_of_tensors_is_fine_and_of_code_is_not(weights, tmp_path)
 @pytest.mark.parametrize(('spoil', 'words'), [
     (lambda s: {k: v for k, v in s.items() if k != 'conv_head.weight'}, ['missing', 'conv_head.weight']),
     (lambda s: {f'model.{k}': v for k, v in s.items()}, ['missing', 'does not have', 'model.b']),
-    (lambda s: s | {'conv_stem.weight': torch.zeros(3, 3)}, ['another shape', 'conv_stem.weight'])])
+    (lambda s: s | {'conv_stem.weight': torch.zeros(3, 3)}, ['another shape', 'conv_stem.weight']),
+    (lambda s: s | {'classifier.weight': torch.zeros(3, 3)}, ['another shape', 'classifier.weight']),
+    (lambda s: s | {'classifier.bias': torch.full((1000,), torch.nan)}, ['NaN or infinite', 'classifier.bias']),
+    (lambda s: s | {'bn1.running_var': torch.full_like(s['bn1.running_var'], torch.inf)}, [
+        'NaN or infinite (1 of 88: bn1.running_var)'])])
 def test_weights_that_do_not_fit_are_named(dls, weights, tmp_path, spoil, words):
     save_file({k: v.contiguous() for k, v in spoil(timm.models.load_state_dict(str(weights))).items()},
               tmp_path/'spoilt.safetensors')
     faults = '\n'.join(weight_faults(TINY, tmp_path/'spoilt.safetensors'))
     assert all(o in faults for o in words)
     with pytest.raises(BasegunError): learner(dls, TINY, tmp_path/'spoilt.safetensors')
+
+
+def test_a_file_with_the_names_of_others_is_taken_where_timm_knows_them(data, tmp_path):
+    torch.manual_seed(3)
+    arch, state = architecture('test_convnext', size=32), timm.create_model('test_convnext').state_dict()
+    save_file({f'visual.trunk.{k}': v for k, v in state.items()}, tmp_path/'clip.safetensors')
+    learn = learner(dataloaders(data, arch, batch_size=16, workers=0), arch, tmp_path/'clip.safetensors')
+    body = learn.model[0].model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in body.items())
+
+
+@pytest.mark.parametrize('inside', [True, False])
+def test_a_folder_is_no_file(tmp_path, inside):
+    if inside: (tmp_path/'model.safetensors').touch()
+    [fault] = weight_faults(TINY, tmp_path)
+    assert fault == f"--weights '{tmp_path}' is a folder. Give " + (
+        f"the file in it, '{tmp_path/'model.safetensors'}'" if inside else "a file of weights, 'imagenet' or 'none'")
 
 
 def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_path):

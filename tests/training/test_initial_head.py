@@ -2,6 +2,7 @@
 import json
 
 import pytest
+import timm
 import torch
 from conftest import TINY, as_arguments, typed
 from fastai.callback.core import Callback
@@ -12,11 +13,11 @@ from torch import nn
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders
-from basegun_fastai.model.weights import pretrained_classifier
+from basegun_fastai.model.weights import ABOUT, pretrained_classifier
 from basegun_fastai.run import Run
 from basegun_fastai.training.fit import Stage, fit
 from basegun_fastai.training.frozen import FeatureLoader, Views
-from basegun_fastai.training.initial_head import set_initial_head
+from basegun_fastai.training.initial_head import initial_head, set_initial_head
 
 ARCH = architecture('test_efficientnet', size=32)
 HEAD, FINE_TUNE = Stage('head', 2, 0., .01), Stage('fine-tune', 1, .001, .01, average=True)
@@ -73,6 +74,27 @@ def test_a_training_says_with_what_its_head_begins(data, weights, tmp_path, opti
     begins = 'the head begins with what the weights tell of 1,000 other classes: before the first epoch accuracy is'
     assert (begins in done.stderr) == ('head' not in options), done.stderr
     assert json.loads((tmp_path/'run'/'config.json').read_text())['best']['epoch'] in (0, 1, 2)
+
+
+@pytest.mark.parametrize(('classes', 'words'), [
+    (list('abcdef'), 'the same 6 classes'), (list('fedcba'), 'the same 6 classes'),
+    (list('abcdxyz'), '7 classes, 4 of them the same'), (list('uvwxyz'), '6 other classes'), (None, '6 classes')])
+def test_it_is_said_whose_classes_the_weights_tell(learn, tmp_path, capfd, classes, words):
+    about = None if classes is None else {ABOUT: json.dumps(dict(classes=classes))}
+    features, n = learn.model[1][-1].in_features, len(classes or 'abcdef')
+    state = timm.create_model(ARCH.timm_name, num_classes=n).state_dict()
+    assert state['classifier.weight'].shape == (n, features)
+    save_file(state, tmp_path/'file.safetensors', about)
+    learn.dls.vocab = list('abcdef')
+    initial_head(learn, pretrained_classifier(ARCH, tmp_path/'file.safetensors'))
+    assert f'the head begins with what the weights tell of {words}: before' in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_what_another_has_learnt(data, run, tmp_path):
+    done = typed('train', data, '--out', tmp_path, *as_arguments(**TINY | dict(
+        weights=run.weights, head_epochs=1, fine_tune_epochs=0)))
+    assert done.returncode == 0 and 'what the weights tell of the same 6 classes' in done.stderr, done.stderr
 
 
 @pytest.mark.slow
