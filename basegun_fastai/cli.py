@@ -18,9 +18,9 @@ from importlib.metadata import version
 
 from fastcore.script import anno_parser
 
-from .core import BasegunError, Terminated, disk_fault, handle_signals, is_closed, open_streams
+from .core import BasegunError, Terminated, disk_fault, handle_signals
 from .core import raise_faults, raise_if_interrupted, say, set_home
-from .machine import limit_threads, machine_faults
+from .machine import is_closed, limit_threads, machine_faults, open_streams
 
 # %% ../nbs/cli.ipynb #c72b5c72
 COMMANDS = {  # command: (module, function, what it does, two examples of what follows it)

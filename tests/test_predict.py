@@ -21,6 +21,7 @@ from conftest import COMMAND, run_command, typed
 from onnx import TensorProto, helper, numpy_helper
 from PIL import ExifTags, Image
 
+from basegun_fastai import predict
 from basegun_fastai.data import photo
 from basegun_fastai.exported import FORMAT, essentials, make_probe, seal
 from basegun_fastai.core import BasegunError
@@ -465,6 +466,16 @@ def test_many_at_once_are_answered_as_one(exported, photos):
 def test_unreadable_bytes_are_told(exported):
     with pytest.raises(UnreadablePhoto, match='these bytes'): load(exported).get_typology(b'no photo')
     with pytest.raises(UnreadablePhoto): load(exported).batch([b''])
+
+
+def test_a_backend_may_give_whatever_holds_bytes(exported, photos):
+    model, content = load(exported), (photos/'revolver'/'0.jpg').read_bytes()
+    for o in (bytearray(content), memoryview(content), io.BytesIO(content)):
+        assert model.get_typology(o) == model.get_typology(content)
+    for ask in (model, model.get_typology):
+        with pytest.raises(TypeError, match='not of type PIL.Image.Image'): ask(Image.new('RGB', (9, 9)))
+        with pytest.raises(predict.NotAPhoto): ask(bytearray(b'no photo'))
+    assert issubclass(predict.PhotoTooLarge, UnreadablePhoto) and issubclass(predict.MissingDecoder, UnreadablePhoto)
 
 
 def test_many_threads_get_the_same_answers(exported, photos):

@@ -184,11 +184,6 @@ class PhotoCache:
 class ChangedPhoto(BasegunError):
     "Say which photo is no longer the one that was examined."
 
-    def __init__(self,
-        message: str, # What to say; that of a worker process has its traceback before it
-    ):
-        super().__init__(message.strip().rsplit('ChangedPhoto: ', 1)[-1])
-
 @patch
 def _place(self: PhotoCache, photo, side):
     "Number of the file and of the place in it; nothing where there is none."

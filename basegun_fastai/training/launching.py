@@ -38,7 +38,7 @@ class ProcessEnded(BasegunError):
 
     def __init__(self,
         message: str, # What to say
-        exit_code: int, # Of the process; minus the signal where one ended it
+        exit_code: int = 1, # Of the process; minus the signal where one ended it
     ):
         super().__init__(message)
         self.exit_code = exit_code if exit_code > 0 else 128 - exit_code
