@@ -13,6 +13,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'basegun_fastai.cli._fail': ('cli.html#_fail', 'basegun_fastai/cli.py'),
                                     'basegun_fastai.cli._flush_stdout': ('cli.html#_flush_stdout', 'basegun_fastai/cli.py'),
                                     'basegun_fastai.cli._leave_stdout': ('cli.html#_leave_stdout', 'basegun_fastai/cli.py'),
+                                    'basegun_fastai.cli._missing_fault': ('cli.html#_missing_fault', 'basegun_fastai/cli.py'),
                                     'basegun_fastai.cli._parser': ('cli.html#_parser', 'basegun_fastai/cli.py'),
                                     'basegun_fastai.cli._signal_code': ('cli.html#_signal_code', 'basegun_fastai/cli.py'),
                                     'basegun_fastai.cli._use_utf8': ('cli.html#_use_utf8', 'basegun_fastai/cli.py'),

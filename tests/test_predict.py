@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -744,7 +745,6 @@ def test_nothing_is_unpickled(exported, photos):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_package_without_its_dependencies_and_three_others_are_enough(exported, photos, tmp_path):
     def run(*command): subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
     source = shutil.copytree(ROOT, tmp_path/'source', ignore=lambda _, names: set(names) - {
@@ -762,6 +762,15 @@ def test_the_package_without_its_dependencies_and_three_others_are_enough(export
     assert result.returncode == 0, result.stderr
     model = load(exported)
     assert json.loads(result.stdout) == [list(model.get_typology(photo.read_bytes())), CLASSES]
+    program = python.with_name('basegun-fastai')
+    result = subprocess.run([program, '--version'], capture_output=True, text=True)
+    assert result.stdout == run_command('--version').stdout
+    result = subprocess.run([program, 'predict', '-h'], capture_output=True, text=True)
+    needed = result.stderr.removeprefix('basegun-fastai: fastcore is not installed: type `').partition('`')[0]
+    assert result.returncode == 1 and needed.startswith("pip install 'fastcore>="), result.stderr
+    run(python, '-m', *shlex.split(needed), '-c', ROOT/'constraints.txt', '-q')  # as the message says
+    result = subprocess.run([program, 'predict', exported, photo], capture_output=True, text=True)
+    assert result.returncode == 0 and not result.stderr and len(rows(result.stdout)) == 1, result.stderr
 
 
 def test_nobody_is_told_that_a_model_is_opened(exported, tmp_path):
