@@ -16,6 +16,7 @@ from math import ceil
 from pathlib import Path
 
 from .core import world_size
+from .record import is_whole
 
 # %% ../nbs/machine.ipynb #edc92fc3
 def machine_faults(
@@ -125,7 +126,7 @@ def worker_faults(
 ) -> list[str]: # A message where so many worker processes cannot be begun
     "Say why this machine cannot have worker processes."
     if workers == 0: return []
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+    if workers is not None and not is_whole(workers, 0):
         return [f'--workers {workers}: give a whole number, 0 or more']
     try: multiprocessing.Lock()
     except OSError as err: return [

@@ -19,6 +19,7 @@ from typing import Annotated
 from .core import BasegunError, raise_faults, say
 from .exported import no_familiarity_line, place_fault, read_description
 from .machine import cores, processes
+from .record import is_whole
 
 # %% ../nbs/serve.ipynb #af0693d5
 MIN_KEY = 16  # characters
@@ -34,12 +35,10 @@ def _key(file):
     return None, [f"--api-key-file '{file}': give a key of one line with {MIN_KEY} or more letters and digits, such as "
                   'what `openssl rand -hex 32` prints']
 
-def _is_whole(o, low, high): return isinstance(o, int) and not isinstance(o, bool) and low <= o <= high
-
 def _number_faults(**numbers):
     "A message for each option `name=(value, lowest, highest)` that is out of bounds; empty values are sound."
     return [f"--{name.replace('_', '-')} {value}: give a whole number from {low} to {high}"
-            for name, (value, low, high) in numbers.items() if value is not None and not _is_whole(value, low, high)]
+            for name, (value, low, high) in numbers.items() if value is not None and not is_whole(value, low, high)]
 
 def _text_faults(root_path, allow_origin):
     faults = [f"--allow-origin '{o}': give an origin, such as https://app.example" for o in allow_origin
