@@ -19,8 +19,8 @@ from importlib.metadata import requires, version
 from importlib.util import find_spec
 
 from .core import BasegunError, Terminated, disk_fault, handle_signals
-from .core import raise_faults, raise_if_interrupted, say, set_home
-from .machine import is_closed, limit_threads, machine_faults, open_streams
+from .core import raise_faults, raise_if_interrupted, say
+from .machine import is_closed, limit_threads, machine_faults, open_streams, set_home
 
 # %% ../nbs/cli.ipynb #c72b5c72
 COMMANDS = {  # command: (module, function, what it does, two examples of what follows it)

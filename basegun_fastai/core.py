@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['MAX_LINE', 'MAX_FAULTS', 'shortened', 'BasegunError', 'raise_faults', 'attempt', 'Terminated', 'handle_signals',
-           'raise_if_interrupted', 'world_size', 'rank', 'say', 'set_home', 'cache_home', 'sync', 'whole_file',
-           'write_whole', 'whole_folder', 'disk_fault', 'inside_fault', 'out_faults', 'file_faults', 'printable',
-           'is_utf8', 'number_of', 'name_some', 'csv_text', 'one_of']
+           'raise_if_interrupted', 'world_size', 'rank', 'say', 'home', 'cache_home', 'sync', 'whole_file',
+           'write_whole', 'whole_folder', 'whose', 'disk_fault', 'inside_fault', 'out_faults', 'file_faults',
+           'printable', 'is_utf8', 'number_of', 'name_some', 'csv_text', 'one_of']
 
 # %% ../nbs/core.ipynb #61233daf
 import csv
 import errno
-import getpass
 import io
 import os
 import shutil
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,21 +113,14 @@ def say(
         sys.stderr = open(old.fileno(), 'w', encoding=old.encoding, errors='backslashreplace', closefd=False)  # empty
 
 # %% ../nbs/core.ipynb #49340697
-def _home():
-    "The user's home, or / for a user that the system does not know, as Docker has it."
+def home() -> Path: # / for a user that the system does not know, as Docker has it
+    "Say where the user's files are."
     try: return Path.home()
     except RuntimeError: return Path(os.sep)
 
-def set_home() -> None: # Nothing
-    "Set HOME and the user's name where libraries look for them in vain: for a user that is in no /etc/passwd."
-    os.environ.setdefault('HOME', str(_home()))
-    try: getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        os.environ['LOGNAME'] = f'user {os.getuid()}' if hasattr(os, 'getuid') else 'user'
-
 def cache_home() -> Path: # In `$XDG_CACHE_HOME`, or `~/.cache`; perhaps not there yet
     "Say where this package keeps what it can make again."
-    return Path(os.environ.get('XDG_CACHE_HOME') or _home()/'.cache')/'basegun-fastai'
+    return Path(os.environ.get('XDG_CACHE_HOME') or home()/'.cache')/'basegun-fastai'
 
 # %% ../nbs/core.ipynb #a467b4e2
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -198,8 +191,7 @@ def whole_folder(
 _REMEDIES = {errno.ENOSPC: 'the disk is full: make room, then start the same command again',
              errno.EDQUOT: 'the disk quota is used up: make room, then start the same command again',
              errno.EROFS: 'that place is read-only: give a folder that can be written with --out',
-             errno.EACCES: 'permission denied: give a folder that this user may use',
-             errno.EPERM: 'permission denied: give a folder that this user may use',
+             **dict.fromkeys((errno.EACCES, errno.EPERM), 'permission denied: give a folder that this user may use'),
              **dict.fromkeys(_UNSUPPORTED[1:] + (errno.EXDEV,), 'this disk cannot rename or lock as it has to: give a '
                                                                 'folder on another disk'),
              **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
@@ -207,10 +199,26 @@ _REMEDIES = {errno.ENOSPC: 'the disk is full: make room, then start the same com
              errno.ENAMETOOLONG: 'the name is too long for this disk: give a shorter --name'}
 
 # %% ../nbs/core.ipynb #6395647b
+def whose(
+    path: Path, # A file or a folder that can be looked at
+) -> str: # Such as "of the user 'anna', with the mode -rw-------"
+    "Say to whom something belongs, and what they let others do."
+    try: owner = f"'{path.owner()}'"
+    except (KeyError, NotImplementedError): owner = path.stat().st_uid  # a user that this machine does not know
+    return f'of the user {owner}, with the mode {stat.filemode(path.stat().st_mode)}'
+
+def _permission_fault(file):
+    path = place = Path(file).absolute()  # or the folder above it that lets nobody look into it
+    while place != place.parent and not os.path.exists(place): place = place.parent
+    which = 'it' if place == path else f"'{place}'"
+    return (f"'{path}': permission denied: {which} is {whose(place)}. Give this user the right with `chmod`, start "
+            'this as that user, or give another place')
+
 def disk_fault(
     error: OSError, # What the system said
 ) -> str|None: # A message with a remedy, or nothing where this is not about the disk
     "Translate `error` where the user can mend it."
+    if isinstance(error, PermissionError) and isinstance(error.filename, str): return _permission_fault(error.filename)
     remedy = _REMEDIES.get(error.errno)
     return remedy and f"{error.filename or 'stdout, or a file'}: {remedy}"
 

@@ -8,6 +8,7 @@ __all__ = ['FORMAT', 'KEYS', 'EXPORT_AGAIN', 'MAX_SIMILARITY', 'MIN_ONNXRUNTIME'
            'checked_similarities', 'make_probe', 'read_probe', 'verify_same_answers']
 
 # %% ../nbs/exported.ipynb #d3aa0ca4
+import codecs
 import json
 import os
 from base64 import b64decode, b64encode
@@ -18,7 +19,7 @@ import numpy as np
 import onnxruntime
 import PIL
 
-from .core import BasegunError, printable, raise_faults
+from .core import BasegunError, disk_fault, printable, raise_faults
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, photo_bytes, pixels
 from .trust.familiarity import MAX_SIMILARITY_DIFFERENCE, MAX_TABLE, MAX_UNFAMILIAR_RATE
 
@@ -50,10 +51,13 @@ def essentials(
     return {o: about[o] for o in names if o in _keys(about)}
 
 # %% ../nbs/exported.ipynb #1a3ac774
+_COPY_AGAIN = 'copy it again as a binary file; in git, a line `model.json -text` in .gitattributes keeps it as it is'
+
 def _read_bytes(file, size_is_right, size_fault):
     try:
         if not size_is_right(os.stat(file).st_size): raise ValueError(size_fault)
         return photo_bytes(file)
+    except PermissionError as err: raise BasegunError(disk_fault(err)) from err
     except (OSError, ValueError) as err:
         raise BasegunError(f"'{file}': {getattr(err, 'strerror', None) or err}. {EXPORT_AGAIN}") from err
 
@@ -62,6 +66,8 @@ def read_description(
 ) -> dict: # What it holds; raises `BasegunError` where it is not as it was left
     "Read what goes with a network."
     content = _read_bytes(file, lambda size: size <= 2**20, 'it has more than a MiB, so it is damaged')
+    if content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)): raise BasegunError(
+        f"'{file}' begins with a byte order mark, which an editor or a shell put there: {_COPY_AGAIN}")
     try: about = json.loads(content.decode('utf-8', 'surrogateescape'))
     except (ValueError, RecursionError) as err:
         raise BasegunError(f"'{file}' cannot be read as JSON: {printable(str(err))}. {EXPORT_AGAIN}") from err
@@ -73,9 +79,11 @@ def read_description(
             "the file")
     if missing := [o for o in (*_keys(about), 'seal') if o not in about]:
         raise BasegunError(f"'{file}' lacks {', '.join(missing)}. {EXPORT_AGAIN}")
-    try: unchanged = seal(about).encode('utf-8', 'surrogateescape') == content
-    except (ValueError, RecursionError): unchanged = False
-    if not unchanged:
+    try: sealed = seal(about).encode('utf-8', 'surrogateescape')
+    except (ValueError, RecursionError): sealed = None
+    if sealed == content.replace(b'\r\n', b'\n') != content: raise BasegunError(
+        f"'{file}' has the line ends of Windows (CRLF), which git or a copy as text put there: {_COPY_AGAIN}")
+    if sealed != content:
         raise BasegunError(f"'{file}' was changed by hand or is damaged: labels and thresholds are not edited. "
                            f"{EXPORT_AGAIN}")
     raise_faults([f"'{file}': {key} is {printable(repr(about[key])):.80}, not {what}. {EXPORT_AGAIN}"
@@ -132,10 +140,16 @@ def no_familiarity_line(
     return f"model {about['id']} has no familiarity, so a photo of anything is answered like a gun: {remedy}"
 
 # %% ../nbs/exported.ipynb #e83453aa
+def _permission_fault(file):
+    try: os.stat(file)
+    except PermissionError as err: return disk_fault(err)
+    except (OSError, ValueError): return None  # it is not there
+
 def place_fault(
     folder: Path, # Where an exported model should be
 ) -> str|None: # A message; empty where there is one
     "Say what is there instead of an exported model."
+    if fault := _permission_fault(folder/'model.json'): return fault
     if os.path.isfile(folder/'model.json'): return None
     if folder.suffix in ('.pkl', '.pickle', '.pt', '.pth'):
         return (f"'{folder}' is a pickle: opening one runs whatever code is in it, "

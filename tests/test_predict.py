@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -303,6 +304,21 @@ def test_json_that_means_the_same_or_nothing_at_all(spoilt, old, new):
     text = (spoilt/'model.json').read_text()
     (spoilt/'model.json').write_text(text.replace(old, new, 1))
     assert refused(spoilt, 'changed by hand', 'not edited')
+
+
+def test_json_that_was_copied_as_text_says_so(spoilt):
+    content = (spoilt/'model.json').read_bytes()
+    text = content.decode()
+    for copied, words in ((content.replace(b'\n', b'\r\n'), 'line ends of Windows \\(CRLF\\)'),
+                          (content.replace(b'\n', b'\r\n', 3), 'line ends of Windows \\(CRLF\\)'),
+                          (text.encode('utf-8-sig'), 'byte order mark'), (text.encode('utf-16'), 'byte order mark'),
+                          (content.replace(b'\n', b'\r\n').replace(b'0.6', b'0.5'), 'changed by hand')):
+        (spoilt/'model.json').write_bytes(copied)
+        message = refused(spoilt)
+        assert re.search(words, message)
+        if words != 'changed by hand':
+            assert 'copy it again as a binary file' in message and 'model.json -text' in message
+            assert 'export' not in message.replace(str(spoilt), '') and 'by hand' not in message
 
 
 @pytest.mark.slow
