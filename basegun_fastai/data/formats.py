@@ -89,6 +89,6 @@ def format_of(
     answers = {o: Image.OPEN[o][1](content[:16]) for o in PILLOW}  # what registers with Pillow to recognise its own
     for name, answer in answers.items():
         if answer is True: return name
-    if name := next((k for k, v in answers.items() if v), None): raise MissingPackage(  # instead it says that it cannot
-        f'it is {name}, which this Pillow was built without: `pip install --force-reinstall pillow`, or save it as JPEG')
+    if name := next((k for k, v in answers.items() if v), None): raise MissingPackage(  # which says that it cannot
+        f'it is {name}, which Pillow lacks here: `pip install --force-reinstall pillow`, or save it as JPEG')
     raise UnknownFormat(_reason(content))

@@ -157,5 +157,5 @@ def test_a_pillow_that_was_built_without_a_format_is_named(kind, monkeypatch):
     from PIL import AvifImagePlugin, WebPImagePlugin
     from test_odd_photos import photos
     monkeypatch.setattr(dict(AVIF=AvifImagePlugin, WEBP=WebPImagePlugin)[kind], 'SUPPORTED', False)
-    with pytest.raises(MissingDecoder, match=f'it is {kind}, which this Pillow was built without: `pip install'):
+    with pytest.raises(MissingDecoder, match=f'it is {kind}, which Pillow lacks here: `pip install'):
         read_photo(photos()[kind])
