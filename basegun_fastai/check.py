@@ -24,6 +24,7 @@ from .data.folders import SPLITS, Problem, classes, ignored_files, list_photos, 
 from .data.problems import balance_problems, blank_problems, folder_problems, near_duplicate_problems
 from .data.problems import repeated_problems, same_photos, same_problems, small_problems
 from .data.problems import unreadable_problems
+from .record import is_whole
 
 # %% ../nbs/check.ipynb #947ef009
 WORST_FIRST = ('unreadable', 'leak', 'conflict', 'class-mismatch', 'empty-class', 'near-duplicate', 'imbalance',
@@ -97,7 +98,7 @@ def check(
         '--report', '.html')
     raise_faults(faults + [f'--{k} {v}: give a whole number, 1 or more'
                            for k, v in dict(size=size, workers=workers).items()
-                           if v is not None and v < 1])
+                           if v is not None and not is_whole(v, 1)])
     since, table = time.time_ns(), list_photos(data, strict=False)
     say(f'reading {number_of(len(table))}')
     before = file_stamps(data, table.file.tolist())

@@ -8,6 +8,7 @@ __all__ = ['COMMANDS', 'run_command', 'exit_code', 'main']
 # %% ../nbs/cli.ipynb #72c35968
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
@@ -15,13 +16,13 @@ import threading
 import warnings
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import requires, version
+from importlib.util import find_spec
 
-from fastcore.script import anno_parser
-
-from .core import GRACE, BasegunError, Terminated, disk_fault, handle_signals, raise_faults
-from .core import raise_if_interrupted, say, set_home
-from .machine import is_closed, limit_threads, machine_faults, open_streams
+from .core import BasegunError, disk_fault, raise_faults
+from .core import say
+from .machine import is_closed, limit_threads, machine_faults, open_streams, set_home
+from .signals import GRACE, Terminated, handle_signals, raise_if_interrupted
 
 # %% ../nbs/cli.ipynb #c72b5c72
 COMMANDS = {  # command: (module, function, what it does, two examples of what follows it)
@@ -72,6 +73,7 @@ def _parser():
 
 def _command_parser(name, function):
     "What a command takes, by the signature of its function."
+    from fastcore.script import anno_parser
     parser, examples = anno_parser(function, prog=f'basegun-fastai {name}'), COMMANDS[name][3]
     for action in parser._actions: action.metavar = _METAVARS.get(action.metavar, action.metavar)
     lines = [f'  basegun-fastai {name} {o}'.rstrip() for o in examples]
@@ -95,6 +97,22 @@ def run_command(
     options = vars(_command_parser(command, function).parse_args(arguments[1:]))
     function(**{k: v for k, v in options.items() if k not in ('pdb', 'xtra')})
 
+# %% ../nbs/cli.ipynb #84a05f0a
+_MODULES = {'pillow': 'PIL', 'scikit-learn': 'sklearn'}  # those that are called otherwise than what is installed
+
+def _missing_fault(error):
+    "Say how to install the module that was not there; None if it is none that this package requires."
+    module = (error.name or '').partition('.')[0]
+    required = [o for o in requires('basegun-fastai') or [] if ';' not in o]  # others are of extras
+    for requirement in required:
+        name = re.match(r'[\w-]+', requirement)[0]
+        if module == _MODULES.get(name, name.replace('-', '_')) and not find_spec(module): return (
+            f"{name} is not installed: type `pip install '{requirement}'`; training and judging need all that "
+            '`pip install basegun-fastai` installs')
+    return None
+
+def _signal_code(error): return 143 if isinstance(error, Terminated) else 130
+
 # %% ../nbs/cli.ipynb #883e8ea6
 def exit_code(
     arguments: list[str], # What follows `basegun-fastai` on the command line
@@ -104,6 +122,9 @@ def exit_code(
         run_command(arguments)
         _flush_stdout()
     except BasegunError as err: return _fail(err)
+    except ModuleNotFoundError as err:
+        if not (fault := _missing_fault(err)): raise
+        return _fail(fault)
     except BrokenPipeError:
         _leave_stdout()
         return 141
@@ -131,8 +152,6 @@ def _flush_stdout():
 def _fail(error):
     if 'BASEGUN_LAUNCHED' not in os.environ: say(f'basegun-fastai: {error}')  # else the launcher says so
     return getattr(error, 'exit_code', 1)
-
-def _signal_code(error): return 143 if isinstance(error, Terminated) else 130
 
 # %% ../nbs/cli.ipynb #86d1f45f
 _WORKER_WARNINGS = 'ignore:`torch.jit.script` is deprecated'  # for processes that begin anew, as macOS has them

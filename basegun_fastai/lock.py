@@ -15,7 +15,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from .core import BasegunError, say
+from .core import BasegunError, say, whose
 
 try: import fcntl
 except ImportError: fcntl = None  # Windows has none
@@ -54,6 +54,10 @@ def _acquire(file, path):
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
         try: descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError as err:
+            if not os.path.lexists(file): raise
+            raise Taken(f"'{path}' may be being written by another user: '{file}' is {whose(file)}. Wait for the "
+                        'end of their command, have them remove that file if none runs, or give another name') from err
         except FileNotFoundError: continue  # another command that ends has just removed the folder that it had made
         try: has_locks = _try_lock(descriptor)
         except (BlockingIOError, PermissionError) as err:

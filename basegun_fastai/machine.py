@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROCESS_MEMORY', 'machine_faults', 'open_streams', 'is_closed', 'is_launched', 'forget_cluster', 'cores',
-           'memory_limits', 'processes', 'limit_threads', 'worker_faults', 'read_at', 'limit_memory']
+           'memory_limits', 'processes', 'limit_threads', 'set_home', 'worker_faults', 'read_at', 'limit_memory']
 
 # %% ../nbs/machine.ipynb #3277380c
+import getpass
 import multiprocessing
 import os
 import sys
@@ -15,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 
-from .core import world_size
+from .core import home, world_size
+from .record import is_whole
 
 # %% ../nbs/machine.ipynb #edc92fc3
 def machine_faults(
@@ -128,13 +130,21 @@ def limit_threads() -> None: # Nothing
     "Set OMP_NUM_THREADS where this process may use fewer processors than it sees, and nobody has set it."
     if cores() < (os.cpu_count() or 1): os.environ.setdefault('OMP_NUM_THREADS', str(cores()))
 
+# %% ../nbs/machine.ipynb #f0a1b2c4
+def set_home() -> None: # Nothing
+    "Set HOME and the user's name where libraries look for them in vain: for a user that is in no /etc/passwd."
+    os.environ.setdefault('HOME', str(home()))
+    try: getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ['LOGNAME'] = f'user {os.getuid()}' if hasattr(os, 'getuid') else 'user'
+
 # %% ../nbs/machine.ipynb #7f830cfc
 def worker_faults(
     workers: int|None, # As `--workers`; empty means one a core
 ) -> list[str]: # A message where so many worker processes cannot be begun
     "Say why this machine cannot have worker processes."
     if workers == 0: return []
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+    if workers is not None and not is_whole(workers, 0):
         return [f'--workers {workers}: give a whole number, 0 or more']
     try: multiprocessing.Lock()
     except OSError as err: return [

@@ -24,14 +24,16 @@ import numpy as np
 from PIL import Image
 
 from .core import BasegunError, number_of, out_faults, printable, raise_faults
-from .core import raise_if_interrupted, say, whole_file, whole_folder
+from .core import say, whole_file, whole_folder
 from .data.names import class_columns
-from .data.photo import UnreadablePhoto, in_square, pixels, read_photo
+from .data.photo import MissingDecoder, NotAPhoto, Photo, PhotoTooLarge, UnreadablePhoto  # noqa: F401
+from .data.photo import in_square, pixels, read_photo
 from .data.walk import COMPANIONS, list_files
 from .exported import EXPORT_AGAIN, checked_probabilities, checked_similarities, no_familiarity_line
 from .exported import open_session, place_fault, read_description, read_probe, verify_same_answers
 from .lock import hold
 from .machine import cores, is_closed
+from .signals import raise_if_interrupted
 from .trust.evidence import explanation_picture, misplaced_shares
 from .trust.familiarity import familiarity
 from .trust.levels import Levels
@@ -153,13 +155,13 @@ class Typology(ExportedModel):
     "A model that was exported: a photo in, an `Answer` out, from any thread."
 
     def __call__(self,
-        photo: Path|str|bytes, # A file, or the bytes of one
+        photo: Photo, # A file, or the bytes of one
     ) -> Answer: # Raises `UnreadablePhoto`
         "Say what a photo shows."
         return self.batch([photo])[0]
 
     def batch(self,
-        photos: list[Path|str|bytes], # Files, or the bytes of some; all are held in memory at once
+        photos: list[Photo], # Files, or the bytes of some; all are held in memory at once
     ) -> list[Answer]: # One a photo; raises `UnreadablePhoto` for the first that cannot be read
         "Say what each photo shows, in one go."
         if not photos: return []
@@ -168,14 +170,14 @@ class Typology(ExportedModel):
         return _ask(self, squares)[0]
 
     def explain(self,
-        photo: Path|str|bytes, # A file, or the bytes of one
+        photo: Photo, # A file, or the bytes of one
     ) -> Explanation: # Raises `UnreadablePhoto`, and `BasegunError` where the model has no evidence
         "Answer, and say what speaks for the answer."
         return _explain(self, photo)
 
     def get_typology(self,
-        img: bytes, # Of one photo
-    ) -> tuple[str, float, str]: # Label, confidence, and 'low', 'medium' or 'high'; raises `UnreadablePhoto`
+        img: Photo, # The bytes of one, or a file opened with 'rb'
+    ) -> tuple[str, float, str]: # Label, confidence, and 'low', 'medium' or 'high'; raises as `read_photo` does
         "Answer as Basegun's backend asks."
         return self(img)[:3]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .core import BasegunError, name_some, write_whole
+from .core import BasegunError, disk_fault, name_some, write_whole
 
 # %% auto #0
 __all__ = ['Tables', 'Dataset', 'Resolved', 'Config', 'Run', 'run_name']
@@ -102,8 +102,10 @@ def _no_run(folder):
 
 def _read_config(run):
     file, remedy = run.config_file, 'Give the folder of another run'
-    if not file.is_file(): raise BasegunError(_no_run(run.path))
-    try: return Config.from_json(json.loads(file.read_bytes().decode('utf-8', 'surrogateescape')))
+    try:
+        if not file.is_file(): raise BasegunError(_no_run(run.path))
+        return Config.from_json(json.loads(file.read_bytes().decode('utf-8-sig', 'surrogateescape')))
+    except PermissionError as err: raise BasegunError(disk_fault(err)) from err
     except json.JSONDecodeError as err: raise BasegunError(f"'{file}' cannot be read as JSON: {err}. {remedy}") from err
     except (ValueError, TypeError) as err: raise BasegunError(f"'{file}' is not of a run: {err}. {remedy}") from err
 

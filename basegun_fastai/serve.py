@@ -21,6 +21,7 @@ from typing import Annotated
 from .core import BasegunError, raise_faults, say
 from .exported import place_fault, read_description
 from .machine import cores, processes
+from .record import is_whole
 
 # %% ../nbs/serve.ipynb #b3e7a0c4
 _PORTS = dict(http=80, https=443)
@@ -65,12 +66,10 @@ def _key(file):
     return None, [f"--api-key-file '{file}': give a key of one line with {MIN_KEY} or more letters and digits, such as "
                   'what `openssl rand -hex 32` prints']
 
-def _is_whole(o, low, high): return isinstance(o, int) and not isinstance(o, bool) and low <= o <= high
-
 def _number_faults(**numbers):
     "A message for each option `name=(value, lowest, highest)` that is out of bounds; empty values are sound."
     return [f"--{name.replace('_', '-')} {value}: give a whole number from {low} to {high}"
-            for name, (value, low, high) in numbers.items() if value is not None and not _is_whole(value, low, high)]
+            for name, (value, low, high) in numbers.items() if value is not None and not is_whole(value, low, high)]
 
 def _text_faults(root_path, allow_origin):
     faults = [*filter(None, map(_origin_fault, allow_origin))]

@@ -15,13 +15,15 @@ from pathlib import Path
 import pandas as pd
 
 from .core import BasegunError, csv_text, number_of, one_of, out_faults, printable, raise_faults
-from .core import raise_if_interrupted, say, whole_folder, write_whole
+from .core import say, whole_folder, write_whole
 from .data.contents import examine, keep_readable, progress
 from .data.crops import CropRecords
 from .data.folders import SPLITS, ignored_lines, list_photos
 from .data.near_duplicates import near_duplicate_pairs
 from .data.problems import same_photos, same_problems
 from .lock import hold
+from .record import is_number, is_whole
+from .signals import raise_if_interrupted
 
 # %% ../nbs/split.ipynb #080705d8
 def group_ids(
@@ -62,8 +64,8 @@ MAX_LINES = 40  # one a class
 
 def _faults(photos, out, val, seed, conflicts):
     faults = out_faults(out, photos, 'OUT')
-    if not 0 < val < 1: faults.append(f'--val {val}: give a share between 0 and 1, such as 0.2')
-    if seed < 0: faults.append(f'--seed {seed}: give 0 or more')
+    if not (is_number(val) and 0 < val < 1): faults.append(f'--val {val}: give a share between 0 and 1, such as 0.2')
+    if not is_whole(seed, 0): faults.append(f'--seed {seed}: give a whole number, 0 or more')
     if conflicts not in CONFLICTS: faults.append(f"--conflicts {conflicts}: give {' or '.join(CONFLICTS)}")
     return faults
 

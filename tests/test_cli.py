@@ -103,3 +103,29 @@ def test_the_finder_offers_no_option_that_changes_nothing(option):
     result = typed('lr-find', 'nowhere', option, *([] if option == '--compile' else ['1']))
     assert result.returncode == 2 and 'unrecognized arguments' in result.stderr
     assert option not in typed('lr-find', '-h').stdout
+
+
+WITHOUT_FASTCORE = "import sys; sys.modules['fastcore'] = None; from basegun_fastai import cli"
+
+
+@pytest.mark.parametrize('arguments', [['predict', '-h'], ['predict', 'served', 'a.jpg'], ['check', 'data']])
+def test_what_is_not_installed_is_said_in_a_line(arguments):
+    code = f'{WITHOUT_FASTCORE}; cli.main()'
+    result = subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True)
+    assert result.returncode == 1 and not result.stdout and result.stderr.count('\n') == 1, result.stderr
+    assert result.stderr.startswith("basegun-fastai: fastcore is not installed: type `pip install 'fastcore>=")
+
+
+@pytest.mark.parametrize('argument', ['--version', '-h'])
+def test_the_program_tells_its_version_and_its_commands_without_fastcore(argument):
+    result = subprocess.run([sys.executable, '-c', f'{WITHOUT_FASTCORE}; cli.main()', argument], capture_output=True,
+                            text=True)
+    assert result.returncode == 0 and not result.stderr and result.stdout == run_command(argument).stdout
+
+
+def test_an_older_pillow_is_refused_in_a_line():
+    code = "import PIL.Image; PIL.__version__ = '10.4.0'; from basegun_fastai import cli; cli.main()"
+    result = subprocess.run([sys.executable, '-c', code, 'predict', '-h'], capture_output=True, text=True)
+    assert result.returncode == 1 and not result.stdout
+    assert result.stderr == ("basegun-fastai: Pillow 10.4.0 is installed, and 11.3 or later is needed: type "
+                             "`pip install 'pillow>=11.3'`\n")

@@ -1,13 +1,20 @@
 "Disks that are not ext4: each fault is put in where the system would raise it."
 import errno
 import os
+import shutil
 import stat
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from conftest import typed
 
 from basegun_fastai import core, split
 from basegun_fastai.core import BasegunError, disk_fault, whole_folder, write_whole
+from basegun_fastai.lock import Taken, hold, hold_first
+from basegun_fastai.predict import load
+from basegun_fastai.run import Run
 
 
 def failing(monkeypatch, name, number, folders):
@@ -83,3 +90,70 @@ def test_a_disk_without_hard_links_is_told(tmp_path, monkeypatch, number):
     def fail(*_): raise OSError(number, os.strerror(number))
     monkeypatch.setattr(os, 'link', fail)
     with pytest.raises(BasegunError, match='leave --link out, to copy'): split._place(tmp_path/'a', tmp_path/'b', True)
+
+
+@pytest.fixture
+def forbidden():
+    "A folder that everybody may look into, and an effective user who may do no more; what a test makes is of another."
+    if os.geteuid(): pytest.skip('only root can be two users')
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        @contextmanager
+        def as_nobody():
+            os.seteuid(65534)
+            try: yield
+            finally: os.seteuid(0)
+        yield Path(folder), as_nobody
+
+
+def test_a_lock_of_another_user_is_told_by_its_owner(forbidden):
+    folder, as_nobody = forbidden
+    os.chmod(folder, 0o777)
+    (folder/'.run.lock').touch(0o644)
+    with as_nobody():
+        with pytest.raises(Taken) as error, hold(folder/'run'): pass
+        with hold_first(folder/'run') as path: assert path == folder/'run_2'
+    assert "'root'" in str(error.value) and '-rw-r--r--' in str(error.value) and '.run.lock' in str(error.value)
+    assert 'have them remove that file' in str(error.value) and (folder/'.run.lock').exists()
+
+
+def test_a_place_of_another_user_is_told_by_its_owner(forbidden):
+    folder, as_nobody = forbidden
+    with as_nobody(), pytest.raises(PermissionError) as error, hold(folder/'run'): pass
+    message = disk_fault(error.value)
+    assert f"'{folder}' is of the user 'root', with the mode drwxr-xr-x" in message and '`chmod`' in message
+
+
+@pytest.mark.parametrize('name', ['model.json', 'model.onnx', ''])
+def test_an_export_of_another_user_is_told_by_its_owner(forbidden, exported, name):
+    folder, as_nobody = forbidden
+    shutil.copytree(exported, folder/'served')
+    os.chmod(folder/'served', 0o755)
+    for o in (folder/'served').iterdir(): o.chmod(0o644)
+    (folder/'served'/name).chmod(0o600)
+    with as_nobody(), pytest.raises(BasegunError) as error: load(folder/'served')
+    message = str(error.value)
+    assert "of the user 'root'" in message and 'rw-------' in message and '`chmod`' in message
+    assert f"'{folder/'served'/(name or 'model.json')}': permission denied" in message and 'export' not in message
+    os.chmod(folder/'served'/name, 0o755)
+    with as_nobody(): load(folder/'served')
+
+
+def test_a_run_of_another_user_is_told_by_its_owner(forbidden, run):
+    folder, as_nobody = forbidden
+    (folder/'run').mkdir(0o755)
+    shutil.copy(run.config_file, folder/'run')
+    for place in (folder/'run'/'config.json', folder/'run'):
+        place.chmod(0o600)
+        with as_nobody(), pytest.raises(BasegunError, match="permission denied: .* of the user 'root'"):
+            Run(folder/'run').config  # noqa: B018
+        place.chmod(0o755)
+    with as_nobody(): assert Run(folder/'run').finished
+
+
+def test_an_owner_whom_the_machine_does_not_know_has_a_number(forbidden):
+    folder, as_nobody = forbidden
+    os.chown(folder, 54321, 54321)
+    with as_nobody(), pytest.raises(PermissionError) as error: write_whole(folder/'file', 'text')
+    assert 'of the user 54321, with the mode' in disk_fault(error.value)
+    assert disk_fault(PermissionError(errno.EACCES, 'no')).endswith('denied: give a folder that this user may use')

@@ -3,6 +3,8 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +23,7 @@ from conftest import COMMAND, run_command, typed
 from onnx import TensorProto, helper, numpy_helper
 from PIL import ExifTags, Image
 
+from basegun_fastai import predict
 from basegun_fastai.data import photo
 from basegun_fastai.exported import FORMAT, essentials, make_probe, seal
 from basegun_fastai.core import BasegunError
@@ -303,6 +306,21 @@ def test_json_that_means_the_same_or_nothing_at_all(spoilt, old, new):
     assert refused(spoilt, 'changed by hand', 'not edited')
 
 
+def test_json_that_was_copied_as_text_says_so(spoilt):
+    content = (spoilt/'model.json').read_bytes()
+    text = content.decode()
+    for copied, words in ((content.replace(b'\n', b'\r\n'), 'line ends of Windows \\(CRLF\\)'),
+                          (content.replace(b'\n', b'\r\n', 3), 'line ends of Windows \\(CRLF\\)'),
+                          (text.encode('utf-8-sig'), 'byte order mark'), (text.encode('utf-16'), 'byte order mark'),
+                          (content.replace(b'\n', b'\r\n').replace(b'0.6', b'0.5'), 'changed by hand')):
+        (spoilt/'model.json').write_bytes(copied)
+        message = refused(spoilt)
+        assert re.search(words, message)
+        if words != 'changed by hand':
+            assert 'copy it again as a binary file' in message and 'model.json -text' in message
+            assert 'export' not in message.replace(str(spoilt), '') and 'by hand' not in message
+
+
 @pytest.mark.slow
 def test_json_of_any_depth_is_refused(spoilt):
     text = (spoilt/'model.json').read_text()
@@ -467,6 +485,16 @@ def test_unreadable_bytes_are_told(exported):
     with pytest.raises(UnreadablePhoto): load(exported).batch([b''])
 
 
+def test_a_backend_may_give_whatever_holds_bytes(exported, photos):
+    model, content = load(exported), (photos/'revolver'/'0.jpg').read_bytes()
+    for o in (bytearray(content), memoryview(content), io.BytesIO(content)):
+        assert model.get_typology(o) == model.get_typology(content)
+    for ask in (model, model.get_typology):
+        with pytest.raises(TypeError, match='not of type PIL.Image.Image'): ask(Image.new('RGB', (9, 9)))
+        with pytest.raises(predict.NotAPhoto): ask(bytearray(b'no photo'))
+    assert issubclass(predict.PhotoTooLarge, UnreadablePhoto) and issubclass(predict.MissingDecoder, UnreadablePhoto)
+
+
 def test_many_threads_get_the_same_answers(exported, photos):
     model, files = load(exported, threads=2), list(list_files([photos]))
     wanted = [model(o) for o in files]
@@ -587,9 +615,9 @@ def test_a_row_does_not_wait_for_the_photo_after_it():
 
 
 def test_a_wish_to_end_cannot_get_lost(exported, photos, monkeypatch):
-    from basegun_fastai import core, predict
-    monkeypatch.setattr(core, '_signals', [core.Terminated])
-    with pytest.raises(core.Terminated): predict.predict(exported, [photos])
+    from basegun_fastai import predict, signals
+    monkeypatch.setattr(signals, '_signals', [signals.Terminated])
+    with pytest.raises(signals.Terminated): predict.predict(exported, [photos])
 
 
 def test_rows_come_through_a_pipe_as_they_are_ready_and_sigterm_ends_it(exported, photos, tmp_path):
@@ -733,7 +761,6 @@ def test_nothing_is_unpickled(exported, photos):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_package_without_its_dependencies_and_three_others_are_enough(exported, photos, tmp_path):
     def run(*command): subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
     source = shutil.copytree(ROOT, tmp_path/'source', ignore=lambda _, names: set(names) - {
@@ -751,6 +778,15 @@ def test_the_package_without_its_dependencies_and_three_others_are_enough(export
     assert result.returncode == 0, result.stderr
     model = load(exported)
     assert json.loads(result.stdout) == [list(model.get_typology(photo.read_bytes())), CLASSES]
+    program = python.with_name('basegun-fastai')
+    result = subprocess.run([program, '--version'], capture_output=True, text=True)
+    assert result.stdout == run_command('--version').stdout
+    result = subprocess.run([program, 'predict', '-h'], capture_output=True, text=True)
+    needed = result.stderr.removeprefix('basegun-fastai: fastcore is not installed: type `').partition('`')[0]
+    assert result.returncode == 1 and needed.startswith("pip install 'fastcore>="), result.stderr
+    run(python, '-m', *shlex.split(needed), '-c', ROOT/'constraints.txt', '-q')  # as the message says
+    result = subprocess.run([program, 'predict', exported, photo], capture_output=True, text=True)
+    assert result.returncode == 0 and not result.stderr and len(rows(result.stdout)) == 1, result.stderr
 
 
 def test_nobody_is_told_that_a_model_is_opened(exported, tmp_path):

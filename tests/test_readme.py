@@ -47,7 +47,16 @@ def test_the_lines_of_python_that_readme_shows_run(run, data, tmp_path, monkeypa
     lines = lines.replace("dataloaders('data', arch, 'none')", "dataloaders('data', arch)")
     names = dict(content=next((data/'val').glob('*/*')).read_bytes())
     exec(lines, names)
-    assert names['level'] in ('low', 'medium', 'high') and names['learn'].dls.c == 6
+    assert names['level'] in ('low', 'medium', 'high') and names['learn'].dls.c == 6 and 'answer' not in names
+    for content, status in ((b'no photo', 415), (next((data/'val').glob('*/*')).read_bytes()[:999], 422)):
+        exec(lines.partition('familiarity')[0], other := dict(content=content))
+        assert other['answer'][0] == status and other['answer'][1] and 'level' not in other
+
+
+def test_the_versions_that_readme_asks_for_are_those_of_the_code():
+    from basegun_fastai.data.formats import MIN_PILLOW
+    from basegun_fastai.exported import MIN_ONNXRUNTIME
+    assert f'onnxruntime {MIN_ONNXRUNTIME}, numpy 1.24 and Pillow {MIN_PILLOW} or later' in README
 
 
 def commands():

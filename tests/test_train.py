@@ -55,6 +55,13 @@ def test_the_configuration_says_how_it_was_made(run, data):
     assert {'torch', 'timm', 'fastai', 'python'} <= config.versions.keys() and config.seed == 42
 
 
+def test_a_configuration_that_was_copied_as_text_is_read(run, tmp_path):
+    content = run.config_file.read_bytes()
+    for copied in (content.replace(b'\n', b'\r\n'), b'\xef\xbb\xbf' + content):
+        (tmp_path/'config.json').write_bytes(copied)
+        assert Run(tmp_path).config == run.config
+
+
 def test_history_has_a_row_an_epoch_over_both_stages(run):
     rows = history(run)
     assert rows.columns.tolist() == ['stage', 'epoch', 'train_loss', 'val_loss', 'accuracy', 'precision', 'recall',

@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DECODED', 'MAX_SIDE', 'NEUTRAL', 'MAX_SCANS', 'MAX_HEIC_BYTES', 'MIN_DRAFT_SCALE',
-           'DECODER', 'photo_bytes', 'UnreadablePhoto', 'read_photo', 'photo_header', 'in_square', 'pixels']
+           'DECODER', 'Photo', 'MAX_NAME', 'TooLarge', 'photo_bytes', 'UnreadablePhoto', 'NotAPhoto', 'PhotoTooLarge',
+           'MissingDecoder', 'read_photo', 'photo_header', 'in_square', 'pixels']
 
 # %% ../../nbs/data/photo.ipynb #b9334c8e
 import os
 import re
 import stat
 from contextlib import contextmanager
-from io import BytesIO
+from inspect import iscoroutinefunction
+from io import BytesIO, TextIOBase
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from .colour import to_srgb
-from ..core import BasegunError
-from .formats import format_of
+from ..core import BasegunError, shortened
+from .formats import MissingPackage, UnknownFormat, format_of
 from .png import needed_chunks
 from .tiff import eight_bits, open_tiff
 
@@ -29,16 +32,18 @@ MAX_PIXELS = 250_000_000  # that a file claims
 MAX_DECODED = 64_000_000  # at once: no format takes 1 GiB for them
 MAX_SIDE = 65_535  # as in a JPEG: Pillow copies the rest of the file for each piece of a longer row
 
+class TooLarge(ValueError): "Say what is larger than may be."
+
 def photo_bytes(
     path: Path|str, # A file
-) -> bytes: # All of it; raises `OSError`, and `ValueError` for what is no regular file or over `MAX_BYTES`
+) -> bytes: # All of it; raises `OSError`, `TooLarge` over `MAX_BYTES`, and `ValueError` for what is no regular file
     "Read a file that may be anything: a pipe is not waited for."
     unwaiting = getattr(os, 'O_NONBLOCK', 0)
     with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | unwaiting)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode): raise ValueError('it is no regular file')
         if status.st_size > MAX_BYTES:
-            raise ValueError(f'it has {status.st_size >> 20} MiB, more than {MAX_BYTES >> 20}: shrink it')
+            raise TooLarge(f'it has {status.st_size >> 20} MiB, more than {MAX_BYTES >> 20}: shrink it')
         return file.read()
 
 # %% ../../nbs/data/photo.ipynb #63cc07c8
@@ -51,10 +56,14 @@ class UnreadablePhoto(BasegunError):
         path: str, # The file, or what stands for it
         reason: str, # Why it cannot be read
     ):
+        super().__init__(f"'{shortened(str(path), 400)}': {shortened(reason, 500)}")
         self.path, self.reason = str(path), reason
-        super().__init__(f"'{path}': {reason}")
 
-    def __reduce__(self): return UnreadablePhoto, (self.path, self.reason)
+    def __reduce__(self): return type(self), (self.path, self.reason), vars(self)
+
+class NotAPhoto(UnreadablePhoto): "Say what a file is instead of a photo that can be read."
+class PhotoTooLarge(UnreadablePhoto): "Say that a photo has more bytes or pixels than are read."
+class MissingDecoder(UnreadablePhoto): "Say what has to be installed for a photo."
 
 # %% ../../nbs/data/photo.ipynb #fe827ee0
 def _simple_mode(image, convert):
@@ -94,7 +103,7 @@ _MARKER = re.compile(rb'\xff([^\0\1\xd0-\xd8\xff])')  # that a length follows, a
 
 def _raise_above(most, size, has):
     width, height = size
-    if width * height > most: raise ValueError(
+    if width * height > most: raise TooLarge(
         f'{has} {width} × {height} pixels, more than {most // 10**6} million: shrink it')
 
 def _raise_for_scans(image):
@@ -118,9 +127,9 @@ def _raise_for_missing_end(content):
 
 def _heic(content):
     try: from pi_heif import HeifImageFile, options
-    except ImportError: raise ValueError('it is HEIC: `pip install pi-heif`, or save it as JPEG') from None
+    except ImportError: raise MissingPackage('it is HEIC: `pip install pi-heif`, or save it as JPEG') from None
     _raise_for_missing_end(content)
-    if len(content) > MAX_HEIC_BYTES: raise ValueError(
+    if len(content) > MAX_HEIC_BYTES: raise TooLarge(
         f'it is HEIC of {len(content) >> 20} MiB, more than {MAX_HEIC_BYTES >> 20}: save it as JPEG')
     options.DECODE_THREADS = 1  # processes share the cores already
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
@@ -135,7 +144,7 @@ def _open(content):
     if not (image.width and image.height): raise ValueError('it has no pixels')
     _raise_above(MAX_PIXELS, image.size, 'it has')
     if max(image.size) > MAX_SIDE:
-        raise ValueError(f'one of its sides has {max(image.size)} pixels, more than {MAX_SIDE}: shrink it')
+        raise TooLarge(f'one of its sides has {max(image.size)} pixels, more than {MAX_SIDE}: shrink it')
     if name == 'JPEG': _raise_for_scans(image)
     if name == 'TIFF':
         tile = [image.tag_v2.get(o) for o in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
@@ -173,26 +182,48 @@ def _fit(image, side):
     return photo if turn is None else photo.transpose(turn)
 
 # %% ../../nbs/data/photo.ipynb #bac5340c
-def _content(source): return source if isinstance(source, bytes) else photo_bytes(source)
+Photo = Path|str|bytes|bytearray|memoryview|BinaryIO  # what a photo may be given as
+MAX_NAME = 4096  # bytes: no system opens a file of a longer path
+_KINDS = {UnknownFormat: NotAPhoto, TooLarge: PhotoTooLarge, MissingPackage: MissingDecoder}
+
+def _raise_for_type(source):
+    is_stream = hasattr(source, 'read') and not isinstance(source, TextIOBase) and not iscoroutinefunction(source.read)
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or is_stream: return
+    kind = f'{type(source).__module__}.{type(source).__qualname__}'.removeprefix('builtins.')
+    raise TypeError(f"a photo is a path, bytes, or a file opened with 'rb', not of type {shortened(kind, 200)}"
+                    + (': `await` its read()' if iscoroutinefunction(getattr(source, 'read', None)) else ''))
+
+def _content(source):
+    if isinstance(source, bytes): return source
+    if isinstance(source, (str, os.PathLike)):
+        if len(os.fsencode(source)) <= MAX_NAME: return photo_bytes(source)
+        raise ValueError('no file has so long a name: give the bytes of a photo as bytes, not as text')
+    content = bytes(source.read(MAX_BYTES + 1) if hasattr(source, 'read') else source)
+    if len(content) > MAX_BYTES: raise TooLarge(f'it has more than {MAX_BYTES >> 20} MiB: shrink it')
+    return content
 
 @contextmanager
 def _failures(source):
-    name = 'these bytes' if isinstance(source, bytes) else source
+    _raise_for_type(source)
+    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, 'name', None)
+    if not isinstance(name, (str, os.PathLike)): name = 'these bytes'
     try: yield
     except OSError as err: raise UnreadablePhoto(name, err.strerror or str(err)) from err
     except MemoryError as err: raise UnreadablePhoto(name, 'it takes more memory than there is') from err
-    except Exception as err: raise UnreadablePhoto(name, str(err) or type(err).__name__) from err
+    except Exception as err:
+        raise _KINDS.get(type(err), UnreadablePhoto)(name, str(err) or type(err).__name__) from err
 
+# %% ../../nbs/data/photo.ipynb #a45010cc
 def read_photo(
-    source: Path|str|bytes, # A file, or the bytes of one
+    source: Photo, # A file, or the bytes of one
     side: int|None = None, # Pixels of the longest side; empty leaves the photo as large as it is
-) -> Image.Image: # RGB and upright; raises `UnreadablePhoto`
+) -> Image.Image: # RGB and upright; raises `UnreadablePhoto`, and `TypeError` for what is no `Photo`
     "Read a photo upright and whole, in any of `FORMATS`."
     with _failures(source), _open(_content(source)) as image: return _fit(image, side)
 
 # %% ../../nbs/data/photo.ipynb #359f796e
 def photo_header(
-    source: Path|str|bytes, # A file, or the bytes of one
+    source: Photo, # A file, or the bytes of one
 ) -> tuple[str, int, int]: # One of `FORMATS`, and width and height in pixels as stored; raises `UnreadablePhoto`
     "Say what a photo claims to be, without decoding it."
     with _failures(source):
@@ -211,7 +242,7 @@ def in_square(
     return np.array(square), tuple(o / side for o in (left, top, left + photo.width, top + photo.height))
 
 def pixels(
-    source: Path|str|bytes, # A file, or the bytes of one
+    source: Photo, # A file, or the bytes of one
     side: int, # Width and height of the square
 ) -> np.ndarray: # `uint8` of shape `(side, side, 3)`; raises `UnreadablePhoto`
     "Read a photo as a square that holds all of it, centred on `NEUTRAL`."

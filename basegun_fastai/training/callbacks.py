@@ -26,9 +26,10 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from ..core import BasegunError, csv_text, raise_if_interrupted, say, world_size, write_whole
+from ..core import BasegunError, csv_text, say, world_size, write_whole
 from ..model.workers import seed_all
 from ..run import Run
+from ..signals import raise_if_interrupted
 from ..trust.calibration import calibration_metrics, fit_temperature
 from ..trust.predictions import plot_confusion_matrix
 

@@ -23,9 +23,10 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core import GRACE, BasegunError, number_of, rank, world_size
+from ..core import BasegunError, number_of, rank, world_size
 from ..data.contents import examine
 from ..model.ranks import from_first, gather, total
+from ..signals import GRACE
 from .callbacks import Diverged
 
 

@@ -15,9 +15,10 @@ from dataclasses import asdict, replace
 
 import torch
 
-from ..core import GRACE, BasegunError, Terminated, ignore_signals, number_of, say
+from ..core import BasegunError, number_of, say
 from ..machine import cores
 from ..run import Run
+from ..signals import GRACE, Terminated, ignore_signals
 from .options import Options
 
 # %% ../../nbs/training/launching.ipynb #4872d57f
@@ -38,7 +39,7 @@ class ProcessEnded(BasegunError):
 
     def __init__(self,
         message: str, # What to say
-        exit_code: int, # Of the process; minus the signal where one ended it
+        exit_code: int = 1, # Of the process; minus the signal where one ended it
     ):
         super().__init__(message)
         self.exit_code = exit_code if exit_code > 0 else 128 - exit_code

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from fastcore.basics import patch
 
 from ..core import number_of, world_size
 from ..model.archs import HEADS
+from ..record import is_number, is_whole, plain
 from ..run import Config, Dataset
 from ..trust.familiarity import MAX_UNFAMILIAR_RATE, UNFAMILIAR_RATE
 
@@ -59,12 +60,13 @@ class Options:
     unfamiliar_rate: float = UNFAMILIAR_RATE  # Share, 0 or from .001 to .1
     no_report: bool = False  # Leave the page to `report`
 
+    def __post_init__(self):  # a notebook may give numbers of numpy
+        for o in fields(self): object.__setattr__(self, o.name, plain(getattr(self, o.name)))
+
     @property
     def pretrained(self) -> bool: # False where the network begins from nothing
         "Has the body weights that are worth keeping?"
         return self.weights != 'none'
-
-
 
 # %% ../../nbs/training/options.ipynb #8c1818f3
 @patch(as_prop=True)
@@ -80,31 +82,29 @@ def to_json(self: Options) -> dict: # By name
     return asdict(self) | paths | dict(head_epochs=self.n_head_epochs)
 
 # %% ../../nbs/training/options.ipynb #780ec193
-def _is_whole(value, low): return isinstance(value, int) and not isinstance(value, bool) and value >= low
-def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
 def _option(name, value): return f"--{name.replace('_', '-')} {value}"
 
 def _number_faults(o):
     whole = dict(head_epochs=0, fine_tune_epochs=0, seed=0, head_views=0)
-    checks = [(_is_whole(value, low) or value is None and name == 'head_epochs',
+    checks = [(is_whole(value, low) or value is None and name == 'head_epochs',
                f'{_option(name, value)}: give a whole number, {low} or more') for name, low in whole.items()
                for value in [getattr(o, name)]]
-    shares = [(_is_number(value) and .5 <= value < 1,
+    shares = [(is_number(value) and .5 <= value < 1,
                f'{_option(name, value)}: give a share from 0.5 to below 1, such as 0.99')
               for name in ('high_rate', 'shown_rate') for value in [getattr(o, name)]]
     return [message for sound, message in [
         *checks,
-        (o.size is None or _is_whole(o.size, 32) and o.size <= 2048,
+        (o.size is None or is_whole(o.size, 32) and o.size <= 2048,
          f'--size {o.size}: give a whole number of pixels from 32 to 2048'),
         (o.n_head_epochs or o.fine_tune_epochs,
          f'--head-epochs {o.n_head_epochs} --fine-tune-epochs 0: nothing would be trained; give one of them 1 or more'),
-        (o.lr == 'auto' or _is_number(o.lr) and 0 < o.lr <= 10,
+        (o.lr == 'auto' or is_number(o.lr) and 0 < o.lr <= 10,
          f'--lr {o.lr}: give a number above 0 and at most 10, such as 0.005, or auto'),
-        (o.batch_size == 'auto' or _is_whole(o.batch_size, 1),
+        (o.batch_size == 'auto' or is_whole(o.batch_size, 1),
          f'--batch-size {o.batch_size}: give a whole number, 1 or more, or auto'),
-        (not _is_whole(o.batch_size, 1) or o.batch_size // o.processes != 1 or o.head != 'bn-dropout' and o.pretrained,
+        (not is_whole(o.batch_size, 1) or o.batch_size // o.processes != 1 or o.head != 'bn-dropout' and o.pretrained,
          f'--batch-size {o.batch_size}: BatchNorm cannot learn from a single photo; give {2 * o.processes} or more'),
-        (_is_number(o.unfamiliar_rate) and (o.unfamiliar_rate == 0 or .001 <= o.unfamiliar_rate <= MAX_UNFAMILIAR_RATE),
+        (is_number(o.unfamiliar_rate) and (o.unfamiliar_rate == 0 or .001 <= o.unfamiliar_rate <= MAX_UNFAMILIAR_RATE),
          f'--unfamiliar-rate {o.unfamiliar_rate}: give a share from 0.001 to {MAX_UNFAMILIAR_RATE:g}, such as 0.02, or '
          '0 to call no photo unfamiliar'),
         *shares] if not sound]
@@ -114,7 +114,7 @@ def _number_faults(o):
 def processes(self: Options) -> int: # Those of all machines; 1 as long as `all` is not counted
     "Count the processes that train together."
     if world_size() > 1: return world_size()
-    return self.gpus if _is_whole(self.gpus, 1) else 1
+    return self.gpus if is_whole(self.gpus, 1) else 1
 
 def _nearest_batches(batch_size, processes):
     below = batch_size // processes * processes
@@ -123,14 +123,14 @@ def _nearest_batches(batch_size, processes):
 def _process_faults(o):
     here = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if world_size() > 1 else None
     return [message for sound, message in [
-        (o.gpus == 'all' or _is_whole(o.gpus, 1), f'--gpus {o.gpus}: give a whole number, 1 or more, or all'),
+        (o.gpus == 'all' or is_whole(o.gpus, 1), f'--gpus {o.gpus}: give a whole number, 1 or more, or all'),
         ((o.gpus, o.device) != ('all', 'cpu'), '--gpus all --device cpu: a CPU is one; give a number of processes'),
         (here is None or o.gpus in (1, here),
          f'--gpus {o.gpus}: the launcher began {here} processes on this machine; leave --gpus out'),
         (not o.other_gpus or o.resume, '--other-gpus goes with the --resume of a run'),
-        (not _is_whole(o.batch_size, 1) or o.batch_size % o.processes == 0,
+        (not is_whole(o.batch_size, 1) or o.batch_size % o.processes == 0,
          f'--batch-size {o.batch_size}: {o.processes} processes cannot share it evenly; give '
-         f'{_nearest_batches(o.batch_size, o.processes) if _is_whole(o.batch_size, 1) else ""}')] if not sound]
+         f'{_nearest_batches(o.batch_size, o.processes) if is_whole(o.batch_size, 1) else ""}')] if not sound]
 
 # %% ../../nbs/training/options.ipynb #2dd268c6
 COMPILE_SPACE = 2**28  # bytes

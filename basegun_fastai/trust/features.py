@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core import BasegunError, raise_if_interrupted
+from ..core import BasegunError
 from ..data.contents import progress
+from ..signals import raise_if_interrupted
 from .familiarity import N_NEIGHBORS, Bank
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageEnhance, ImageOps
 
-from ..core import raise_if_interrupted
 from ..machine import cores
 from ..data.contents import progress
 from ..data.photo import NEUTRAL, in_square, read_photo
+from ..signals import raise_if_interrupted
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from profiles import PATCHES
 
 from basegun_fastai.data.formats import FORMATS, format_of
-from basegun_fastai.data.photo import NEUTRAL, UnreadablePhoto, photo_header, read_photo
+from basegun_fastai.data.photo import NEUTRAL, MissingDecoder, UnreadablePhoto, photo_header, read_photo
 
 
 def box(brand, *others): return struct.pack('>I', 16 + 4 * len(others)) + b'ftyp' + brand + bytes(4) + b''.join(others)
@@ -150,3 +150,12 @@ def test_every_format_is_known_by_its_first_bytes():
     out = BytesIO()
     Image.new('RGB', (9, 9)).save(out, 'AVIF')
     assert format_of(out.getvalue().replace(b'ftypavif', b'ftypmif1')) == 'AVIF'
+
+
+@pytest.mark.parametrize('kind', ['AVIF', 'WEBP'])
+def test_a_pillow_that_was_built_without_a_format_is_named(kind, monkeypatch):
+    from PIL import AvifImagePlugin, WebPImagePlugin
+    from test_odd_photos import photos
+    monkeypatch.setattr(dict(AVIF=AvifImagePlugin, WEBP=WebPImagePlugin)[kind], 'SUPPORTED', False)
+    with pytest.raises(MissingDecoder, match=f'it is {kind}, which Pillow lacks here: `pip install'):
+        read_photo(photos()[kind])

@@ -1,11 +1,13 @@
 "The decoder: every way a photo can come in gives the pixels that a person would see."
+import base64
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
 import zlib
-from io import BytesIO
+from io import BytesIO, StringIO
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from PIL import ExifTags, Image, ImageDraw
 from test_odd_photos import chunk, photos, png, saved, strips, twelve_bits
 
 from basegun_fastai.data.formats import FORMATS
-from basegun_fastai.data.photo import _TURNS, MAX_BYTES, NEUTRAL, UnreadablePhoto, pixels, read_photo
+from basegun_fastai.data.photo import _TURNS, MAX_BYTES, NEUTRAL, MissingDecoder, NotAPhoto, PhotoTooLarge
+from basegun_fastai.data.photo import UnreadablePhoto, photo_header, pixels, read_photo
 
 UNDO = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
 
@@ -258,3 +261,59 @@ def test_a_file_of_too_many_bytes_is_refused_and_not_read(tmp_path):
         file.truncate(2**40)
     with pytest.raises(UnreadablePhoto, match=f'MiB, more than {MAX_BYTES >> 20}'): pixels(path, 32)
     assert time.process_time() - start < 1
+
+
+class Upload:
+    "As Starlette has a file that was sent."
+    async def read(self): return b''
+
+
+def test_a_photo_comes_in_whatever_holds_bytes(tmp_path):
+    content = photos()['JPEG']
+    (tmp_path/'photo').write_bytes(content)
+    sources = [bytearray(content), memoryview(content), memoryview(b'xx' + content)[2:], BytesIO(content),
+               tmp_path/'photo', str(tmp_path/'photo')]
+    for source in sources:
+        assert (pixels(source, 32) == pixels(content, 32)).all()
+        assert isinstance(source, BytesIO) or photo_header(source)[0] == 'JPEG'
+    with open(tmp_path/'photo', 'rb') as file: assert (pixels(file, 32) == pixels(content, 32)).all()
+    for source in (bytearray(b'no'), memoryview(b'no'), BytesIO(b'no')):
+        with pytest.raises(NotAPhoto, match="these bytes': its content is none of") as error: pixels(source, 32)
+        assert error.value.path == 'these bytes'
+    (tmp_path/'photo').write_bytes(b'no')
+    with open(tmp_path/'photo', 'rb') as file, pytest.raises(NotAPhoto) as error: pixels(file, 32)
+    assert error.value.path == str(tmp_path/'photo')
+
+
+@pytest.mark.parametrize(('source', 'words'), [
+    (None, 'NoneType'), (7, 'int'), ([b'x' * 3_000_000], 'list'), (StringIO('x'), '_io.StringIO'), (Upload, 'type'),
+    (np.zeros((2000, 1000, 3), np.uint8), 'numpy.ndarray'), (Image.new('RGB', (9, 9)), 'PIL.Image.Image'),
+    (Upload(), r'.*Upload: `await` its read\(\)'), (type('x' * 3_000_000, (), {})(), '')])
+def test_what_no_photo_can_be_given_as_is_named_by_its_type(source, words):
+    for read in (lambda: pixels(source, 32), lambda: photo_header(source)):
+        with pytest.raises(TypeError, match=f'not of type {words}') as error: read()
+        assert len(str(error.value)) < 1000
+
+
+def test_no_message_repeats_a_photo():
+    content = saved(Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)), 'PNG')
+    for text in (content.decode('latin-1'), repr(bytearray(content)), base64.encodebytes(content).decode(), 'x' * 5000):
+        with pytest.raises(UnreadablePhoto) as error: pixels(text, 32)
+        assert 'give the bytes of a photo as bytes' in str(error.value)
+        shown = ''.join(traceback.format_exception(error.value.__cause__)) + str(error.value)
+        assert len(str(error.value)) < 1000 and len(shown) < 4000
+
+
+def test_a_program_can_tell_what_to_answer_to_who_sent_a_photo(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pi_heif', None)
+    header = (60000).to_bytes(4, 'big') * 2 + bytes([8, 2, 0, 0, 0])
+    bomb = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IEND', b'')
+    with open(tmp_path/'large', 'wb') as file: file.truncate(MAX_BYTES + 1)
+    with open(tmp_path/'large', 'rb') as stream:
+        kinds = [(b'', NotAPhoto), (b'hello', NotAPhoto), (b'%PDF-1.7\n', NotAPhoto), (b'FUJIFILMCCD-RAW', NotAPhoto),
+                 (bomb, PhotoTooLarge), (tmp_path/'large', PhotoTooLarge), (stream, PhotoTooLarge),
+                 (photos()['HEIC'], MissingDecoder), (tmp_path/'none.jpg', UnreadablePhoto),
+                 (photos()['PNG'][:60], UnreadablePhoto)]
+        for source, kind in kinds:
+            with pytest.raises(UnreadablePhoto) as error: pixels(source, 32)
+            assert type(error.value) is kind, error.value

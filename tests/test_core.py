@@ -1,0 +1,53 @@
+"Errors that cross processes whole, and say no more than a person reads."
+import inspect
+import pickle
+import pkgutil
+from importlib import import_module
+
+import pytest
+
+import basegun_fastai
+from basegun_fastai.core import MAX_LINE, BasegunError, raise_faults
+from basegun_fastai.data.photo import UnreadablePhoto
+from basegun_fastai.signals import Terminated
+from basegun_fastai.training.launching import ProcessEnded
+
+
+def exceptions():
+    "Every class of exceptions that a module of the package defines."
+    names = [o.name for o in pkgutil.walk_packages(basegun_fastai.__path__, 'basegun_fastai.')]
+    return [o for name in names for o in vars(import_module(name)).values()
+            if inspect.isclass(o) and issubclass(o, BaseException) and o.__module__ == name]
+
+
+MORE = {ProcessEnded: ('a message', -9)}
+EXCEPTIONS = exceptions()
+PLACES = ["photos/a.jpg", "photos/it's: a.jpg", 'photos/a\nb.jpg', '']
+
+
+def examples(kind):
+    if issubclass(kind, UnreadablePhoto):
+        return [kind(place, "its content is none, but text that begins with 'Not Found'") for place in PLACES]
+    return [kind(*MORE[kind])] if kind in MORE else [kind('a message'), kind('of two\nlines, with a: colon')]
+
+
+def test_the_exceptions_of_the_package_are_all_walked():
+    assert {BasegunError, Terminated, UnreadablePhoto, ProcessEnded} < {*EXCEPTIONS} and len(EXCEPTIONS) >= 10
+
+
+@pytest.mark.parametrize('kind', EXCEPTIONS, ids=lambda o: o.__qualname__)
+def test_an_error_crosses_processes_whole(kind):
+    for error in examples(kind):
+        error.note = 'kept'
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is kind and str(again) == str(error) and vars(again) == vars(error)
+
+
+def test_a_line_of_a_message_keeps_its_beginning_and_its_end():
+    long = f"--name '{'x' * 3_000_000}': give a shorter name"
+    message = str(BasegunError(long))
+    assert len(message) <= MAX_LINE == 1000
+    assert message[:9] == "--name 'x" and message.endswith('give a shorter name')
+    with pytest.raises(BasegunError) as error: raise_faults([long, 'short'])
+    assert str(error.value) == f'{message}\nshort'
+    assert str(BasegunError('x' * MAX_LINE)) == 'x' * MAX_LINE
