@@ -6,7 +6,6 @@
 __all__ = ['RETRY_WAITS', 'MAX_SILENCE', 'HubSilence', 'while_bytes_come', 'hub_file']
 
 # %% ../../nbs/model/hub.ipynb #32a3a5cd
-import shutil
 import signal
 import sys
 import threading
@@ -24,9 +23,9 @@ from huggingface_hub.errors import EntryNotFoundError, FileMetadataError, HTTPEr
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import logging
 from timm.models._hub import download_cached_file, get_cache_dir
-from tqdm import tqdm
 
 from ..core import BasegunError, printable, rank, say
+from ..data.contents import Bar
 
 # %% ../../nbs/model/hub.ipynb #fed11aac
 RETRY_WAITS = (1, 2)  # seconds before the hub is asked again, where that may help
@@ -76,11 +75,9 @@ def _plain_and_quiet():
             yield
     finally: change(before, level)
 
-class _Bar(tqdm):
+class _Bar(Bar):
     def __init__(self, *args, **options):
-        columns, lines = shutil.get_terminal_size()  # tqdm shows nothing where a terminal does not know; this says 80
-        super().__init__(*args, **options | dict(desc='weights', disable=True if rank() else None, leave=False,
-                                                 ncols=columns, nrows=lines))
+        super().__init__(*args, **options | dict(desc='weights', disable=True if rank() else None, leave=False))
 
 def _ask(url):
     "What the hub says of a file."

@@ -24,9 +24,9 @@ from fastcore.foundation import L
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
-from tqdm import tqdm
 
 from ..core import BasegunError, csv_text, say, world_size, write_whole
+from ..data.contents import Bar
 from ..model.workers import seed_all
 from ..run import Run
 from ..signals import raise_if_interrupted
@@ -290,7 +290,7 @@ class Progress(Callback):
     def _begin(self, what):
         epoch = self.history.epochs_before + self.epoch + 1
         self.label, self.last = f'{self.history.stage} {epoch}/{self.total} {what}', time.monotonic()
-        self.bar = tqdm(total=len(self.dl), desc=self.label, unit='batch', disable=None, leave=False)
+        self.bar = Bar(total=len(self.dl), desc=self.label, unit='batch')
 
     def before_train(self): self._begin('train')
     def before_validate(self): self._begin('val')

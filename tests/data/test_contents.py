@@ -1,15 +1,16 @@
 "What was read is remembered for as long as the files are what they were."
 import json
-import shutil
 import os
+import shutil
 import subprocess
+import sys
 import time
 
 import pytest
 from conftest import COMMAND, TINY, as_arguments, tree, typed
 
 from basegun_fastai.data import contents as module
-from basegun_fastai.data.contents import fingerprint, index_file, known_contents, part_fingerprint
+from basegun_fastai.data.contents import fingerprint, index_file, known_contents, part_fingerprint, progress
 from basegun_fastai.data.folders import list_photos
 
 
@@ -165,3 +166,22 @@ def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
                           env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
                                                 MPLCONFIGDIR=str(tmp_path/'matplotlib')))
     assert result.returncode == 0 and result.stderr.count('lies inside the data') == 2 and tree(copy) == before
+
+
+def test_a_bar_shows_on_a_terminal_that_does_not_know_its_size(monkeypatch):
+    monkeypatch.delenv('COLUMNS', raising=False)
+    ours, theirs = os.openpty()  # of 0 rows and columns
+    with os.fdopen(ours, 'rb', 0) as screen, open(theirs, 'w', 1) as stderr:
+        monkeypatch.setattr(sys, 'stderr', stderr)
+        os.set_blocking(ours, False)
+        for _ in progress(range(3), 3, 'counting sheep', 'sheep'): pass
+        text = screen.read(4000).decode()
+    assert 'counting sheep' in text and '0/3' in text
+
+
+def test_what_is_no_terminal_gets_a_line_a_minute(monkeypatch, capsys):
+    monkeypatch.setattr(module.Bar, 'each', -1)
+    assert [*progress(range(2), 2, 'counting sheep', 'sheep')] == [0, 1]
+    assert capsys.readouterr().err == 'counting sheep: sheep 0 of 2\ncounting sheep: sheep 1 of 2\n'
+    monkeypatch.undo()
+    assert [*progress(range(2), 2, 'counting sheep')] == [0, 1] and not capsys.readouterr().err
