@@ -69,6 +69,7 @@ bench: install
 	$(BIN)/python benchmarks/near_duplicates.py
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/head_views.py
+	$(BIN)/python benchmarks/whole.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/levels.py
 	$(BIN)/python benchmarks/real.py
