@@ -63,7 +63,9 @@ def is_closed(
 # %% ../nbs/machine.ipynb #a798a0b4
 def is_launched() -> bool: # As `torch.distributed.is_torchelastic_launched`, without importing PyTorch
     "Did PyTorch's launcher start this process as one of several?"
-    return 'TORCHELASTIC_RUN_ID' in os.environ and int(os.environ['WORLD_SIZE']) > 1
+    numbers = [os.environ.get(o, '') for o in ('RANK', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'WORLD_SIZE')]
+    if 'TORCHELASTIC_RUN_ID' not in os.environ or not all(o.isdecimal() for o in numbers): return False
+    return int(numbers[-1]) > 1
 
 def forget_cluster() -> str|None: # The `WORLD_SIZE` that was in the environment, unless it was absent or 1
     "Remove the numbers that a cluster gives each of its tasks: fastai takes them for those of a launcher."

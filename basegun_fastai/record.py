@@ -12,10 +12,10 @@ from typing import Any
 # %% ../nbs/record.ipynb #0f964229
 def plain(
     value: Any, # Of an option
-) -> Any: # The same as Python's own bool, int or float where it is one of numpy or of another library
+) -> Any: # The same as Python's own bool, int, float or list, if numpy or another library has it
     "Make a number one that JSON can write."
+    if hasattr(value, 'tolist'): return value.tolist()
     if isinstance(value, bool): return value
-    if getattr(value, 'dtype', None) == bool and value.ndim == 0: return bool(value)
     if isinstance(value, Integral): return int(value)
     return float(value) if isinstance(value, Real) else value
 

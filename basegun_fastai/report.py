@@ -73,14 +73,15 @@ def report(
     run: Path, # Folder that `train` left
     against: Path = None, # Another run of the same classes and val photos, to compare with
     data: Path = None, # Folder with the photos, if they are not any more where the run was trained on them
-    out: Path = None, # HTML file to write; default: RUN/report_<date>_<time>.html
+    out: Path = None, # HTML file to write; default: RUN/report.html, or RUN/report_<date>_<time>.html if that exists
     workers: int = None, # Processes that read photos; default: one a core, at most 16
     device: one_of(DEVICES) = 'auto', # Where to ask the network; auto takes a GPU that is there
 ) -> None: # Nothing; prints the file, raises `BasegunError`
     "Write a run as one page to look at."
     forget_cluster()
     run, before = Run(run), Run(against) if against else None
-    out = Path(out or run.path/f'report_{datetime.now():%Y-%m-%d_%H%M%S}.html')
+    again = run.path/f'report_{datetime.now():%Y-%m-%d_%H%M%S}.html'
+    out = Path(out or (again if run.report.exists() else run.report))
     data = _check(run, before, data, out, workers, device)
     read_bank(run)  # which the page needs, so a damaged one is refused now
     val, train = _read_photos(run, data)

@@ -74,7 +74,7 @@ def test_a_training_in_a_log_file(data, tmp_path):
                      for wanted in (True, False))
     assert len(warned) == 4 and 'val/epaule_a_pompe has 4 photos' in warned[0] and '3 more of this kind' in warned[3]
     assert [o.split()[0] for o in lines] == ['72', 'test_efficientnet', 'features', 'head', 'fine-tune',
-                                             'best'], result.stderr
+                                             'best', 'judging', 'writing'], result.stderr
     assert max(map(len, lines)) <= 100 and tree(data) == before
     evaluated = run_warm('evaluate', tmp_path/'runs'/'mon essai', data, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr

@@ -201,7 +201,8 @@ def test_a_cluster_that_numbers_its_tasks_silences_no_command(data, run, tmp_pat
         assert result.returncode in (1, 2) and result.stderr and 'Traceback' not in result.stderr, (command, result)
     result = run_warm('evaluate', run.path, data, '--out', tmp_path/'judged', '--workers', '0', env=pod)
     assert result.returncode == 0 and 'accuracy' in result.stdout, result.stderr
-    result = run_warm('train', data, *WORKERS, '--out', tmp_path, env=pod | dict(WORLD_SIZE='two'))
+    odd = pod | dict(WORLD_SIZE='two', TORCHELASTIC_RUN_ID='of another')
+    result = run_warm('train', data, *WORKERS, '--out', tmp_path, env=odd)
     assert result.returncode == 0 and 'accuracy' in result.stdout, result.stderr
     assert 'WORLD_SIZE is two in the environment, but torchrun did not start this process: it trains alone\n' in \
         result.stderr

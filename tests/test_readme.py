@@ -91,7 +91,8 @@ def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
     # README's val is larger
     real = {shape(o) for o in (result.stderr + result.stdout).splitlines()
             if not o.startswith(('warning: ', 'everything is called low'))}
-    shown = [o for o in block('demo').splitlines() if o and not o.startswith(('demo/data', 'drew', '…', 'look at'))]
+    others = ('demo/data', 'drew', '…', 'look at', 'features of')  # the last: this val has too few photos for familiarity
+    shown = [o for o in block('demo').splitlines() if o and not o.startswith(others)]
     assert len(shown) > 8 and {shape(o) for o in shown} == real
 
 

@@ -16,7 +16,7 @@ def test_what_is_a_number():
     for o in (.5, np.float32(.5)): assert is_number(o) and not is_whole(o, 0) and plain(o) == .5
     for o in (True, np.bool_(False), '1', None, 1j, Decimal(1), [1], np.array([1])):
         assert not is_number(o) and not is_whole(o, 0)
-    assert plain(np.bool_(True)) is True and plain('auto') == 'auto' and plain(np.array([True])).shape == (1,)
+    assert plain(np.bool_(True)) is True and plain('auto') == 'auto' and plain(np.array([.1, .2])) == [.1, .2]
     assert [is_whole(o, 2, 4) for o in (1, 2, 4, 5)] == [False, True, True, False]
 
 

@@ -284,6 +284,22 @@ def test_a_folder_that_was_replaced_is_not_served_beside_the_one_of_the_start(ex
         assert 'Traceback' not in ''.join(server.log + server.said)
 
 
+def test_who_asks_when_no_process_can_start_hears_why_at_once(exported, photos, tmp_path):
+    put(tmp_path/'served', exported)
+    with serving(tmp_path/'served', '--workers', 1) as server:
+        def ask(): return server.client.post('/predict', content=photos[0], timeout=10)
+        assert ask().status_code == 200
+        (tmp_path/'served').unlink()
+        os.kill(server.children()[0], signal.SIGKILL)
+        responses = [ask() for _ in range(3)]  # the first one meets the process that was killed
+        assert [o.status_code for o in responses] == [503] * 3
+        assert "does not start (no folder '" in responses[2].json()['detail']
+        assert server.client.get('/health/ready').json()['detail'] == responses[2].json()['detail']
+        put(tmp_path/'served', exported)
+        server._until(lambda: server.client.get('/health/ready').status_code == 200)
+        assert ask().status_code == 200
+
+
 def test_a_folder_that_is_replaced_in_the_middle_of_the_start_is_refused(exported, another):
     processes = Processes(exported, 2, 1, 4)
     processes.all[1].arguments[0] = str(another)

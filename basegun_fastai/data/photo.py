@@ -193,12 +193,22 @@ def _raise_for_type(source):
     raise TypeError(f"a photo is a path, bytes, or a file opened with 'rb', not of type {shortened(kind, 200)}"
                     + (': `await` its read()' if iscoroutinefunction(getattr(source, 'read', None)) else ''))
 
+def _stream_content(stream):
+    "What is left of a stream, which may give less at a time than it is asked for."
+    content = bytearray()
+    while len(content) <= MAX_BYTES and (part := stream.read(MAX_BYTES + 1 - len(content))):
+        if isinstance(part, str): raise ValueError("it gives text: open it with 'rb'")
+        content += part
+    if not content and hasattr(stream, 'tell') and stream.seekable() and (at := stream.tell()):
+        raise ValueError(f'nothing is left of it after byte {at}: call seek(0) before it is read again')
+    return bytes(content)
+
 def _content(source):
     if isinstance(source, bytes): return source
     if isinstance(source, (str, os.PathLike)):
         if len(os.fsencode(source)) <= MAX_NAME: return photo_bytes(source)
         raise ValueError('no file has so long a name: give the bytes of a photo as bytes, not as text')
-    content = bytes(source.read(MAX_BYTES + 1) if hasattr(source, 'read') else source)
+    content = _stream_content(source) if hasattr(source, 'read') else bytes(source)
     if len(content) > MAX_BYTES: raise TooLarge(f'it has more than {MAX_BYTES >> 20} MiB: shrink it')
     return content
 

@@ -25,7 +25,7 @@ from ..data.photo import UnreadablePhoto
 from .bodies import AGAIN, Bodies, photos_in
 from .measures import Measures
 from .middleware import Door, Middleware, busy, write_line
-from .processes import MAX_SECONDS, Busy, Died, Processes, Replaced, TooSlow
+from .processes import MAX_SECONDS, Busy, Died, NoProcess, Processes, TooSlow
 
 # %% ../../nbs/serving/application.ipynb #5b2a79c0
 MAX_PHOTOS = 32  # of a batch
@@ -95,7 +95,7 @@ async def _judge(processes, measures, photo, explained):
     except TooSlow as err: raise HTTPException(504, f'the photo took longer than {MAX_SECONDS} seconds') from err
     except Died as err:
         raise HTTPException(503, 'the process that read the photo was killed: send it again', AGAIN) from err
-    except Replaced as err: raise HTTPException(503, str(err), AGAIN) from err
+    except NoProcess as err: raise HTTPException(503, str(err), AGAIN) from err
     answer = reply['answer']
     measures.count(answer)
     more = {k: reply[k] for k in ('runner_up', 'on_padding', 'on_border') if explained}
@@ -164,7 +164,7 @@ def _add_health(app, processes, measures):
     async def ready() -> dict[str, str]:
         "Say that photos can be judged."
         fault = processes.fault
-        if processes.ending or not processes.ready: raise HTTPException(503, fault or 'no process can answer', AGAIN)
+        if processes.ending or not processes.ready: raise HTTPException(503, processes.reason, AGAIN)
         return dict(status='ready') | (dict(detail=fault) if fault else {})
 
     @app.get('/metrics', response_class=Response,

@@ -168,8 +168,7 @@ def _known_features(setup, memory, best, files, bank):
     return None if bank is None else KnownFeatures(files, [bank.astype(np.float32)])
 
 def _write_report(run, setup, dls, preds, known):
-    say("report: the network is asked about train photos and varied val photos; --no-report leaves it to "
-        '`basegun-fastai report`')
+    say('writing report.html; --no-report leaves it to the command `report`')
     data, train = setup.options.data, setup.photos.file[setup.photos.split == 'train'].tolist()
     inspection = inspect_run(run, dls, data, preds, train, known, _forwards(setup) // 4)
     write_whole(run.report, run_page(run, data, preds, inspection))

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage, to_device
 from fastcore.basics import noop
@@ -25,6 +26,7 @@ from fastcore.basics import noop
 from .callbacks import Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress
 from .callbacks import WeightAverage, newest_checkpoint, restore
 from ..core import BasegunError, rank, say, world_size
+from ..data.contents import progress
 from ..run import Run
 from .distributed import DataParallel
 from .frozen import forward_only, on_features
@@ -160,11 +162,17 @@ def fit(
     return memory
 
 # %% ../../nbs/training/fit.ipynb #89e36df2
+class _FinderProgress(Callback):
+    "Show how far the finder is: it tries a hundred rates at most."
+    def before_train(self): self.tried = iter(progress(range(100), 100, 'learning rates', 'batch'))
+    def after_batch(self): next(self.tried, None)
+    def after_fit(self): self.tried.close()
+
 def find_rate(
     learn: Learner, # A learner for this purpose alone
 ) -> tuple[pd.DataFrame, float]: # Columns `learning_rate` and smoothed `loss`; fastai's 'valley'; raises `BasegunError`
     "Find a learning rate by fastai's finder."
-    with TemporaryDirectory() as folder, learn.no_bar():
+    with TemporaryDirectory() as folder, learn.no_bar(), learn.added_cbs([_FinderProgress()]):
         learn.path, learn.save = Path(folder), noop
         try: suggestions = learn.lr_find(show_plot=False)
         except (IndexError, ValueError) as err:

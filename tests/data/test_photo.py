@@ -285,6 +285,27 @@ def test_a_photo_comes_in_whatever_holds_bytes(tmp_path):
     assert error.value.path == str(tmp_path/'photo')
 
 
+class Drops(BytesIO):
+    "A stream that gives less than it is asked for, as a pipe does."
+    def read(self, n): return super().read(min(n, 100))
+
+
+class Texts(BytesIO):
+    def read(self, *_): return 'text'
+
+
+def test_a_stream_is_read_to_its_end_and_from_where_it_stands():
+    content = photos()['JPEG']
+    assert (pixels(Drops(content), 32) == pixels(content, 32)).all()
+    stream = BytesIO(content)
+    pixels(stream, 32)
+    with pytest.raises(UnreadablePhoto, match=rf'nothing is left of it after byte {len(content)}: call seek') as error:
+        pixels(stream, 32)
+    assert not isinstance(error.value, NotAPhoto)
+    with pytest.raises(NotAPhoto, match='the file is empty'): pixels(BytesIO(), 32)
+    with pytest.raises(UnreadablePhoto, match="it gives text: open it with 'rb'"): pixels(Texts(), 32)
+
+
 @pytest.mark.parametrize(('source', 'words'), [
     (None, 'NoneType'), (7, 'int'), ([b'x' * 3_000_000], 'list'), (StringIO('x'), '_io.StringIO'), (Upload, 'type'),
     (np.zeros((2000, 1000, 3), np.uint8), 'numpy.ndarray'), (Image.new('RGB', (9, 9)), 'PIL.Image.Image'),

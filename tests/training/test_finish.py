@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import TINY
 
+from basegun_fastai.report import report
 from basegun_fastai.run import Run
 from basegun_fastai.train import train
 
@@ -47,7 +48,7 @@ def test_nothing_is_computed_twice_at_the_end(data, weights, tmp_path, monkeypat
     page = (tmp_path/'run'/'report.html').read_text()
     assert '48 train photos' in page
     text = capsys.readouterr().err
-    for step in ('judging 24 val photos', 'report: the network is asked'): assert step in text
+    for step in ('judging 24 val photos', 'writing report.html'): assert step in text
 
 
 @pytest.mark.slow
@@ -56,6 +57,10 @@ def test_the_report_can_be_left_to_its_own_command(data, tmp_path, monkeypatch):
     train(data, fine_tune_epochs=1, out=tmp_path, name='run', no_report=True, **TINY)
     assert Run(tmp_path/'run').finished and not Run(tmp_path/'run').report.exists()
     train(data, fine_tune_epochs=1, out=tmp_path, name='run', resume=True, **TINY)  # not another run by that
+    monkeypatch.undo()
+    for n in (1, 2):
+        report(tmp_path/'run', workers=0)
+        assert Run(tmp_path/'run').report.is_file() and len([*(tmp_path/'run').glob('report*.html')]) == n
 
 
 def test_the_page_takes_a_quarter_of_the_training_at_most(data):
