@@ -91,7 +91,7 @@ def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
     # README's val is larger
     real = {shape(o) for o in (result.stderr + result.stdout).splitlines()
             if not o.startswith(('warning: ', 'everything is called low'))}
-    others = ('demo/data', 'drew', '…', 'look at', 'features of')  # the last: this val has too few photos for familiarity
+    others = ('demo/data', 'drew', '…', 'look at', 'features of')  # the last: val is too small here
     shown = [o for o in block('demo').splitlines() if o and not o.startswith(others)]
     assert len(shown) > 8 and {shape(o) for o in shown} == real
 
