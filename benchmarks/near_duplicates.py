@@ -43,6 +43,8 @@ TWINS = [  # each line one picture, or one thing photographed twice from the sam
      'caltech/val/platypus/image_0030.jpg'),
     ('trash/train/paper/paper53.jpg', 'trash/train/paper/paper314.jpg'),
     ('trash/train/paper/paper459.jpg', 'trash/train/paper/paper466.jpg'),
+    ('typology/val/bolt_action_rifle/ross-rifle-mk-iii_ww1_1.jpg',
+     'typology/val/bolt_action_rifle/ross-rifle-mk-iii_ww2_6.jpg'),
 ]
 
 
