@@ -67,7 +67,7 @@ def test_the_page_takes_a_quarter_of_the_training_at_most(data):
     from types import SimpleNamespace
 
     from basegun_fastai.data.folders import list_photos
-    from basegun_fastai.training.finish import _forwards
+    from basegun_fastai.training.finish import PAGE_SHARE, _forwards
     from basegun_fastai.trust.inspection import _plan
     from basegun_fastai.trust.steadiness import VARIATIONS
     photos = list_photos(data)
@@ -75,6 +75,6 @@ def test_the_page_takes_a_quarter_of_the_training_at_most(data):
         options = SimpleNamespace(n_head_epochs=epochs, head_views=views, fine_tune_epochs=fine)
         forwards = _forwards(SimpleNamespace(options=options, photos=photos))
         assert forwards == 48 * ((views or epochs if epochs else 0) + 3 * fine)
-        known, unknown, varied = _plan(photos.file[photos.split == 'train'].tolist(), None, 6, forwards // 4)
+        known, unknown, varied = _plan(photos.file[photos.split == 'train'].tolist(), None, 6, forwards // PAGE_SHARE)
         assert not known.files and len(unknown) <= forwards // 8
         assert len(unknown) + varied * (1 + len(VARIATIONS)) <= max(forwards / 4, len(unknown) + 6 * 14)
