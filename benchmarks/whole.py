@@ -29,7 +29,7 @@ OURS = ['train', 'data', '--arch', 'efficientnet_b0', '--weights', 'b0.safetenso
         '--fine-tune-epochs', '0', '--workers', '2']
 
 
-def prepared(folder, command):
+def make_data(folder, command):
     subprocess.run([command, 'demo-data', 'data', '--photos-per-class', '43'], cwd=folder, check=True,
                    capture_output=True)
     for i, label in enumerate(sorted((folder/'data'/'val').iterdir())):
@@ -52,7 +52,7 @@ def main(repeats):
     command = str(Path(sys.executable).with_name('basegun-fastai'))
     with TemporaryDirectory() as folder:
         folder = Path(folder)
-        prepared(folder, command)
+        make_data(folder, command)
         arms = {'stock fastai': [sys.executable, '-W', 'ignore', '-c', STOCK], 'ours': [command, *OURS],
                 'ours, --no-report': [command, *OURS, '--no-report']}
         seconds = {o: [] for o in arms}

@@ -193,6 +193,7 @@ def _raise_for_type(source):
     raise TypeError(f"a photo is a path, bytes, or a file opened with 'rb', not of type {shortened(kind, 200)}"
                     + (': `await` its read()' if iscoroutinefunction(getattr(source, 'read', None)) else ''))
 
+# %% ../../nbs/data/photo.ipynb #7dde98c9
 def _stream_content(stream):
     "What is left of a stream, which may give less at a time than it is asked for."
     content = bytearray()
