@@ -162,15 +162,18 @@ def test_another_seed_gives_another_run(run, data, tmp_path):
     assert Run(tmp_path/'other').weights.read_bytes() != run.weights.read_bytes()
 
 
-def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, capsys):
+def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, monkeypatch, capsys):
     options = dict(out=tmp_path) | TINY
     train(data, lr='auto', name='auto', fine_tune_epochs=1, **options)
     rate = Run(tmp_path/'auto').config.resolved.lr
     train(data, lr=rate, name='given', fine_tune_epochs=1, **options)
     same(Run(tmp_path/'auto'), Run(tmp_path/'given'))
     capsys.readouterr()
+    monkeypatch.setattr('basegun_fastai.data.contents.Bar.each', -1)  # a line for each batch instead of a minute
     lr_find(data, name='found', **options)
-    assert float(capsys.readouterr().out) == pytest.approx(rate, rel=.01)
+    output = capsys.readouterr()
+    assert float(output.out) == pytest.approx(rate, rel=.01)
+    assert output.err.count('learning rates: batch 0 of 100\nlearning rates: batch 1 of 100\n') == 1
     tried = pd.read_csv(tmp_path/'found'/'lr-find.csv')
     assert tried.columns.tolist() == ['learning_rate',
                                       'loss'] and len(tried) > 20 and tried.learning_rate.is_monotonic_increasing

@@ -164,7 +164,7 @@ def fit(
 # %% ../../nbs/training/fit.ipynb #89e36df2
 class _FinderProgress(Callback):
     "Show how far the finder is: it tries a hundred rates at most."
-    def before_train(self): self.tried = iter(progress(range(100), 100, 'learning rates', 'batch'))
+    def before_fit(self): self.tried = iter(progress(range(100), 100, 'learning rates', 'batch'))
     def after_batch(self): next(self.tried, None)
     def after_fit(self): self.tried.close()
 
