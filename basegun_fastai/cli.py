@@ -98,7 +98,7 @@ def run_command(
     function(**{k: v for k, v in options.items() if k not in ('pdb', 'xtra')})
 
 # %% ../nbs/cli.ipynb #84a05f0a
-_MODULES = {'pillow': 'PIL', 'scikit-learn': 'sklearn'}  # those that are called otherwise than what is installed
+_MODULES = {'pillow': 'PIL', 'scikit-learn': 'sklearn'}  # whose module has another name
 
 def _missing_fault(error):
     "Say how to install the module that was not there; None if it is none that this package requires."

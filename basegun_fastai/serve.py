@@ -31,7 +31,7 @@ def _host(text):
     if text.startswith('['): return f'[{IPv6Address(text[1:-1]).compressed}]'
     name = unicodedata.normalize('NFKC', text).lower()
     host = name.encode('idna').decode()
-    if not name.isascii() and host.encode().decode('idna') != name: raise ValueError  # browsers write ß otherwise
+    if not name.isascii() and host.encode().decode('idna') != name: raise ValueError  # browsers write ß differently
     if re.search(r'(^|\.)(\d+|0x[\da-f]*)\.?$', host): return str(IPv4Address(host))
     if re.fullmatch(r'[a-z0-9_.-]+', host): return host
     raise ValueError

@@ -273,7 +273,7 @@ def train(
     unfamiliar_rate: float = UNFAMILIAR_RATE, # Share of val to call unfamiliar, so low: 0.001 to 0.1, or 0
     not_a_gun: Path = None, # Folder with photos of other things, which are to come out low
     skip_unreadable: bool = False, # Train without the photos that cannot be read, and note them in the run
-    no_report: bool = False, # Leave report.html to the command `report`; changes the time alone
+    no_report: bool = False, # Leave report.html to the command `report`; changes only the time
     resume: bool = False, # Continue the run NAME if it was interrupted, begin it if it does not exist
     gpus: int|str = 1, # GPUs of this machine that share each batch, or all; with --device cpu, processes
     other_gpus: bool = False, # With --resume: on another number of GPUs than before; changes the numbers a little

@@ -26,7 +26,7 @@ from .hub import hub_file
 
 # %% ../../nbs/model/weights.ipynb #a181d073
 def _bare(architecture):
-    "The network without a classifier and without numbers: names and shapes alone."
+    "The network without a classifier and without numbers: only names and shapes."
     with torch.device('meta'): return timm.create_model(architecture.timm_name, num_classes=0)
 
 def _read(architecture, file):
