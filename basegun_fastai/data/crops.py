@@ -25,7 +25,7 @@ from .photo import read_photo
 
 # %% ../../nbs/data/crops.ipynb #f5bc2b35
 MAX_GAP, MIN_INSIDE = .12, .15  # shares of the photo's side
-TOLERANCE, MIN_PLAIN = 16, .95  # levels of 255; share of a line's pixels
+TOLERANCE, MIN_PLAIN = 16, .97  # levels of 255; share of a line's pixels
 
 def _is_plain(lines, colour): return (np.abs(lines - colour) <= TOLERANCE).all(0).mean(1) >= MIN_PLAIN
 
