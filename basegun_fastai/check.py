@@ -16,15 +16,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from .base.errors import BasegunError, is_whole, raise_faults
+from .base.text import number_of, printable
+from .base.processes import say
+from .base.files import file_faults, whole_file, write_whole
 from .data.contents import examine, file_stamps, save_index
-from .core import BasegunError, file_faults, number_of, printable, raise_faults, say, whole_file
-from .core import write_whole
 from .data.crops import CropRecords
 from .data.folders import SPLITS, Problem, classes, ignored_files, list_photos, missing_folders
 from .data.problems import balance_problems, blank_problems, folder_problems, near_duplicate_problems
 from .data.problems import repeated_problems, same_photos, same_problems, small_problems
 from .data.problems import unreadable_problems
-from .record import is_whole
 
 # %% ../nbs/check.ipynb #947ef009
 WORST_FIRST = ('unreadable', 'leak', 'conflict', 'class-mismatch', 'empty-class', 'near-duplicate', 'imbalance',

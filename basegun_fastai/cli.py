@@ -19,10 +19,10 @@ from importlib import import_module
 from importlib.metadata import requires, version
 from importlib.util import find_spec
 
-from .core import BasegunError, disk_fault, raise_faults
-from .core import say
-from .machine import is_closed, limit_threads, machine_faults, open_streams, set_home
-from .signals import GRACE, Terminated, handle_signals, raise_if_interrupted
+from .base.errors import BasegunError, raise_faults
+from .base.processes import GRACE, Terminated, handle_signals, is_closed, limit_threads, machine_faults
+from .base.processes import open_streams, raise_if_interrupted, say, set_home
+from .base.files import disk_fault
 
 # %% ../nbs/cli.ipynb #c72b5c72
 COMMANDS = {  # command: (module, function, what it does, two examples of what follows it)

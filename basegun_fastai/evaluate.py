@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import BasegunError, attempt, name_some, one_of, out_faults, printable, raise_faults, say
-from .core import whole_folder
+from .base.errors import BasegunError, attempt, raise_faults
+from .base.text import name_some, one_of, printable
+from .base.processes import forget_cluster, say, worker_faults
+from .base.files import first_free, hold, hold_first, out_faults, whole_folder
+from .base.record import Config, Run
 from .data.contents import keep_readable, known_contents, part_fingerprint
 from .data.folders import ignored_lines, list_photos
 from .data.names import confusable, difference
 from .data.trained import trained_photos, were_trained_on
 from .data.photo import DECODER
-from .lock import first_free, hold, hold_first
-from .machine import forget_cluster, worker_faults
 from .model.archs import run_architecture
-from .run import Config, Run
 from .training.options import DEVICES
 from .trust.confidence import run_confidence
 from .trust.evidence import confused_overlays

@@ -19,15 +19,16 @@ import numpy as np
 import pandas as pd
 from PIL import ExifTags, Image
 
-from .core import BasegunError, number_of, out_faults, raise_faults, say, whole_folder, write_whole
+from .base.errors import BasegunError, raise_faults
+from .base.text import number_of
+from .base.processes import forget_cluster, say
+from .base.files import hold, out_faults, whole_folder, write_whole
+from .base.record import Run
 from .data.demo import draw_photo
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
 from .exported import FORMAT, essentials, make_probe, seal
-from .lock import hold
-from .machine import forget_cluster
 from .model.archs import run_architecture
 from .predict import load
-from .run import Run
 from .trust.evidence import MAX_ERROR
 from .trust.familiarity import MAX_SIMILARITY_DIFFERENCE, N_NEIGHBORS, Bank, read_bank
 from .trust.familiarity import why_no_familiarity

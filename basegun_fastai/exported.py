@@ -19,7 +19,9 @@ import numpy as np
 import onnxruntime
 import PIL
 
-from .core import BasegunError, disk_fault, printable, raise_faults
+from .base.errors import BasegunError, raise_faults
+from .base.text import printable
+from .base.files import disk_fault
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, photo_bytes, pixels
 from .trust.familiarity import MAX_SIMILARITY_DIFFERENCE, MAX_TABLE, MAX_UNFAMILIAR_RATE
 

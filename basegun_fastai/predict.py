@@ -23,17 +23,16 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .core import BasegunError, number_of, out_faults, printable, raise_faults
-from .core import say, whole_file, whole_folder
+from .base.errors import BasegunError, raise_faults
+from .base.text import number_of, printable
+from .base.processes import cores, is_closed, raise_if_interrupted, say
+from .base.files import hold, out_faults, whole_file, whole_folder
 from .data.names import class_columns
 from .data.photo import MissingDecoder, NotAPhoto, Photo, PhotoTooLarge, UnreadablePhoto  # noqa: F401
 from .data.photo import in_square, pixels, read_photo
 from .data.walk import COMPANIONS, list_files
 from .exported import EXPORT_AGAIN, checked_probabilities, checked_similarities, no_familiarity_line
 from .exported import open_session, place_fault, read_description, read_probe, verify_same_answers
-from .lock import hold
-from .machine import cores, is_closed
-from .signals import raise_if_interrupted
 from .trust.evidence import explanation_picture, misplaced_shares
 from .trust.familiarity import familiarity
 from .trust.levels import Levels

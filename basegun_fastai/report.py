@@ -10,11 +10,13 @@ import json
 from datetime import datetime
 from pathlib import Path
 
-from .core import BasegunError, attempt, file_faults, one_of, raise_faults, say, write_whole
+from .base.errors import BasegunError, attempt, raise_faults
+from .base.text import one_of
+from .base.processes import forget_cluster, say, worker_faults
+from .base.files import file_faults, write_whole
+from .base.record import Run
 from .data.contents import known_contents, part_fingerprint
 from .data.folders import layout_faults, list_photos
-from .machine import forget_cluster, worker_faults
-from .run import Run
 from .training.options import DEVICES
 from .trust.comparison import compare, comparison_fault
 from .trust.familiarity import read_bank

@@ -18,10 +18,9 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated
 
-from .core import BasegunError, raise_faults, say
+from .base.errors import BasegunError, is_whole, raise_faults
+from .base.processes import cores, processes, say
 from .exported import place_fault, read_description
-from .machine import cores, processes
-from .record import is_whole
 
 # %% ../nbs/serve.ipynb #b3e7a0c4
 _PORTS = dict(http=80, https=443)

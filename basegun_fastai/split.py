@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import BasegunError, csv_text, number_of, one_of, out_faults, printable, raise_faults
-from .core import say, whole_folder, write_whole
-from .data.contents import examine, keep_readable, progress
+from .base.errors import BasegunError, is_number, is_whole, raise_faults
+from .base.text import csv_text, number_of, one_of, printable
+from .base.processes import raise_if_interrupted, say
+from .base.progress import progress
+from .base.files import hold, out_faults, whole_folder, write_whole
+from .data.contents import examine, keep_readable
 from .data.crops import CropRecords
 from .data.folders import SPLITS, ignored_lines, list_photos
 from .data.near_duplicates import near_duplicate_pairs
 from .data.problems import same_photos, same_problems
-from .lock import hold
-from .record import is_number, is_whole
-from .signals import raise_if_interrupted
 
 # %% ../nbs/split.ipynb #080705d8
 def group_ids(

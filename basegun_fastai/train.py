@@ -19,18 +19,18 @@ from pathlib import Path
 
 from fastcore.meta import delegates
 
-from .core import BasegunError, number_of, one_of, out_faults, raise_faults, rank, say
-from .core import whole_folder, world_size, write_whole
+from .base.errors import BasegunError, raise_faults
+from .base.text import number_of, one_of
+from .base.processes import forget_cluster, is_launched, rank, say, worker_faults, world_size
+from .base.files import first_free, hold, hold_first, out_faults, whole_folder, write_whole
+from .base.record import Config, Run, run_name
 from .data.cache import ChangedPhoto, cache_faults, open_cache
 from .data.contents import describe_photos
 from .data.folders import folder_fault, ignored_lines, layout_faults, list_photos
 from .data.photo import DECODER, UnreadablePhoto
 from .data.problems import readable_photos
 from .data.trained import inherited_photos, save_trained_photos, were_trained_on
-from .lock import first_free, hold, hold_first
-from .machine import forget_cluster, is_launched, worker_faults
 from .model.archs import EFFICIENTNETS, HEADS
-from .run import Config, Run, run_name
 from .training.options import CLASS_WEIGHTS, DEVICES, PRECISIONS, Options
 from .trust.familiarity import UNFAMILIAR_RATE
 from .trust.ood import read_ood_photos

@@ -43,8 +43,8 @@ from PIL import Image  # noqa: E402
 from basegun_fastai.data.cache import open_cache  # noqa: E402
 from basegun_fastai.training.callbacks import EpochSeed, History, Memory, PlainTensors, Progress  # noqa: E402
 from basegun_fastai.data.contents import known_contents  # noqa: E402
-from basegun_fastai.core import write_whole  # noqa: E402
-from basegun_fastai.machine import cores  # noqa: E402
+from basegun_fastai.base.files import write_whole# noqa: E402
+from basegun_fastai.base.processes import cores# noqa: E402
 from basegun_fastai.data.folders import list_photos  # noqa: E402
 from basegun_fastai.data.demo import GUNS, draw_photo  # noqa: E402
 from basegun_fastai.training.fit import Stage, stage_context  # noqa: E402
@@ -333,7 +333,7 @@ def bare_session(run, threads):
     "The session that one would make of the same network: normalised floats in, logits out."
     import onnxruntime
 
-    from basegun_fastai.run import Run
+    from basegun_fastai.base.record import Run
     from basegun_fastai.model.weights import trained_model
     net, content = trained_model(Run(run)), BytesIO()
     size = Run(run).config.architecture['size']

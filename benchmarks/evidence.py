@@ -29,14 +29,13 @@ import timm
 import torch
 from scipy.stats import spearmanr
 
-from basegun_fastai.core import say
-from basegun_fastai.machine import cores
+from basegun_fastai.base.processes import cores, say
+from basegun_fastai.base.record import Run
 from basegun_fastai.data.demo import GUNS, demo_data, draw_photo_and_mask
 from basegun_fastai.data.photo import NEUTRAL, in_square, pixels
 from basegun_fastai.export import onnx_model
 from basegun_fastai.model.archs import run_architecture
 from basegun_fastai.model.weights import trained_model
-from basegun_fastai.run import Run
 from basegun_fastai.train import train
 from basegun_fastai.trust.evidence import coverage, dense_layer, evidence
 

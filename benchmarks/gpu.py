@@ -34,8 +34,8 @@ from fastai.vision.augment import Resize, ResizeMethod, aug_transforms  # noqa: 
 from fastai.vision.data import ImageBlock  # noqa: E402
 from fastai.vision.learner import vision_learner  # noqa: E402
 
-from basegun_fastai.core import write_whole  # noqa: E402
-from basegun_fastai.machine import cores  # noqa: E402
+from basegun_fastai.base.files import write_whole# noqa: E402
+from basegun_fastai.base.processes import cores# noqa: E402
 from basegun_fastai.data.cache import open_cache  # noqa: E402
 from basegun_fastai.data.contents import known_contents  # noqa: E402
 from basegun_fastai.data.demo import GUNS, draw_photo  # noqa: E402
@@ -45,7 +45,7 @@ from basegun_fastai.model.archs import architecture  # noqa: E402
 from basegun_fastai.model.learner import learner  # noqa: E402
 from basegun_fastai.model.loaders import dataloaders, run_loaders  # noqa: E402
 from basegun_fastai.model.weights import trained_model  # noqa: E402
-from basegun_fastai.run import Run  # noqa: E402
+from basegun_fastai.base.record import Run# noqa: E402
 from basegun_fastai.train import train  # noqa: E402
 from basegun_fastai.training.callbacks import Checkpoint, EpochSeed, History, Memory, PlainTensors  # noqa: E402
 from basegun_fastai.training.fit import Stage, free_memory, largest_batch_size, out_of_memory  # noqa: E402

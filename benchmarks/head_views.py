@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 warnings.filterwarnings('ignore')
 
-from basegun_fastai.core import write_whole  # noqa: E402
+from basegun_fastai.base.files import write_whole# noqa: E402
 from basegun_fastai.data.demo import GUNS, demo_data  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
 

@@ -19,7 +19,7 @@ warnings.filterwarnings('ignore')
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
-from basegun_fastai.core import write_whole  # noqa: E402
+from basegun_fastai.base.files import write_whole# noqa: E402
 from basegun_fastai.data.demo import GUNS, demo_data, draw_photo  # noqa: E402
 from basegun_fastai.evaluate import evaluate  # noqa: E402
 from basegun_fastai.trust.levels import find_levels  # noqa: E402

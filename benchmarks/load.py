@@ -27,8 +27,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from bench import bare_session, exported, scaled_decode
 
-from basegun_fastai.core import say
-from basegun_fastai.machine import cores
+from basegun_fastai.base.processes import cores, say
 from basegun_fastai.data.demo import draw_photo
 
 HERE, SECONDS = Path(__file__).parent, 8

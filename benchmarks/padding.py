@@ -26,7 +26,7 @@ from real import ARCH, REAL, WEIGHTS, photos  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.model_selection import StratifiedKFold, cross_val_score  # noqa: E402
 
-from basegun_fastai.core import write_whole  # noqa: E402
+from basegun_fastai.base.files import write_whole# noqa: E402
 from basegun_fastai.data.demo import GUNS, draw_photo  # noqa: E402
 from basegun_fastai.training.frozen import FrozenBodyForward  # noqa: E402
 from basegun_fastai.model.loaders import dataloaders  # noqa: E402

@@ -41,7 +41,7 @@ from fastai.vision.learner import vision_learner  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.metrics import log_loss, recall_score  # noqa: E402
 
-from basegun_fastai.core import write_whole  # noqa: E402
+from basegun_fastai.base.files import write_whole# noqa: E402
 from basegun_fastai.data.folders import list_photos  # noqa: E402
 from basegun_fastai.model.loaders import evaluation_loaders  # noqa: E402
 from basegun_fastai.model.archs import architecture  # noqa: E402

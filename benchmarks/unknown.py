@@ -37,7 +37,7 @@ from scipy.special import logsumexp, softmax  # noqa: E402
 from sklearn.cluster import KMeans  # noqa: E402
 from timm.models import load_state_dict  # noqa: E402
 
-from basegun_fastai.core import write_whole  # noqa: E402
+from basegun_fastai.base.files import write_whole# noqa: E402
 from basegun_fastai.data.demo import draw_photo  # noqa: E402
 from basegun_fastai.data.folders import list_photos  # noqa: E402
 from basegun_fastai.export import export  # noqa: E402
@@ -45,7 +45,7 @@ from basegun_fastai.model.archs import run_architecture  # noqa: E402
 from basegun_fastai.model.loaders import photos_loader, run_loaders  # noqa: E402
 from basegun_fastai.model.weights import trained_model  # noqa: E402
 from basegun_fastai.predict import load  # noqa: E402
-from basegun_fastai.run import Run  # noqa: E402
+from basegun_fastai.base.record import Run# noqa: E402
 from basegun_fastai.train import train  # noqa: E402
 from basegun_fastai.trust.familiarity import MAX_BANK, Bank, familiarity, familiarity_table  # noqa: E402
 from basegun_fastai.trust.familiarity import save_bank, similarity  # noqa: E402

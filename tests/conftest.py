@@ -123,7 +123,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='session')
 def run(data, tmp_path_factory):
     "A finished run of both stages, with familiarity."
-    from basegun_fastai.run import Run
+    from basegun_fastai.base.record import Run
     from basegun_fastai.train import train
     out = tmp_path_factory.mktemp('runs')
     train(data, out=out, name='whole', **WHOLE)
@@ -163,7 +163,7 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope='session')
 def pretrained(data, weights, tmp_path_factory):
     "A finished run of both stages that began with the weights of a file."
-    from basegun_fastai.run import Run
+    from basegun_fastai.base.record import Run
     from basegun_fastai.train import train
     out = tmp_path_factory.mktemp('pretrained')
     train(data, head_epochs=2, fine_tune_epochs=2, out=out, name='whole', **TINY | dict(weights=str(weights)))

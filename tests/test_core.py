@@ -7,9 +7,9 @@ from importlib import import_module
 import pytest
 
 import basegun_fastai
-from basegun_fastai.core import MAX_LINE, BasegunError, raise_faults
+from basegun_fastai.base.errors import MAX_LINE, BasegunError, raise_faults
+from basegun_fastai.base.processes import Terminated
 from basegun_fastai.data.photo import UnreadablePhoto
-from basegun_fastai.signals import Terminated
 from basegun_fastai.training.launching import ProcessEnded
 
 

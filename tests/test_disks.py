@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import typed
 
-from basegun_fastai import core, split
-from basegun_fastai.core import BasegunError, disk_fault, whole_folder, write_whole
-from basegun_fastai.lock import Taken, hold, hold_first
+from basegun_fastai.base.errors import BasegunError
+from basegun_fastai.base.files import Taken, disk_fault, hold, hold_first, whole_folder, write_whole
+from basegun_fastai.base.record import Run
+from basegun_fastai import split
+from basegun_fastai.base import files
 from basegun_fastai.predict import load
-from basegun_fastai.run import Run
 
 
 def failing(monkeypatch, name, number, folders):
@@ -70,7 +71,7 @@ def test_a_disk_that_went_away_is_told(number):
 
 def test_two_machines_with_processes_of_one_number_write_to_files_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'getpid', lambda: 1)
-    with core.whole_file(tmp_path/'file') as one, core.whole_file(tmp_path/'file') as other:
+    with files.whole_file(tmp_path/'file') as one, files.whole_file(tmp_path/'file') as other:
         assert one.name != other.name
         one.write(b'one')
         other.write(b'other')

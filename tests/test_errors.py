@@ -162,7 +162,7 @@ def test_a_reader_that_goes_away_is_no_traceback():
 def test_what_was_half_made_when_a_signal_came_says_nothing(asked, what):
     script = f'''
 import os, signal
-from basegun_fastai.signals import handle_signals
+from basegun_fastai.base.processes import handle_signals
 class Half:
     def __init__(self):
         if {asked}: os.kill(os.getpid(), signal.SIGINT)

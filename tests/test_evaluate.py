@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import TINY, as_arguments, forget_familiarity, tree, typed
 
-from basegun_fastai.run import Run
+from basegun_fastai.base.record import Run
 from basegun_fastai.train import train
 from basegun_fastai.trust.familiarity import Bank, familiarity, read_bank, save_bank
 

@@ -12,9 +12,9 @@ import pytest
 from conftest import COMMAND, forget_familiarity, run_command, tree, typed
 from safetensors.torch import load_file, save_file
 
+from basegun_fastai.base.record import Run
 from basegun_fastai.data.demo import GUNS, demo_data, draw_photo
 from basegun_fastai.predict import load
-from basegun_fastai.run import Run
 from basegun_fastai.train import train
 from basegun_fastai.trust.familiarity import Bank, read_bank, save_bank, similarity
 
@@ -57,7 +57,7 @@ def test_two_hundred_photos_get_one_answer_from_everything(place):
         pickled = learn.get_preds(dl=learn.dls.test_dl([str(o) for o in photos], num_workers=0))[0].numpy()
     import torch
 
-    from basegun_fastai.run import Run
+    from basegun_fastai.base.record import Run
     from basegun_fastai.export import serving_network
     from basegun_fastai.data.photo import pixels
     with torch.no_grad():
@@ -221,14 +221,14 @@ def photos(place): return [place/'data'/o for o in pd.read_csv(place/'run'/'pred
 
 def trained(run):
     from basegun_fastai.model.weights import trained_model
-    from basegun_fastai.run import Run
+    from basegun_fastai.base.record import Run
     return trained_model(Run(run))
 
 
 def normalised(squares, run):
     import torch
 
-    from basegun_fastai.run import Run
+    from basegun_fastai.base.record import Run
     arch = Run(run).config.architecture
     mean, std = (torch.tensor(arch[o])[:, None, None] for o in ('mean', 'std'))
     return (torch.from_numpy(squares).permute(0, 3, 1, 2) / 255 - mean) / std
@@ -295,7 +295,7 @@ def test_a_place_for_explanations_that_cannot_be_is_told_by_its_option(place, mo
 
 
 def test_two_commands_do_not_make_one_folder_of_explanations(place, photos, tmp_path):
-    from basegun_fastai.lock import hold
+    from basegun_fastai.base.files import hold
     with hold(tmp_path/'why', new=True):
         result = run_command('predict', place/'served', photos[0], '--explain', tmp_path/'why')
     assert result.returncode == 1 and 'is being written by' in result.stderr and not (tmp_path/'why').exists()

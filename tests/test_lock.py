@@ -10,14 +10,13 @@ import pytest
 from conftest import TINY, as_arguments, tree, typed
 from warm import Command
 
-from basegun_fastai.core import BasegunError
-from basegun_fastai.lock import hold
+from basegun_fastai.base.errors import BasegunError
+from basegun_fastai.base.files import hold
 
 pytestmark = pytest.mark.slow
 
 HOLDER = """
 import os, sys
-from basegun_fastai.lock import hold
 with hold(sys.argv[1]):
     if sys.argv[2:] and not os.fork(): sys.stdin.read(), os._exit(0)  # a worker that outlives it
     print(os.getpid(), flush=True)
@@ -81,7 +80,7 @@ def test_of_twenty_trainings_started_together_one_trains(data, tmp_path):
 
 
 def test_of_twenty_that_take_a_default_name_in_one_second_each_gets_its_own(tmp_path):
-    code = ("import sys\nfrom basegun_fastai.lock import hold_first\nsys.stdin.read()\n"
+    code = ("import sys\nfrom basegun_fastai.base.files import hold_first\nsys.stdin.read()\n"
             "with hold_first(sys.argv[1]) as path:\n    path.mkdir()\n    print(path)")
     many = [subprocess.Popen([sys.executable, '-c', code, tmp_path/'run_2026-01-01_120000'], text=True,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(20)]
@@ -113,7 +112,8 @@ def test_a_lock_dies_with_its_process(tmp_path, worker):
 
 
 def test_never_two_at_once_whoever_comes_and_goes(tmp_path):
-    code = ("import os, sys, time\nfrom basegun_fastai.core import BasegunError\nfrom basegun_fastai.lock import hold\n"
+    code = ("import os, sys, time\nfrom basegun_fastai.base.errors import BasegunError\n"
+            "from basegun_fastai.base.files import hold\n"
             "won, end = 0, time.monotonic() + 2\n"
             "while time.monotonic() < end:\n"
             "    try:\n        with hold(sys.argv[1] + '/new/run'):\n"

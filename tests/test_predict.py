@@ -23,10 +23,10 @@ from conftest import COMMAND, run_command, typed
 from onnx import TensorProto, helper, numpy_helper
 from PIL import ExifTags, Image
 
+from basegun_fastai.base.errors import BasegunError
 from basegun_fastai import predict
 from basegun_fastai.data import photo
 from basegun_fastai.exported import FORMAT, essentials, make_probe, seal
-from basegun_fastai.core import BasegunError
 from basegun_fastai.data.demo import GUNS, draw_photo
 from basegun_fastai.data.photo import DECODER, NEUTRAL, UnreadablePhoto
 from basegun_fastai.predict import Answer, answers, columns, load
@@ -615,9 +615,10 @@ def test_a_row_does_not_wait_for_the_photo_after_it():
 
 
 def test_a_wish_to_end_cannot_get_lost(exported, photos, monkeypatch):
-    from basegun_fastai import predict, signals
-    monkeypatch.setattr(signals, '_signals', [signals.Terminated])
-    with pytest.raises(signals.Terminated): predict.predict(exported, [photos])
+    from basegun_fastai import predict
+    from basegun_fastai.base import processes
+    monkeypatch.setattr(processes, '_signals', [processes.Terminated])
+    with pytest.raises(processes.Terminated): predict.predict(exported, [photos])
 
 
 def test_rows_come_through_a_pipe_as_they_are_ready_and_sigterm_ends_it(exported, photos, tmp_path):

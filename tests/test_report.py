@@ -8,8 +8,8 @@ from conftest import TINY, tree, typed
 from PIL import Image
 from warm import run_warm
 
-from basegun_fastai.core import write_whole
-from basegun_fastai.run import Run
+from basegun_fastai.base.files import write_whole
+from basegun_fastai.base.record import Run
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from conftest import COMMAND, TINY, WHOLE, as_arguments, run_command, typed
 from test_train import read_curves, same
 from warm import Command, run_warm
 
-from basegun_fastai.run import Run
+from basegun_fastai.base.record import Run
 
 pytestmark = pytest.mark.slow
 

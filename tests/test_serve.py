@@ -23,7 +23,7 @@ from conftest import run_command, tree, typed
 from PIL import Image
 from server import serving
 
-from basegun_fastai.core import BasegunError
+from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.exported import essentials, seal
 from basegun_fastai.predict import load
 from basegun_fastai.serve import _key, _origin, _origin_fault

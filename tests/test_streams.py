@@ -9,7 +9,7 @@ from conftest import COMMAND, TINY, WHOLE, as_arguments, run_command
 from test_train import same
 from warm import run_without_streams
 
-from basegun_fastai.run import Run
+from basegun_fastai.base.record import Run
 
 pytestmark = pytest.mark.slow
 OPTIONS = as_arguments(**WHOLE)

@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import basegun_fastai.train as train_module
-from basegun_fastai.core import BasegunError
-from basegun_fastai.run import Run
+from basegun_fastai.base.errors import BasegunError
+from basegun_fastai.base.record import Run
 from basegun_fastai.train import lr_find, train
 from basegun_fastai.training.callbacks import EpochSeed
 

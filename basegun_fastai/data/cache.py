@@ -22,10 +22,12 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import BasegunError, cache_home, inside_fault, printable, say, sync
+from ..base.errors import BasegunError
+from ..base.text import printable
+from ..base.processes import say
+from ..base.files import cache_home, inside_fault, read_at, sync
 from .contents import decoder_version
 from .photo import UnreadablePhoto, photo_bytes, pixels
-from ..machine import read_at
 
 # %% ../../nbs/data/cache.ipynb #8275a77e
 _HEAD = 256  # bytes

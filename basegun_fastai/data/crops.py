@@ -17,7 +17,7 @@ from tempfile import SpooledTemporaryFile
 import numpy as np
 from PIL import Image
 
-from ..core import cache_home
+from ..base.files import cache_home
 from .phash import SIDE, aspect_and_hue, compare_colours, dct_signs, dct_window, nearest, phash
 from .phash import register
 from .phash import thumbnail

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
-from ..core import raise_faults, say, whole_folder
-from ..lock import hold
-from ..record import is_whole
+from ..base.errors import is_whole, raise_faults
+from ..base.processes import say
+from ..base.files import hold, whole_folder
 
 # %% ../../nbs/data/demo.ipynb #db699ed1
 def _box(x0, y0, x1, y1): return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import is_utf8, name_some, number_of, printable, raise_faults
+from ..base.errors import raise_faults
+from ..base.text import is_utf8, name_some, number_of, printable
 from .names import class_name, confusable, difference
 from .walk import COMPANIONS, is_companion, list_files
 

@@ -10,7 +10,7 @@ import re
 
 import PIL
 
-from ..core import BasegunError
+from ..base.errors import BasegunError
 
 MIN_PILLOW = '11.3'  # the first whose wheels read AVIF
 

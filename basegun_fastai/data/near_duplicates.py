@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ..base.processes import say
+from ..base.progress import progress
 from .phash import SIDE, ZOOMS, candidates, is_near_duplicate, registered_correlation
-from .contents import ASPECT_AND_HUE, phashes, progress
-from ..core import say
+from .contents import ASPECT_AND_HUE, phashes
 from .crops import BARS_FIT, PART_FIT, CropRecords, common_part, crop_candidates, part_correlation
 from .reading import Readers
 

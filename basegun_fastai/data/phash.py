@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageStat
 
-from ..machine import cores
-from ..signals import raise_if_interrupted
+from ..base.processes import cores, raise_if_interrupted
 
 # %% ../../nbs/data/phash.ipynb #6ceb0c5f
 SIDE = 64

@@ -20,8 +20,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from ..base.errors import BasegunError, shortened
 from .colour import to_srgb
-from ..core import BasegunError, shortened
 from .formats import MissingPackage, UnknownFormat, format_of
 from .png import needed_chunks
 from .tiff import eight_bits, open_tiff

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import number_of, printable, raise_faults, say
+from ..base.errors import raise_faults
+from ..base.text import number_of, printable
+from ..base.processes import say
 from .contents import examine, keep_readable, known_contents, phashes
 from .crops import CropRecords
 from .folders import SPLITS, Problem, class_differences, classes, empty_classes, odd_problems

@@ -21,13 +21,11 @@ from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
 
+from ..base.processes import limit_memory, processes, raise_if_interrupted
 from .phash import SIDE, aspect_and_hue, phash, thumbnail
 from .blank import blank
-from ..machine import processes
 from .crops import crop_record, trim
 from .photo import UnreadablePhoto, photo_bytes, photo_header, read_photo
-from ..machine import limit_memory
-from ..signals import raise_if_interrupted
 
 # %% ../../nbs/data/reading.ipynb #14ff6e9b
 def _digest(image): return int(hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16], 16)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import BasegunError, write_whole
-from ..run import Run
+from ..base.errors import BasegunError
+from ..base.files import write_whole
+from ..base.record import Run
 
 # %% ../../nbs/data/trained.ipynb #a052685f
 def photo_digests(

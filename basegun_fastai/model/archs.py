@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 
-from ..core import BasegunError
-from ..run import Config
+from ..base.errors import BasegunError
+from ..base.record import Config
 
 # %% ../../nbs/model/archs.ipynb #978af779
 EFFICIENTNETS = {                          # name: (timm's name with the tag of its weights, input, before crop)

@@ -10,7 +10,8 @@ import os
 
 import torch
 
-from ..core import BasegunError, say
+from ..base.errors import BasegunError
+from ..base.processes import say
 
 # %% ../../nbs/model/device.ipynb #9ae9673f
 def is_unsupported_gpu(

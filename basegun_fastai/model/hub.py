@@ -24,8 +24,10 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import logging
 from timm.models._hub import download_cached_file, get_cache_dir
 
-from ..core import BasegunError, printable, rank, say
-from ..data.contents import Bar
+from ..base.errors import BasegunError
+from ..base.text import printable
+from ..base.processes import rank, say
+from ..base.progress import Bar
 
 # %% ../../nbs/model/hub.ipynb #fed11aac
 RETRY_WAITS = (1, 2)  # seconds before the hub is asked again, where that may help

@@ -17,7 +17,8 @@ from fastai.torch_core import TensorImage
 from fastai.vision.augment import RandTransform
 from fastcore.foundation import L
 
-from ..machine import processes
+from ..base.processes import processes
+from ..base.record import Run
 from ..data.cache import PhotoCache
 from ..data.folders import list_photos
 from ..data.photo import pixels
@@ -25,7 +26,6 @@ from .archs import Architecture, run_architecture
 from .augment import augmentation
 from .device import usable_device
 from .workers import Loader
-from ..run import Run
 
 # %% ../../nbs/model/loaders.ipynb #52df467a
 class PhotoSquare(RandTransform):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..core import rank, world_size
+from ..base.processes import rank, world_size
 
 # %% ../../nbs/model/ranks.ipynb #60c52be0
 def own_part(

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save
 from timm.models import load_state_dict
 from torch import nn
 
-from ..core import BasegunError, raise_faults
-from ..run import Run
+from ..base.errors import BasegunError, raise_faults
+from ..base.record import Run
 from .archs import Architecture, run_architecture
 from .hub import hub_file
 

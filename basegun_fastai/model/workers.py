@@ -21,7 +21,8 @@ from fastai.torch_core import set_seed, to_device
 from fastcore.basics import chunked
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..core import BasegunError, rank
+from ..base.errors import BasegunError
+from ..base.processes import rank
 from .ranks import own_part
 
 # %% ../../nbs/model/workers.ipynb #ee355c36

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..core import BasegunError, raise_faults, say
+from ..base.errors import BasegunError, raise_faults
+from ..base.processes import say
 from ..data.photo import UnreadablePhoto
 from ..predict import Answer
 from .worker import ANSWER, QUESTION

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..core import BasegunError
+from ..base.errors import BasegunError
 
 # %% ../../nbs/serving/server.ipynb #c3f10bc1
 def listen(

@@ -17,10 +17,10 @@ import warnings
 from importlib.metadata import version
 from io import BytesIO
 
-from ..core import BasegunError
+from ..base.errors import BasegunError
+from ..base.processes import limit_memory
 from ..data.photo import UnreadablePhoto
 from ..exported import no_familiarity_line
-from ..machine import limit_memory
 from ..predict import load
 
 # %% ../../nbs/serving/worker.ipynb #9a5352b1

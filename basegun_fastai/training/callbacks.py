@@ -25,11 +25,13 @@ from torch.optim.swa_utils import get_swa_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
-from ..core import BasegunError, csv_text, say, world_size, write_whole
-from ..data.contents import Bar
+from ..base.errors import BasegunError
+from ..base.text import csv_text
+from ..base.processes import raise_if_interrupted, say, world_size
+from ..base.progress import Bar
+from ..base.files import write_whole
+from ..base.record import Run
 from ..model.workers import seed_all
-from ..run import Run
-from ..signals import raise_if_interrupted
 from ..trust.calibration import calibration_metrics, fit_temperature
 from ..trust.predictions import plot_confusion_matrix
 

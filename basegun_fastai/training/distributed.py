@@ -23,12 +23,12 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core import BasegunError, number_of, rank, world_size
+from ..base.errors import BasegunError
+from ..base.text import number_of
+from ..base.processes import GRACE, rank, world_size
 from ..data.contents import examine
 from ..model.ranks import from_first, gather, total
-from ..signals import GRACE
 from .callbacks import Diverged
-
 
 # %% ../../nbs/training/distributed.ipynb #08a25cbf
 class DataParallel(Callback):
@@ -126,7 +126,7 @@ def _wait_for_the_end(error):
 def join(
     device: str, # As `--device`
 ) -> Iterator[None]: # Of a context: nothing; raises `BasegunError` where there are more processes than GPUs
-    "Be one of the processes that `machine.is_launched` tells of, until the context ends."
+    "Be one of the processes that `base.processes.is_launched` tells of, until the context ends."
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
     handler = get_error_handler()
     handler.initialize()

@@ -21,12 +21,14 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from torch import nn
 
-from ..core import csv_text, number_of, say, whole_file, write_whole
+from ..base.text import csv_text, number_of
+from ..base.processes import say
+from ..base.files import whole_file, write_whole
+from ..base.record import Config, Run
 from ..model.folding import folded, is_same
 from ..model.loaders import evaluation_loaders
 from ..model.ranks import broadcast_weights, from_first
 from ..model.weights import fold_temperature, plain_state, trained_model, weights_bytes
-from ..run import Config, Run
 from .callbacks import Memory
 from .setup import Setup
 from ..trust.calibration import fit_temperature

@@ -23,11 +23,12 @@ from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage, to_device
 from fastcore.basics import noop
 
+from ..base.errors import BasegunError
+from ..base.processes import rank, say, world_size
+from ..base.progress import progress
+from ..base.record import Run
 from .callbacks import Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress
 from .callbacks import WeightAverage, newest_checkpoint, restore
-from ..core import BasegunError, rank, say, world_size
-from ..data.contents import progress
-from ..run import Run
 from .distributed import DataParallel
 from .frozen import forward_only, on_features
 from .initial_head import InitialHead

@@ -22,14 +22,14 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import Tensor, nn
 
-from ..core import number_of, rank, say
-from ..data.contents import progress
-from ..machine import read_at
+from ..base.text import number_of
+from ..base.processes import raise_if_interrupted, rank, say
+from ..base.progress import progress
+from ..base.files import read_at
 from ..model.augment import Reframe
 from ..model.folding import fold_batch_norms, is_same
 from ..model.ranks import gather
 from ..model.workers import seed_all
-from ..signals import raise_if_interrupted
 
 # %% ../../nbs/training/frozen.ipynb #c0aaabf7
 class FrozenBodyForward:

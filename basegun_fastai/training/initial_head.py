@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from torch.nn.functional import cross_entropy, one_hot
 
-from ..core import say
+from ..base.processes import say
 from ..model.weights import PretrainedClassifier
 from .callbacks import Memory, calibrated_loss
 from .frozen import FeatureLoader, compute_features

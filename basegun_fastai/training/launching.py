@@ -15,10 +15,10 @@ from dataclasses import asdict, replace
 
 import torch
 
-from ..core import BasegunError, number_of, say
-from ..machine import cores
-from ..run import Run
-from ..signals import GRACE, Terminated, ignore_signals
+from ..base.errors import BasegunError
+from ..base.text import number_of
+from ..base.processes import GRACE, Terminated, cores, ignore_signals, say
+from ..base.record import Run
 from .options import Options
 
 # %% ../../nbs/training/launching.ipynb #4872d57f

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import number_of, world_size
+from ..base.errors import is_number, is_whole, plain
+from ..base.text import number_of
+from ..base.processes import world_size
+from ..base.record import Config, Dataset
 from ..model.archs import HEADS
-from ..record import is_number, is_whole, plain
-from ..run import Config, Dataset
 from ..trust.familiarity import MAX_UNFAMILIAR_RATE, UNFAMILIAR_RATE
 
 # %% auto #0

@@ -14,7 +14,10 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastcore.basics import patch
 
-from ..core import BasegunError, attempt, number_of, raise_faults, rank, say
+from ..base.errors import BasegunError, attempt, raise_faults
+from ..base.text import number_of
+from ..base.processes import rank, say
+from ..base.record import Resolved
 from ..data.cache import PhotoCache
 from ..model.archs import Architecture, architecture
 from ..model.augment import P_AFFINE
@@ -24,7 +27,6 @@ from ..model.loaders import dataloaders
 from ..model.ranks import from_first
 from ..model.weights import PretrainedClassifier, check_weights, pretrained_classifier, weight_faults
 from ..model.workers import seed_all
-from ..run import Resolved
 from .fit import Stage, find_rate, free_memory, largest_batch_size, plan_stages, stage_context
 from .options import DEVICES, Options
 

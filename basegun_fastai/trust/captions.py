@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from ..core import printable
+from ..base.text import printable
 
 # %% ../../nbs/trust/captions.ipynb #0de00a0a
 @lru_cache

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core import BasegunError, number_of, write_whole
+from ..base.errors import BasegunError
+from ..base.text import number_of
+from ..base.files import write_whole
 
 if TYPE_CHECKING:
-    from basegun_fastai.run import Run
+    from basegun_fastai.base.record import Run
 
 # %% auto #0
 __all__ = ['N_NEIGHBORS', 'MAX_BANK', 'MAX_SIMILARITY_DIFFERENCE', 'MAX_TABLE', 'UNFAMILIAR_RATE', 'MAX_UNFAMILIAR_RATE',

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..core import number_of
+from ..base.text import number_of
 from .familiarity import Bank, familiarity
 
 # %% auto #0

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core import BasegunError
-from ..data.contents import progress
-from ..signals import raise_if_interrupted
+from ..base.errors import BasegunError
+from ..base.processes import raise_if_interrupted
+from ..base.progress import progress
 from .familiarity import N_NEIGHBORS, Bank
 
 if TYPE_CHECKING:
     import torch
     from fastai.data.core import DataLoaders
 
-    from basegun_fastai.run import Run
+    from basegun_fastai.base.record import Run
 
 # %% auto #0
 __all__ = ['has_features', 'features_and_logits', 'similarity_of', 'with_similarity', 'raise_unless_bank_fits', 'features']

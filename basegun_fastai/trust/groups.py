@@ -16,8 +16,11 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 
-from ..core import BasegunError, is_utf8, name_some, printable, raise_faults, say, write_whole
-from ..run import Tables
+from ..base.errors import BasegunError, raise_faults
+from ..base.text import is_utf8, name_some, printable
+from ..base.processes import say
+from ..base.files import write_whole
+from ..base.record import Tables
 from .predictions import Predictions, metrics
 
 # %% ../../nbs/trust/groups.ipynb #9cc82778

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..run import Run
+from ..base.record import Run
 from .evidence import confused_overlays
 from .features import has_features
 from .mistakes import suspect_labels

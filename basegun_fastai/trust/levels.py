@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import number_of
+from ..base.text import number_of
 
 # %% ../../nbs/trust/levels.ipynb #37189291
 REASONS = ('unfamiliar', 'uncertain', 'unproven')

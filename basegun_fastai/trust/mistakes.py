@@ -19,10 +19,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from ..core import printable, say, write_whole
-from ..data.contents import progress
+from ..base.text import printable
+from ..base.processes import say
+from ..base.progress import progress
+from ..base.files import write_whole
+from ..base.record import Tables
 from ..data.reading import answers
-from ..run import Tables
 from .captions import caption_font, fit_text, legible, wrap_text
 from .predictions import Predictions, prediction_rows
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import BasegunError, number_of
+from ..base.errors import BasegunError
+from ..base.text import number_of
 from ..data.contents import keep_readable, known_contents
 from ..data.folders import folder_fault, list_photos
 from .levels import MAX_OOD_SHOWN

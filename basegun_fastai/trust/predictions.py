@@ -16,10 +16,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.special import log_softmax, softmax
 
-from ..core import BasegunError, name_some, printable
-from ..data.contents import progress
+from ..base.errors import BasegunError
+from ..base.text import name_some, printable
+from ..base.progress import progress
+from ..base.record import Tables
 from ..data.names import class_columns
-from ..run import Tables
 from .familiarity import familiarity
 from .features import with_similarity
 from .levels import Levels

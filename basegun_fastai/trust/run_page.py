@@ -16,9 +16,9 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..core import name_some, number_of
+from ..base.text import name_some, number_of
+from ..base.record import Config, Run
 from ..data.pages import pictures, render, smallest_classes
-from ..run import Config, Run
 from .comparison import Comparison, intervals
 from .confidence import level_promises, plot_confidence
 from .familiarity import read_bank

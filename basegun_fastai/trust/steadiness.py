@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageEnhance, ImageOps
 
-from ..machine import cores
-from ..data.contents import progress
+from ..base.processes import cores, raise_if_interrupted
+from ..base.progress import progress
 from ..data.photo import NEUTRAL, in_square, read_photo
-from ..signals import raise_if_interrupted
 
 if TYPE_CHECKING:
     import torch

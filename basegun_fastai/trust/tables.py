@@ -10,9 +10,9 @@ import json
 from io import BytesIO
 from pathlib import Path
 
-from ..core import whole_file, write_whole
+from ..base.files import whole_file, write_whole
+from ..base.record import Tables
 from ..data.names import class_columns
-from ..run import Tables
 from .confidence import confidence_lines, confidence_report, plot_confidence
 from .levels import Levels
 from .predictions import OodPredictions, Predictions, confusion_matrix, csv_rows, metrics, normalize

@@ -23,11 +23,11 @@ import torch
 from conftest import TINY, as_arguments, sized, tree, typed
 from PIL import Image
 
+from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.data import cache as module
 from basegun_fastai.data import photo
 from basegun_fastai.data.cache import ChangedPhoto, SquareFile, make_square_file, open_cache
 from basegun_fastai.data.contents import fingerprint, known_contents
-from basegun_fastai.core import BasegunError
 from basegun_fastai.data.folders import list_photos
 from basegun_fastai.data.photo import UnreadablePhoto, pixels
 

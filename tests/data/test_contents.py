@@ -9,8 +9,9 @@ import time
 import pytest
 from conftest import COMMAND, TINY, as_arguments, tree, typed
 
+from basegun_fastai.base.progress import progress
 from basegun_fastai.data import contents as module
-from basegun_fastai.data.contents import fingerprint, index_file, known_contents, part_fingerprint, progress
+from basegun_fastai.data.contents import fingerprint, index_file, known_contents, part_fingerprint
 from basegun_fastai.data.folders import list_photos
 
 

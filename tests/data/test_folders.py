@@ -3,8 +3,8 @@ import os
 
 import pytest
 
+from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.data.contents import examine, fingerprint, unreadable_lines
-from basegun_fastai.core import BasegunError
 from basegun_fastai.data.folders import ignored_files, ignored_lines, layout_faults, list_photos
 
 

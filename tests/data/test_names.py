@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY, as_arguments, typed
 from PIL import Image
 
-from basegun_fastai.run import Run
+from basegun_fastai.base.record import Run
 from basegun_fastai.trust.levels import Levels, level_counts
 from basegun_fastai.data.names import class_columns
 from basegun_fastai.trust.predictions import prediction_columns
@@ -79,6 +79,6 @@ def test_the_interval_of_all_or_none_is_exact(n, good, interval):
 
 
 def test_one_photo_is_not_one_photos():
-    from basegun_fastai.core import number_of
+    from basegun_fastai.base.text import number_of
     assert [number_of(o) for o in (0, 1, 2)] == ['0 photos', '1 photo', '2 photos']
     assert number_of(2, 'class', 'classes') == '2 classes'

@@ -3,7 +3,7 @@ import pytest
 import timm
 import torch
 
-from basegun_fastai.core import BasegunError
+from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.model.archs import EFFICIENTNETS, architecture
 
 SIZES = {0: (224, 256), 1: (240, 256), 2: (288, 288), 3: (300, 320), 4: (380, 384), 5: (456, 489), 6: (528, 561),

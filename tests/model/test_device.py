@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from basegun_fastai.core import BasegunError
+from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.model.device import is_unsupported_gpu, usable_device
 
 

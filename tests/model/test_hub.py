@@ -16,7 +16,7 @@ from hub import ABSENT, environment, over_and_over, part, refused, silent, slow,
 from huggingface_hub import constants, file_download
 from safetensors.torch import load, load_file, save
 
-from basegun_fastai.core import BasegunError
+from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.model import hub as module
 from basegun_fastai.model.archs import EFFICIENTNETS, HEADS, architecture
 from basegun_fastai.model.hub import hub_file

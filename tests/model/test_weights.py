@@ -6,7 +6,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from basegun_fastai.core import BasegunError
+from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.model.archs import HEADS, architecture
 from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders

@@ -16,13 +16,13 @@ import torch
 from conftest import COMMAND, as_arguments, typed
 from test_resume import same
 
+from basegun_fastai.base.record import Run
 from basegun_fastai.data.cache import open_cache
 from basegun_fastai.data.contents import known_contents
 from basegun_fastai.data.folders import list_photos
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.ranks import own_part, part_indices
-from basegun_fastai.run import Run
 from basegun_fastai.training import launching
 from basegun_fastai.trust.familiarity import read_bank
 
@@ -269,11 +269,11 @@ def test_another_number_of_processes_has_to_be_asked_for(together, data, tmp_pat
 
 
 FAULTS = dict(
-    memory='if core.rank() == 1 and self.epoch == 1: raise torch.OutOfMemoryError("CUDA out of memory")',
-    nan='if core.rank() == 1 and self.epoch == 1: self.learn.pred = self.pred * float("nan")')
+    memory='if processes.rank() == 1 and self.epoch == 1: raise torch.OutOfMemoryError("CUDA out of memory")',
+    nan='if processes.rank() == 1 and self.epoch == 1: self.learn.pred = self.pred * float("nan")')
 BROKEN = '''
 import torch
-from basegun_fastai import core
+from basegun_fastai.base import processes
 from basegun_fastai.training import distributed
 after_pred = distributed.DataParallel.after_pred
 def broken(self):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import TINY
 
+from basegun_fastai.base.record import Run
 from basegun_fastai.report import report
-from basegun_fastai.run import Run
 from basegun_fastai.train import train
 
 

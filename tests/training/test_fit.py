@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from basegun_fastai.core import BasegunError
+from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders

@@ -10,13 +10,13 @@ from conftest import TINY
 from safetensors.torch import save_file
 from torch import nn
 
+from basegun_fastai.base.record import Run
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.augment import Reframe
 from basegun_fastai.model.folding import fold_batch_norms, folded
 from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.workers import seed_all
-from basegun_fastai.run import Run
 from basegun_fastai.train import train
 from basegun_fastai.training.frozen import FrozenBodyForward, Views, feature_loaders, forward_only
 

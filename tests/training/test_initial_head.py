@@ -10,11 +10,11 @@ from fastai.data.core import DataLoaders
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from basegun_fastai.base.record import Run
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.weights import ABOUT, pretrained_classifier
-from basegun_fastai.run import Run
 from basegun_fastai.training.fit import Stage, fit
 from basegun_fastai.training.frozen import FeatureLoader, Views
 from basegun_fastai.training.initial_head import initial_head, set_initial_head

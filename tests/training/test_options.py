@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from basegun_fastai.machine import worker_faults
+from basegun_fastai.base.processes import worker_faults
 from basegun_fastai.serve import _number_faults
 from basegun_fastai.train import _options
 

@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 from conftest import TINY, as_arguments, typed
 
+from basegun_fastai.base.record import Run
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.workers import seed_all
-from basegun_fastai.run import Run
 from basegun_fastai.train import train
 from basegun_fastai.training.callbacks import Checkpoint, newest_checkpoint
 from basegun_fastai.training.fit import Stage, fit

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from basegun_fastai.core import BasegunError
-from basegun_fastai.run import Run
+from basegun_fastai.base.errors import BasegunError
+from basegun_fastai.base.record import Run
 from basegun_fastai.trust.familiarity import MAX_BANK, MAX_TABLE, MAX_UNFAMILIAR_RATE, Bank, bank_fault
 from basegun_fastai.trust.familiarity import familiarity, familiarity_table, no_familiarity, read_bank, save_bank
 from basegun_fastai.trust.familiarity import similarity, val_photos_needed

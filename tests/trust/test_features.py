@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from basegun_fastai.core import BasegunError
+from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.trust.familiarity import Bank, similarity
 from basegun_fastai.trust.features import features_and_logits, has_features, raise_unless_bank_fits, similarity_of
 from basegun_fastai.trust.features import with_similarity

@@ -58,7 +58,7 @@ def test_without_train_photos_nothing_is_resembled(run, data, dls):
 def test_weights_are_read_of_the_run_itself(run, data, dls, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from basegun_fastai.run import Run
+    from basegun_fastai.base.record import Run
     shutil.copytree(run.path, tmp_path/'other')
     other, state = Run(tmp_path/'other'), load_file(run.weights)
     save_file({k: v * (30 if k.startswith('classifier') else 1) for k, v in state.items()}, other.weights)

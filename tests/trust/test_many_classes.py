@@ -15,8 +15,8 @@ from browser import browsed, width_of
 from bs4 import BeautifulSoup
 from PIL import Image
 
+from basegun_fastai.base.record import Run
 from basegun_fastai.data.pages import MAX_CLASSES, check_page
-from basegun_fastai.run import Run
 from basegun_fastai.trust.comparison import compare
 from basegun_fastai.trust.inspection import Inspection
 from basegun_fastai.trust.mistakes import MAX_ON_SHEETS, MAX_SHEETS, write_mistakes

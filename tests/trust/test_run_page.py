@@ -13,9 +13,9 @@ from bs4 import BeautifulSoup
 from conftest import TINY, TYPOLOGIES, draw_typologies, typed
 from PIL import Image
 
+from basegun_fastai.base.record import Run
 from basegun_fastai.data.folders import list_photos
 from basegun_fastai.model.loaders import run_loaders
-from basegun_fastai.run import Run
 from basegun_fastai.trust.inspection import inspect_run
 from basegun_fastai.trust.predictions import Predictions, read_predictions
 from basegun_fastai.trust.run_page import MAX_OF_PAIR, run_page
