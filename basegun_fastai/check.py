@@ -17,9 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from .base.errors import BasegunError, is_whole, raise_faults
-from .base.text import number_of, printable
-from .base.processes import say
 from .base.files import file_faults, whole_file, write_whole
+from .base.processes import say
+from .base.text import number_of, printable
 from .data.contents import examine, file_stamps, save_index
 from .data.crops import CropRecords
 from .data.folders import SPLITS, Problem, classes, ignored_files, list_photos, missing_folders

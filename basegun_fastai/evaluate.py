@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from .base.errors import BasegunError, attempt, raise_faults
-from .base.text import name_some, one_of, printable
-from .base.processes import forget_cluster, say, worker_faults
 from .base.files import first_free, hold, hold_first, out_faults, whole_folder
+from .base.processes import forget_cluster, say, worker_faults
 from .base.record import Config, Run
+from .base.text import name_some, one_of, printable
 from .data.contents import keep_readable, known_contents, part_fingerprint
 from .data.folders import ignored_lines, list_photos
 from .data.names import confusable, difference

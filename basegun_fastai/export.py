@@ -20,10 +20,10 @@ import pandas as pd
 from PIL import ExifTags, Image
 
 from .base.errors import BasegunError, raise_faults
-from .base.text import number_of
-from .base.processes import forget_cluster, say
 from .base.files import hold, out_faults, whole_folder, write_whole
+from .base.processes import forget_cluster, say
 from .base.record import Run
+from .base.text import number_of
 from .data.demo import draw_photo
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
 from .exported import FORMAT, essentials, make_probe, seal

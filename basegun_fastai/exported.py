@@ -20,8 +20,8 @@ import onnxruntime
 import PIL
 
 from .base.errors import BasegunError, raise_faults
-from .base.text import printable
 from .base.files import disk_fault
+from .base.text import printable
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, photo_bytes, pixels
 from .trust.familiarity import MAX_SIMILARITY_DIFFERENCE, MAX_TABLE, MAX_UNFAMILIAR_RATE
 

@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 from .base.errors import BasegunError, raise_faults
-from .base.text import number_of, printable
-from .base.processes import cores, is_closed, raise_if_interrupted, say
 from .base.files import hold, out_faults, whole_file, whole_folder
+from .base.processes import cores, is_closed, raise_if_interrupted, say
+from .base.text import number_of, printable
 from .data.names import class_columns
 from .data.photo import MissingDecoder, NotAPhoto, Photo, PhotoTooLarge, UnreadablePhoto  # noqa: F401
 from .data.photo import in_square, pixels, read_photo

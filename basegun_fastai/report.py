@@ -11,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 
 from .base.errors import BasegunError, attempt, raise_faults
-from .base.text import one_of
-from .base.processes import forget_cluster, say, worker_faults
 from .base.files import file_faults, write_whole
+from .base.processes import forget_cluster, say, worker_faults
 from .base.record import Run
+from .base.text import one_of
 from .data.contents import known_contents, part_fingerprint
 from .data.folders import layout_faults, list_photos
 from .training.options import DEVICES

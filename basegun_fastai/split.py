@@ -15,10 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 from .base.errors import BasegunError, is_number, is_whole, raise_faults
-from .base.text import csv_text, number_of, one_of, printable
+from .base.files import hold, out_faults, whole_folder, write_whole
 from .base.processes import raise_if_interrupted, say
 from .base.progress import progress
-from .base.files import hold, out_faults, whole_folder, write_whole
+from .base.text import csv_text, number_of, one_of, printable
 from .data.contents import examine, keep_readable
 from .data.crops import CropRecords
 from .data.folders import SPLITS, ignored_lines, list_photos

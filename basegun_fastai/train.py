@@ -20,10 +20,10 @@ from pathlib import Path
 from fastcore.meta import delegates
 
 from .base.errors import BasegunError, raise_faults
-from .base.text import number_of, one_of
-from .base.processes import forget_cluster, is_launched, rank, say, worker_faults, world_size
 from .base.files import first_free, hold, hold_first, out_faults, whole_folder, write_whole
+from .base.processes import forget_cluster, is_launched, rank, say, worker_faults, world_size
 from .base.record import Config, Run, run_name
+from .base.text import number_of, one_of
 from .data.cache import ChangedPhoto, cache_faults, open_cache
 from .data.contents import describe_photos
 from .data.folders import folder_fault, ignored_lines, layout_faults, list_photos

@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from basegun_fastai.base.processes import cores
 from basegun_fastai.base.files import write_whole
+from basegun_fastai.base.processes import cores
 
 HERE, REPEATS = Path(__file__).parent, 3
 MEASURED = '''

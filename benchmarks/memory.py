@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from basegun_fastai.base.processes import cores
 from basegun_fastai.base.files import write_whole
+from basegun_fastai.base.processes import cores
 
 HERE = Path(__file__).parent
 MEASURED = '''

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageEnhance
 
-from basegun_fastai.base.processes import cores
 from basegun_fastai.base.files import write_whole
+from basegun_fastai.base.processes import cores
 from basegun_fastai.data.phash import nearest
 from basegun_fastai.data.contents import examine
 from basegun_fastai.data.crops import RECORD, CropRecords, crop_candidates

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 HOLDER = """
 import os, sys
+from basegun_fastai.base.files import hold
 with hold(sys.argv[1]):
     if sys.argv[2:] and not os.fork(): sys.stdin.read(), os._exit(0)  # a worker that outlives it
     print(os.getpid(), flush=True)

@@ -8,8 +8,8 @@ import pytest
 from conftest import COMMAND, TINY, as_arguments, run_command, typed
 from warm import run_warm
 
-from basegun_fastai.base.processes import PROCESS_MEMORY, cores, memory_limits, processes
 from basegun_fastai.base.files import read_at
+from basegun_fastai.base.processes import PROCESS_MEMORY, cores, memory_limits, processes
 
 pytestmark = pytest.mark.slow
 

@@ -23,9 +23,9 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..base.errors import BasegunError
-from ..base.text import printable
-from ..base.processes import say
 from ..base.files import cache_home, inside_fault, read_at, sync
+from ..base.processes import say
+from ..base.text import printable
 from .contents import decoder_version
 from .photo import UnreadablePhoto, photo_bytes, pixels
 

@@ -23,11 +23,11 @@ import pandas as pd
 from PIL import features
 
 from ..base.errors import BasegunError
-from ..base.text import printable
-from ..base.processes import say
 from ..base.files import cache_home, inside_fault, write_whole
+from ..base.processes import say
 from ..base.progress import progress
 from ..base.record import Dataset
+from ..base.text import printable
 from .crops import CropRecords
 from .photo import DECODER
 from .reading import answers

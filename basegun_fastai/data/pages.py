@@ -18,8 +18,8 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from ..base.text import name_some, number_of, printable
 from ..base.progress import progress
+from ..base.text import name_some, number_of, printable
 from .folders import Problem
 from .reading import Readers
 

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import raise_faults
-from ..base.text import number_of, printable
 from ..base.processes import say
+from ..base.text import number_of, printable
 from .contents import examine, keep_readable, known_contents, phashes
 from .crops import CropRecords
 from .folders import SPLITS, Problem, class_differences, classes, empty_classes, odd_problems

@@ -25,8 +25,8 @@ from huggingface_hub.utils import logging
 from timm.models._hub import download_cached_file, get_cache_dir
 
 from ..base.errors import BasegunError
-from ..base.text import printable
 from ..base.processes import rank, say
+from ..base.text import printable
 from ..base.progress import Bar
 
 # %% ../../nbs/model/hub.ipynb #fed11aac

@@ -26,11 +26,11 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from ..base.errors import BasegunError
-from ..base.text import csv_text
+from ..base.files import write_whole
 from ..base.processes import raise_if_interrupted, say, world_size
 from ..base.progress import Bar
-from ..base.files import write_whole
 from ..base.record import Run
+from ..base.text import csv_text
 from ..model.workers import seed_all
 from ..trust.calibration import calibration_metrics, fit_temperature
 from ..trust.predictions import plot_confusion_matrix

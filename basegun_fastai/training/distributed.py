@@ -24,8 +24,8 @@ from fastcore.basics import patch
 from torch.nn.parallel import DistributedDataParallel
 
 from ..base.errors import BasegunError
-from ..base.text import number_of
 from ..base.processes import GRACE, rank, world_size
+from ..base.text import number_of
 from ..data.contents import examine
 from ..model.ranks import from_first, gather, total
 from .callbacks import Diverged

@@ -21,10 +21,10 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from torch import nn
 
-from ..base.text import csv_text, number_of
-from ..base.processes import say
 from ..base.files import whole_file, write_whole
+from ..base.processes import say
 from ..base.record import Config, Run
+from ..base.text import csv_text, number_of
 from ..model.folding import folded, is_same
 from ..model.loaders import evaluation_loaders
 from ..model.ranks import broadcast_weights, from_first

@@ -22,10 +22,10 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import Tensor, nn
 
-from ..base.text import number_of
+from ..base.files import read_at
 from ..base.processes import raise_if_interrupted, rank, say
 from ..base.progress import progress
-from ..base.files import read_at
+from ..base.text import number_of
 from ..model.augment import Reframe
 from ..model.folding import fold_batch_norms, is_same
 from ..model.ranks import gather

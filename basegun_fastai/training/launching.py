@@ -16,9 +16,9 @@ from dataclasses import asdict, replace
 import torch
 
 from ..base.errors import BasegunError
-from ..base.text import number_of
 from ..base.processes import GRACE, Terminated, cores, ignore_signals, say
 from ..base.record import Run
+from ..base.text import number_of
 from .options import Options
 
 # %% ../../nbs/training/launching.ipynb #4872d57f

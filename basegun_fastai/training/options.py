@@ -14,9 +14,9 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..base.errors import is_number, is_whole, plain
-from ..base.text import number_of
 from ..base.processes import world_size
 from ..base.record import Config, Dataset
+from ..base.text import number_of
 from ..model.archs import HEADS
 from ..trust.familiarity import MAX_UNFAMILIAR_RATE, UNFAMILIAR_RATE
 

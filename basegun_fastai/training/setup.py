@@ -15,9 +15,9 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ..base.errors import BasegunError, attempt, raise_faults
-from ..base.text import number_of
 from ..base.processes import rank, say
 from ..base.record import Resolved
+from ..base.text import number_of
 from ..data.cache import PhotoCache
 from ..model.archs import Architecture, architecture
 from ..model.augment import P_AFFINE

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..base.text import name_some
 from ..base.record import Run
+from ..base.text import name_some
 from .predictions import Predictions
 
 # %% ../../nbs/trust/comparison.ipynb #05826c38

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from scipy.special import softmax
 
 from ..base.errors import BasegunError
-from ..base.text import number_of
 from ..base.record import Run
+from ..base.text import number_of
 from .calibration import BINS, bins, calibration_metrics, cross_fitted
 from .familiarity import UNFAMILIAR_RATE, no_familiarity
 from .levels import RISK, Levels, familiar_confidences, find_levels, level_counts

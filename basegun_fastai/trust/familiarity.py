@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..base.errors import BasegunError
-from ..base.text import number_of
 from ..base.files import write_whole
+from ..base.text import number_of
 
 if TYPE_CHECKING:
     from basegun_fastai.base.record import Run

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import BasegunError, raise_faults
-from ..base.text import is_utf8, name_some, printable
-from ..base.processes import say
 from ..base.files import write_whole
+from ..base.processes import say
 from ..base.record import Tables
+from ..base.text import is_utf8, name_some, printable
 from .predictions import Predictions, metrics
 
 # %% ../../nbs/trust/groups.ipynb #9cc82778

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from ..base.text import printable
+from ..base.files import write_whole
 from ..base.processes import say
 from ..base.progress import progress
-from ..base.files import write_whole
 from ..base.record import Tables
+from ..base.text import printable
 from ..data.reading import answers
 from .captions import caption_font, fit_text, legible, wrap_text
 from .predictions import Predictions, prediction_rows

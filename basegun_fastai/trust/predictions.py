@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from scipy.special import log_softmax, softmax
 
 from ..base.errors import BasegunError
-from ..base.text import name_some, printable
 from ..base.progress import progress
 from ..base.record import Tables
+from ..base.text import name_some, printable
 from ..data.names import class_columns
 from .familiarity import familiarity
 from .features import with_similarity

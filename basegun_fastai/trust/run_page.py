@@ -16,8 +16,8 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..base.text import name_some, number_of
 from ..base.record import Config, Run
+from ..base.text import name_some, number_of
 from ..data.pages import pictures, render, smallest_classes
 from .comparison import Comparison, intervals
 from .confidence import level_promises, plot_confidence
