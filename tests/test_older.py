@@ -1,4 +1,4 @@
-"A run and an export of 29 November 2026 (format 2, decoder 4), made from what the fixture `data` has, are still opened."
+"A run and an export of 29 November 2026 (format 2, decoder 4), made from the photos of `data`, are still opened."
 import shutil
 from pathlib import Path
 
