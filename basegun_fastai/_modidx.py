@@ -1682,6 +1682,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'basegun_fastai/trust/levels.py'),
                                              'basegun_fastai.trust.levels._interval': ( 'trust/levels.html#_interval',
                                                                                         'basegun_fastai/trust/levels.py'),
+                                             'basegun_fastai.trust.levels._last_in_sequence': ( 'trust/levels.html#_last_in_sequence',
+                                                                                                'basegun_fastai/trust/levels.py'),
                                              'basegun_fastai.trust.levels.clopper_pearson_upper': ( 'trust/levels.html#clopper_pearson_upper',
                                                                                                     'basegun_fastai/trust/levels.py'),
                                              'basegun_fastai.trust.levels.familiar_confidences': ( 'trust/levels.html#familiar_confidences',
