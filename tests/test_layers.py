@@ -53,7 +53,7 @@ def test_a_module_imports_only_what_stands_above_it(name):
 
 
 def test_a_server_needs_little():
-    assert own_imports('exported') <= {'core', 'data.photo', 'trust.familiarity', 'trust.levels'}
+    assert own_imports('exported') <= {'core', 'machine', 'data.photo', 'trust.familiarity', 'trust.levels'}
 
 
 @pytest.mark.parametrize('name', LIGHT)
