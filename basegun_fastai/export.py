@@ -77,6 +77,7 @@ def _read_rows(run, data):
 # %% ../nbs/export.ipynb #dbca25ba
 def serving_network(
     run: Run, # A finished run
+    bank: Bank|None, # Of the run, if it has one
 ) -> torch.nn.Module: # From `uint8` `(n, size, size, 3)` to a tensor for each of its `outputs`
     "Make the network that takes photos and gives probabilities, and evidence and similarity if it can."
     import torch
@@ -84,7 +85,7 @@ def serving_network(
     from basegun_fastai.model.weights import trained_model
     from basegun_fastai.trust.evidence import dense_layer, evidence
     from basegun_fastai.trust.features import raise_unless_bank_fits, similarity_of
-    arch, net, bank = run_architecture(run.config), trained_model(run), read_bank(run)
+    arch, net = run_architecture(run.config), trained_model(run)
     if bank: raise_unless_bank_fits(run, net, bank)
     class ServingNetwork(torch.nn.Module):
         def __init__(self):
@@ -145,11 +146,12 @@ def onnx_model(
 # %% ../nbs/export.ipynb #1e45926a
 def description(
     run: Run, # A finished run
+    bank: Bank|None, # Of the run, if it has one
 ) -> dict: # `model.json` but for what is only known of the finished `model.onnx`
     "Gather what goes with a network."
     from basegun_fastai.trust.confidence import run_confidence
     config, (temperature, levels, _) = run.config, run_confidence(run)
-    arch, weights, bank = run_architecture(config), hashlib.sha256(run.weights.read_bytes()).hexdigest(), read_bank(run)
+    arch, weights = run_architecture(config), hashlib.sha256(run.weights.read_bytes()).hexdigest()
     return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=arch.timm_name,
                 classes=config.classes, size=arch.size, padding=list(NEUTRAL), decoder=DECODER, mean=list(arch.mean),
                 std=list(arch.std), temperature=temperature,
@@ -180,7 +182,7 @@ def _answer_faults(batch, weights, model, photos):
 
 def _similarity_faults(batch, similarities, model, squares, bank):
     "Compare the similarity by the ONNX file with that by the run's weights, and with that of the training."
-    actual = model.similarities(squares)
+    (actual,) = model.outputs(squares, 'similarity')
     others = {'by model.safetensors': similarities, 'in the training': bank.val_similarities[batch.index]}
     apart = {how: np.abs(actual - expected) for how, expected in others.items()}
     return [f"'{file}': its similarity to the train photos differs by {by:.2g} from that {how}"
@@ -193,7 +195,9 @@ def _evidence_faults(batch, network, model, squares):
     photos = network.normalised(torch.from_numpy(squares))
     logits = network.net(photos).numpy()
     bias = 0 if network.layer.bias is None else network.layer.bias.detach().numpy()
-    apart = np.abs(model.evidence(squares).mean((2, 3)) + bias - logits).max(1) / np.maximum(1, np.abs(logits).max(1))
+    (evidence,) = model.outputs(squares, 'evidence')
+    difference = np.abs(evidence.mean((2, 3)) + bias - logits).max(1)
+    apart = difference / np.maximum(1, np.abs(logits).max(1))
     return [f"'{file}': its evidence adds up to something else than its logits, by {by:.2g} of the largest"
             for file, by in zip(batch.file, apart, strict=True) if not by <= MAX_ERROR]
 
@@ -231,8 +235,8 @@ def _rotated_jpeg(size):
     draw_photo('revolver', np.random.default_rng(0), (4 * size, 3 * size)).save(content, 'JPEG', quality=90, exif=exif)
     return content.getvalue()
 
-def _write_model(run, folder, network):
-    about = description(run)
+def _write_model(run, bank, folder, network):
+    about = description(run, bank)
     model = onnx_model(network, about['size'])
     model.metadata_props.add(key='basegun-fastai', value=json.dumps(essentials(about)))
     model.metadata_props.add(key='probe', value=make_probe(model.SerializeToString(), _rotated_jpeg(about['size']),
@@ -246,9 +250,9 @@ def _write_model(run, folder, network):
 def _make_export(run, data, out):
     rows, bank = _read_rows(run, data), read_bank(run)
     say(f'making {out}')
-    network = serving_network(run)
+    network = serving_network(run, bank)
     with whole_folder(out) as folder:
-        _write_model(run, folder, network)
+        _write_model(run, bank, folder, network)
         largest, faults = differences(rows, data, network, folder, bank)
         if faults[5:]: faults[5:] = [f'and {len(faults) - 5} more']
         if faults: raise BasegunError('\n'.join([f"'{run.path}' is not exported, since the answers differ:", *faults,
@@ -272,8 +276,7 @@ def export(
     forget_cluster()
     if Path(run).suffix == '.pkl':
         raise BasegunError(f"'{run}' is a pickle, and opening a pickle runs whatever code is in it: give the folder "
-                           "of the run, "
-                           "whose weights are read without that")
+                           'of the run, whose weights are read without that')
     run = Run(run)
     config = run.config
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'KEYS', 'EXPORT_AGAIN', 'MAX_SIMILARITY', 'MIN_ONNXRUNTIME', 'MAX_LOG_DIFFERENCE', 'seal', 'essentials',
-           'read_description', 'no_familiarity_line', 'place_fault', 'open_session', 'checked_probabilities',
-           'checked_similarities', 'make_probe', 'read_probe', 'verify_same_answers']
+           'read_description', 'no_familiarity_line', 'place_fault', 'open_session', 'make_probe', 'read_probe',
+           'verify_same_answers', 'ExportedModel']
 
 # %% ../nbs/exported.ipynb #d3aa0ca4
 import codecs
@@ -21,9 +21,11 @@ import PIL
 
 from .base.errors import BasegunError, raise_faults
 from .base.files import disk_fault
+from .base.processes import cores
 from .base.text import printable
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, photo_bytes, pixels
 from .trust.familiarity import MAX_SIMILARITY_DIFFERENCE, MAX_TABLE, MAX_UNFAMILIAR_RATE
+from .trust.levels import Levels
 
 # %% ../nbs/exported.ipynb #1d8e42db
 FORMAT, _FORMAT_1 = 'basegun-fastai model 2', 'basegun-fastai model 1'  # 1 had no familiarity
@@ -75,19 +77,17 @@ def read_description(
         raise BasegunError(f"'{file}' cannot be read as JSON: {printable(str(err))}. {EXPORT_AGAIN}") from err
     format_name = about.get('format') if isinstance(about, dict) else None
     if format_name not in (FORMAT, _FORMAT_1):
-        raise BasegunError(f"'{file}' is of the format {format_name if isinstance(format_name, str) else None!r:.60}, "
-                           "and this package "
-            f"reads '{FORMAT}'. {EXPORT_AGAIN} with this version of basegun-fastai, or install the version that wrote "
-            "the file")
+        name = format_name if isinstance(format_name, str) else None
+        raise BasegunError(f"'{file}' is of the format {name!r:.60}, and this package reads '{FORMAT}'. {EXPORT_AGAIN} "
+                           'with this version of basegun-fastai, or install the version that wrote the file')
     if missing := [o for o in (*_keys(about), 'seal') if o not in about]:
         raise BasegunError(f"'{file}' lacks {', '.join(missing)}. {EXPORT_AGAIN}")
     try: sealed = seal(about).encode('utf-8', 'surrogateescape')
     except (ValueError, RecursionError): sealed = None
     if sealed == content.replace(b'\r\n', b'\n') != content: raise BasegunError(
         f"'{file}' has the line ends of Windows (CRLF), which git or a copy as text put there: {_COPY_AGAIN}")
-    if sealed != content:
-        raise BasegunError(f"'{file}' was changed by hand or is damaged: labels and thresholds are not edited. "
-                           f"{EXPORT_AGAIN}")
+    if sealed != content: raise BasegunError(
+        f"'{file}' was changed by hand or is damaged: labels and thresholds are not edited. {EXPORT_AGAIN}")
     raise_faults([f"'{file}': {key} is {printable(repr(about[key])):.80}, not {what}. {EXPORT_AGAIN}"
                   for key, (good, what) in _RULES.items() if key in about and not good(about[key])])
     return dict(familiarity=None) | about
@@ -154,9 +154,8 @@ def place_fault(
     if fault := _permission_fault(folder/'model.json'): return fault
     if os.path.isfile(folder/'model.json'): return None
     if folder.suffix in ('.pkl', '.pickle', '.pt', '.pth'):
-        return (f"'{folder}' is a pickle: opening one runs whatever code is in it, "
-            'so `predict` never does. Type `basegun-fastai export RUN` for the run that left it, and give the folder '
-            'that this leaves')
+        return (f"'{folder}' is a pickle: opening one runs whatever code is in it, so `predict` never does. Type "
+                '`basegun-fastai export RUN` for the run that left it, and give the folder that this leaves')
     if os.path.lexists(folder/'config.json'): return (f"'{folder}' is the folder of a run, which is not exported "
         f'yet: type `basegun-fastai export {folder}`, and give the folder that it leaves')
     if os.path.isfile(folder):
@@ -169,18 +168,17 @@ def _verified_bytes(file, about):
     size = about['onnx']['bytes']
     content = _read_bytes(file, lambda o: o == size, f'it has not the {size} bytes that model.json says')
     if sha256(content).hexdigest() != about['onnx']['sha256']:
-        raise BasegunError(f"'{file}' is damaged or of another model: its sha256 is not the one in model.json. "
-                           f"{EXPORT_AGAIN}")
+        raise BasegunError(
+            f"'{file}' is damaged or of another model: its sha256 is not the one in model.json. {EXPORT_AGAIN}")
     if b'\x0a\x08location' in content:  # a key of external_data in ONNX's protobuf
         raise BasegunError(f"'{file}' keeps weights in other files. {EXPORT_AGAIN}")
     return content
 
 def _signature(session):
     shapes = [[o.name, o.type, *(o.shape or [0])] for o in (*session.get_inputs(), *session.get_outputs())]
-    essentials_text = json.dumps(json.loads(session.get_modelmeta().custom_metadata_map.get('basegun-fastai', 'null')),
-                                 sort_keys=True)
-    return [[name, kind, 'n' if not isinstance(n, int) else n, *rest]
-            for name, kind, n, *rest in shapes], essentials_text
+    shapes = [[name, kind, n if isinstance(n, int) else 'n', *rest] for name, kind, n, *rest in shapes]
+    metadata = session.get_modelmeta().custom_metadata_map.get('basegun-fastai', 'null')
+    return shapes, json.dumps(json.loads(metadata), sort_keys=True)
 
 def _shape_fault(shapes, about):
     n = len(about['classes'])
@@ -215,32 +213,19 @@ def open_session(
     except Exception as err: raise BasegunError(f"'{file}' cannot be opened by onnxruntime {onnxruntime.__version__}: "
         f'{printable(str(err)):.300}. {EXPORT_AGAIN}, or '
         f'type `pip install --upgrade onnxruntime` to have {MIN_ONNXRUNTIME} or later') from err
-    fault = _shape_fault(shapes, about)
-    if fault: raise BasegunError(f"'{file}' {fault}. {EXPORT_AGAIN}")
+    if fault := _shape_fault(shapes, about): raise BasegunError(f"'{file}' {fault}. {EXPORT_AGAIN}")
     if essentials_text != json.dumps(essentials(about), sort_keys=True): raise BasegunError(
         f"'{file}' is of another model than model.json: it says {essentials_text:.300}. {EXPORT_AGAIN}")
     return session
 
 # %% ../nbs/exported.ipynb #e5b8212f
-def checked_probabilities(
-    probs: np.ndarray, # What the network gave
-    shape: tuple[int, int], # Photos and classes
-    folder: Path, # Of the model, for the message
-) -> np.ndarray: # The same, at most 1; raises `BasegunError` if they are no probabilities
-    "Make sure that an output is probabilities."
-    if probs.shape == shape and probs.min() >= 0 and abs(probs.sum(1) - 1).max() <= 1e-4: return np.minimum(probs, 1)
-    raise BasegunError(f"'{folder}': what the model says are no probabilities: {printable(repr(probs)):.300}. "
-                       f"{EXPORT_AGAIN}")
+def _sum_to_1(probs): return probs.min() >= 0 and np.abs(probs.sum(1) - 1).max() <= 1e-4
 
-def checked_similarities(
-    similarities: np.ndarray, # What the network gave
-    n: int, # Photos
-    folder: Path, # Of the model, for the message
-) -> np.ndarray: # The same; raises `BasegunError` if they are no cosines
-    "Make sure that an output is similarities."
-    if similarities.shape == (n,) and (np.abs(similarities) <= MAX_SIMILARITY).all(): return similarities
-    raise BasegunError(f"'{folder}': what the model says are no similarities: {printable(repr(similarities)):.300}. "
-                       f"{EXPORT_AGAIN}")
+_OUTPUTS = {  # of a network: what they are, and whether numbers can be that where `shape` is (photos, classes)
+    'probabilities': ('probabilities', lambda o, shape: o.shape == shape and _sum_to_1(o)),
+    'similarity': ('similarities', lambda o, shape: o.shape == shape[:1] and (np.abs(o) <= MAX_SIMILARITY).all()),
+    'evidence': ('evidence', lambda o, shape: o.shape[:2] == shape),
+}
 
 # %% ../nbs/exported.ipynb #11c9db9d
 MAX_LOG_DIFFERENCE = .01  # between logarithms of probabilities
@@ -271,9 +256,8 @@ def read_probe(
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as err:
         raise BasegunError(f"'{file}' has no photo to try it on ({printable(str(err)):.100}). {EXPORT_AGAIN}") from err
     try: return pixels(photo, about['size'])[None], expected, similarity
-    except UnreadablePhoto as err:
-        raise BasegunError(
-            f"'{file}' carries a photo that this machine cannot read ({err.reason}). {_versions(about)}") from err
+    except UnreadablePhoto as err: raise BasegunError(
+        f"'{file}' carries a photo that this machine cannot read ({err.reason}). {_versions(about)}") from err
 
 def _versions(about):
     versions, exported_with = dict(pillow=PIL.__version__, onnxruntime=onnxruntime.__version__), about['versions']
@@ -291,12 +275,44 @@ def verify_same_answers(
     "Make sure that this machine answers like the one that exported the model."
     here, there = (np.log(np.maximum(o, 1e-12)) for o in (actual, expected))
     difference = np.abs(here - there).max()
-    if similarities and not abs(similarities[0] - similarities[1]) <= MAX_SIMILARITY_DIFFERENCE:
-        raise BasegunError(
-            f"'{file}': this machine gives a different similarity from the one that exported it: {similarities[0]:.4f} "
-            f'instead of {similarities[1]:.4f} for the photo that it carries. {_versions(about)}')
-    if not difference <= MAX_LOG_DIFFERENCE:
-        raise BasegunError(
-            f"'{file}': this machine answers otherwise than the one that exported it: for the photo that it carries, "
-            f"a probability is {np.exp(difference):.3g} times as large "
-            f'or as small. {_versions(about)}')
+    if similarities and not abs(similarities[0] - similarities[1]) <= MAX_SIMILARITY_DIFFERENCE: raise BasegunError(
+        f"'{file}': this machine gives a different similarity from the one that exported it: {similarities[0]:.4f} "
+        f'instead of {similarities[1]:.4f} for the photo that it carries. {_versions(about)}')
+    if not difference <= MAX_LOG_DIFFERENCE: raise BasegunError(
+        f"'{file}': this machine answers otherwise than the one that exported it: for the photo that it carries, "
+        f'a probability is {np.exp(difference):.3g} times as large or as small. {_versions(about)}')
+
+# %% ../nbs/exported.ipynb #6bcb57a1
+class ExportedModel:
+    "The files of an exported model, opened and found as they were left: squares of pixels in, checked numbers out."
+
+    def __init__(self,
+        folder: Path|str, # Folder that `basegun-fastai export` left; raises `BasegunError` where it was changed
+        threads: int|None = None, # Cores for one photo, at least 1; empty takes all that this process may use
+    ):
+        self.folder = Path(folder)
+        if fault := place_fault(self.folder): raise BasegunError(fault)
+        file, self.about = self.folder/'model.onnx', read_description(self.folder/'model.json')
+        self.id, self.classes, self.levels = self.about['id'], self.about['classes'], Levels(**self.about['levels'])
+        self._session = open_session(file, self.about, cores() if threads is None else threads)
+        self.has_evidence = any(o.name == 'evidence' for o in self._session.get_outputs())  # not of every network
+        self.table = self.about['familiarity'] and np.array(self.about['familiarity']['similarities'], np.float32)
+        self.has_familiarity = self.table is not None  # not of older exports, or with too few val photos
+        square, expected, similarity = read_probe(file, self._session, self.about)
+        (actual,) = self.outputs(square, 'probabilities')[0]
+        both = (float(self.outputs(square, 'similarity')[0][0]), similarity) if self.has_familiarity else None
+        verify_same_answers(file, self.about, actual, expected, both)
+
+    def outputs(self,
+        squares: np.ndarray, # `uint8` of shape `(n, side, side, 3)`
+        *names: str, # 'probabilities', 'similarity' if it `has_familiarity`, 'evidence' if it `has_evidence`
+    ) -> list[np.ndarray]: # Of shape `(n, classes)`, `(n,)`, `(n, classes, h, w)`; raises `BasegunError` if unsound
+        "Compute what the network says of squares of pixels."
+        try: outputs = self._session.run([*names], {'photos': squares})
+        except Exception as err: raise BasegunError(
+            f"'{self.folder}': the model broke off: {printable(str(err)):.300}. {EXPORT_AGAIN}") from err
+        for name, output in zip(names, outputs, strict=True):
+            what, is_sound = _OUTPUTS[name]
+            if not is_sound(output, (len(squares), len(self.classes))): raise BasegunError(
+                f"'{self.folder}': what the model says are no {what}: {printable(repr(output)):.300}. {EXPORT_AGAIN}")
+        return [np.minimum(o, 1) if name == 'probabilities' else o for name, o in zip(names, outputs, strict=True)]

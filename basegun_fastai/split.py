@@ -12,6 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .base.errors import BasegunError, is_number, is_whole, raise_faults
@@ -31,13 +32,13 @@ def group_ids(
     links: list[tuple], # Pairs of rows that must be on the same side
 ) -> pd.Series: # The smallest digest among those that hang together, for each row
     "Join what is linked, directly or by others."
-    above = {o: o for o in table.index}
-    def top(row):
-        while above[row] != row: above[row] = row = above[above[row]]
-        return row
-    for a, b in links: above[top(a)] = top(b)
-    tops = pd.Series({o: top(o) for o in table.index})
-    return table.digest.groupby(tops).transform('min')
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    ends = np.array(links, int).reshape(-1, 2)
+    first, second = table.index.get_indexer(ends[:, 0]), table.index.get_indexer(ends[:, 1])
+    graph = coo_array((np.ones(len(ends)), (first, second)), shape=(len(table), len(table)))
+    _, group_of = connected_components(graph, directed=False)
+    return table.digest.groupby(group_of).transform('min')
 
 # %% ../nbs/split.ipynb #bac21bc6
 def choose_val(
@@ -104,8 +105,7 @@ def _place(source, target, link):
     except OSError as err:
         if err.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK): raise
         raise BasegunError(f"'{target}' cannot be a hard link to '{source}' ({err.strerror}): give an OUT on the same "
-                           "disk, or "
-                           "leave --link out, to copy") from err
+                           'disk, or leave --link out, to copy') from err
 
 def _make_split(photos, out, table, left_out, link):
     with whole_folder(out) as unfinished:
@@ -134,10 +134,9 @@ def split(
     "Make a fixed split out of class folders, with photos that look alike on one side."
     photos, out = Path(photos), Path(out)
     faults = _faults(photos, out, val, seed, conflicts)
-    if there := [o for o in SPLITS if (photos/o).is_dir()]:
-        faults.append(
-            f"'{photos}' has {' and '.join(f'{o}/' for o in there)} already: give a folder with <class>/*, such as "
-            f"'{photos/there[0]}'")
+    if sides := [o for o in SPLITS if (photos/o).is_dir()]:
+        names = ' and '.join(f'{o}/' for o in sides)
+        faults.append(f"'{photos}' has {names} already: give a folder with <class>/*, such as '{photos/sides[0]}'")
     raise_faults(faults)
     with hold(out, new=True):
         table = list_photos(photos, 'classes')

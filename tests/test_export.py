@@ -61,8 +61,8 @@ def test_two_hundred_photos_get_one_answer_from_everything(place):
     from basegun_fastai.export import serving_network
     from basegun_fastai.data.photo import pixels
     with torch.no_grad():
-        weights = serving_network(Run(place/'run'))(torch.from_numpy(np.stack([pixels(o, 48)
-            for o in photos])))[0].numpy()
+        network = serving_network(Run(place/'run'), read_bank(Run(place/'run')))
+        weights = network(torch.from_numpy(np.stack([pixels(o, 48) for o in photos])))[0].numpy()
     one = np.array([list(model(o).probabilities.values()) for o in photos])
     result = run_command('predict', place/'served', place/'data'/'val')
     typed_rows = pd.read_csv(pd.io.common.StringIO(result.stdout))
@@ -247,7 +247,7 @@ def test_evidence_of_onnx_of_torch_and_by_hand_is_one_and_adds_up_to_the_logits(
         features, logits = net.forward_features(x), net(x).numpy()
         by_torch = evidence(features, layer).numpy()
     by_hand = np.einsum('nkhw,ck->nchw', features.numpy(), layer.weight.detach().numpy())
-    by_onnx = np.concatenate([model.evidence(squares[i:i+16]) for i in range(0, len(squares), 16)])
+    by_onnx = np.concatenate([model.outputs(squares[i:i+16], 'evidence')[0] for i in range(0, len(squares), 16)])
     size = np.abs(by_hand).max()
     assert np.abs(by_torch - by_hand).max() <= 1e-5 * size and np.abs(by_onnx - by_hand).max() <= 1e-5 * size
     summed = by_onnx.mean((2, 3)) + layer.bias.detach().numpy()
@@ -351,14 +351,15 @@ def test_similarity_of_onnx_of_torch_and_of_numpy_is_one_and_that_of_the_trainin
     import torch
 
     from basegun_fastai.export import serving_network
-    bank, net, serving = read_bank(run), trained(run.path), serving_network(run)
+    bank, net = read_bank(run), trained(run.path)
+    serving = serving_network(run, bank)
     with torch.no_grad():
         features = net.forward_head(net.forward_features(normalised(squares, run.path)), pre_logits=True).flatten(1)
         by_torch = dict(zip(serving.outputs, serving(torch.from_numpy(squares)), strict=True))['similarity'].numpy()
     features = features.numpy()
     by_numpy = similarity(features / np.linalg.norm(features, axis=1, keepdims=True), bank.features)
-    by_onnx = load(exported).similarities(squares)
-    one = np.concatenate([load(exported).similarities(o[None]) for o in squares])
+    by_onnx = load(exported).outputs(squares, 'similarity')[0]
+    one = np.concatenate([load(exported).outputs(o[None], 'similarity')[0] for o in squares])
     for actual in (by_torch, by_onnx, one): assert np.abs(actual - by_numpy).max() <= 1e-4
     assert by_numpy.std() > 1e-3 and np.abs(by_numpy - bank.val_similarities).max() <= 1e-3
 
@@ -413,7 +414,11 @@ def test_a_run_with_another_bank_is_not_exported(run, tmp_path, change, words):
 
 def test_a_bank_that_changed_in_the_network_alone_is_noticed(run, tmp_path, monkeypatch):
     from basegun_fastai import export as module
-    plain, shape = module.onnx_model, read_bank(run).features.shape
+    plain, shape, reads = module.onnx_model, read_bank(run).features.shape, []
+    def counting(run):
+        reads.append(run)
+        return read_bank(run)
+    monkeypatch.setattr(module, 'read_bank', counting)  # it may have 100 MB
     def swapped(network, size):
         actual, n = plain(network, size), 0
         for o in actual.graph.initializer:
@@ -425,4 +430,4 @@ def test_a_bank_that_changed_in_the_network_alone_is_noticed(run, tmp_path, monk
     monkeypatch.setattr(module, 'onnx_model', swapped)
     result = typed('export', run.path, '--out', tmp_path/'served')
     assert result.returncode == 1 and 'differs by' in result.stderr and not any(tmp_path.iterdir())
-    assert 'from that by model.safetensors' in result.stderr
+    assert 'from that by model.safetensors' in result.stderr and len(reads) == 1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_GAP', 'MIN_INSIDE', 'TOLERANCE', 'MIN_PLAIN', 'CUT', 'STARTS', 'RECORD', 'MAX_CROP_HUE', 'MAX_CROP_BITS',
-           'MAX_CROP_FIRST_BITS', 'BARS_FIT', 'PART_FIT', 'trim_box', 'trim', 'crop_record', 'CropRecords',
+           'MAX_CROP_FIRST_BITS', 'BARS_FIT', 'PART_FIT', 'trim_box', 'trim', 'Part', 'crop_record', 'CropRecords',
            'crop_candidates', 'common_part', 'part_correlation']
 
 # %% ../../nbs/data/crops.ipynb #595d1e8c
@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from enum import IntEnum
 from tempfile import SpooledTemporaryFile
 
 import numpy as np
@@ -19,8 +20,7 @@ from PIL import Image
 
 from ..base.files import cache_home
 from .phash import SIDE, aspect_and_hue, compare_colours, dct_signs, dct_window, nearest, phash
-from .phash import register
-from .phash import thumbnail
+from .phash import register, thumbnail
 from .photo import read_photo
 
 # %% ../../nbs/data/crops.ipynb #f5bc2b35
@@ -67,6 +67,18 @@ def trim(
     return inside, np.divide(box, larger.size * 2).tolist()
 
 # %% ../../nbs/data/crops.ipynb #c1037c9c
+class Part(IntEnum):
+    "Which part of a photo a hash is of; the 16 that are cut out have the numbers from 1 on."
+    INSIDE = -1  # Of its bars
+    WHOLE = 0
+
+    @staticmethod
+    def source(
+        part: int, # A member, or the number of what is cut out
+    ) -> 'Part': # Of the two images of a photo
+        "Say what a part is cut out of."
+        return Part(min(part, Part.WHOLE))
+
 CUT = .16
 STARTS = [(x, y) for y in np.linspace(0, CUT, 4) for x in np.linspace(0, CUT, 4)]  # of the parts, as shares of the side
 # what is kept of a photo
@@ -133,22 +145,23 @@ def crop_candidates(
     queries: np.ndarray, # Of `RECORD`s, shape `(n,)`
     among: np.ndarray, # The same, shape `(m,)`
     workers: int|None = None, # Threads; empty means one a core
-) -> Iterator[tuple[int, int, np.ndarray]]: # Indices into the `phash` of both; rows `(query, other, distance)`
+) -> Iterator[tuple[int, int, np.ndarray]]: # Part of the query, part of the other; rows `(query, other, distance)`
     "Search for pairs of which one shows a part of the other, or of which one has bars."
+    inside, whole, cuts = Part.INSIDE, Part.WHOLE, range(1, len(STARTS) + 1)
     a, b = np.arange(len(queries)), np.arange(len(among))
-    bars = a[queries['bars']], b[among['bars']]
-    searches = [(0, i, a, b) for i in range(1, 17)] + [(i, 0, a, b) for i in range(1, 17)]
-    searches += [(-1, 0, bars[0], b), (0, -1, a, bars[1]), (-1, -1, *bars)]
-    searches += [(0, 0, bars[0], b), (0, 0, a[~queries['bars']], bars[1])]
+    barred_a, barred_b, plain_a = a[queries['bars']], b[among['bars']], a[~queries['bars']]
+    searches = [(whole, o, a, b) for o in cuts] + [(o, whole, a, b) for o in cuts]
+    searches += [(inside, whole, barred_a, b), (whole, inside, a, barred_b), (inside, inside, barred_a, barred_b)]
+    searches += [(whole, whole, barred_a, b), (whole, whole, plain_a, barred_b)]
     for first, second, ours, others in searches:
-        aspects_and_hues = queries['aspect_and_hue'][ours, min(first, 0)], among['aspect_and_hue'][others,
-            min(second, 0)]
-        if first == second == 0:
-            for o, records, photos in zip(aspects_and_hues, (queries, among), (ours, others), strict=True):
-                o[:, 1:] = records['aspect_and_hue'][photos, -1, 1:]
-        for _, rows in nearest(queries['phash'][ours, first], among['phash'][others, second], aspects_and_hues, workers,
-                            hue=MAX_CROP_HUE, bits=MAX_CROP_BITS, first_bits=MAX_CROP_FIRST_BITS):
-            yield first, second, np.stack([ours[rows[:, 0]], others[rows[:, 1]], rows[:, 2]], 1)
+        ours_look = queries['aspect_and_hue'][ours, Part.source(first)]
+        others_look = among['aspect_and_hue'][others, Part.source(second)]
+        if first == second == whole:  # bars have hues of their own
+            ours_look[:, 1:] = queries['aspect_and_hue'][ours, inside, 1:]
+            others_look[:, 1:] = among['aspect_and_hue'][others, inside, 1:]
+        search = nearest(queries['phash'][ours, first], among['phash'][others, second], (ours_look, others_look),
+                         workers, hue=MAX_CROP_HUE, bits=MAX_CROP_BITS, first_bits=MAX_CROP_FIRST_BITS)
+        for _, rows in search: yield first, second, np.stack([ours[rows[:, 0]], others[rows[:, 1]], rows[:, 2]], 1)
 
 # %% ../../nbs/data/crops.ipynb #733c67a3
 def common_part(

@@ -6,6 +6,7 @@
 __all__ = ['MAX_CROP_PAIRS', 'near_duplicate_pairs']
 
 # %% ../../nbs/data/near_duplicates.ipynb #90e23532
+from math import ceil
 from operator import itemgetter
 from pathlib import Path
 
@@ -17,14 +18,17 @@ from ..base.processes import say
 from ..base.progress import progress
 from .phash import SIDE, ZOOMS, candidates, is_near_duplicate, registered_correlation
 from .contents import ASPECT_AND_HUE, phashes
-from .crops import BARS_FIT, PART_FIT, CropRecords, common_part, crop_candidates, part_correlation
+from .crops import BARS_FIT, PART_FIT, CropRecords, Part, common_part, crop_candidates
+from .crops import part_correlation
 from .reading import Readers
 
 # %% ../../nbs/data/near_duplicates.ipynb #bbf28937
 def _keep_closest(best, keep, skip, queries, among, rows, *kind):
     for i, j, bits in rows.tolist():
         pair = queries.index[i], among.index[j]
-        if not skip(*pair): best[pair] = sorted([*best.get(pair, ()), (bits, *kind)], key=itemgetter(0))[:keep]
+        if skip(*pair): continue
+        ways = [*best.get(pair, ()), (bits, *kind)]
+        best[pair] = sorted(ways, key=itemgetter(0))[:keep]
 
 def _pair_table(best, columns):
     rows = [(*pair, *o) for pair, ways in best.items() for o in ways]
@@ -33,7 +37,8 @@ def _pair_table(best, columns):
 def _candidates(queries, among, workers, skip):
     best, aspects_and_hues = {}, tuple(o[ASPECT_AND_HUE].to_numpy() for o in (queries, among))
     search = candidates(phashes(queries), phashes(among), aspects_and_hues, workers)
-    for kind, _, rows in progress(search, 4 * -(-len(queries) // 1024), 'comparing', 'step'):
+    n_steps = len(ZOOMS) * ceil(len(queries) / 1024)
+    for kind, _, rows in progress(search, n_steps, 'comparing', 'step'):
         _keep_closest(best, 1, skip, queries, among, rows, kind)
     return _pair_table(best, ['kind'])
 
@@ -52,6 +57,11 @@ class _Pictures:
 def _thumbnail(answer):
     small = bytes.fromhex(answer.get('thumbnail', '00' * SIDE * SIDE * 3))  # one that vanished meanwhile is like none
     return np.frombuffer(small, np.uint8).reshape(SIDE, SIDE, 3)
+
+def _images(answer):
+    nothing = [(1, 1, '000000', (0, 0, 1, 1))]  # one that vanished meanwhile is like none
+    return [(Image.frombytes('RGB', (width, height), bytes.fromhex(o)), box)
+            for width, height, o, box in answer.get('images', nothing)]
 
 def _batches(pairs):
     parts = [pairs[i:i+64] for i in range(0, len(pairs), 64)]
@@ -76,20 +86,22 @@ MAX_CROP_PAIRS = 10**10
 _QUERIES, _OTHERS = 2**14, 2**16  # whose records are in memory at a time
 
 def _crop_search(queries, among, records, workers, skip):
-    bars, cuts, parts = {}, {}, [(queries[i:i+_QUERIES], among[j:j+_OTHERS]) for i in range(0, len(queries), _QUERIES)
-                       for j in range(0, len(among), _OTHERS)]
-    for ours, others in progress(parts, len(parts), 'comparing parts', 'step'):
-        both = (records.read(o.record.to_numpy()) for o in (ours, others))
-        for first, second, rows in crop_candidates(*both, workers):
-            best = bars if max(first, second) <= 0 else cuts
-            _keep_closest(best, 2, skip, ours, others, rows, first, second)
-    return pd.concat([_pair_table(o, ['first', 'second']) for o in (bars, cuts) if o]
-                     or [_pair_table({}, ['first', 'second'])])
+    blocks = [(queries[i:i+_QUERIES], among[j:j+_OTHERS])
+              for i in range(0, len(queries), _QUERIES) for j in range(0, len(among), _OTHERS)]
+    bars, cuts, columns = {}, {}, ['first', 'second']  # the part of the query, the part of the other
+    for ours, others in progress(blocks, len(blocks), 'comparing parts', 'step'):
+        ours_records, others_records = (records.read(o.record.to_numpy()) for o in (ours, others))
+        for first, second, rows in crop_candidates(ours_records, others_records, workers):
+            is_cut = max(first, second) > Part.WHOLE
+            _keep_closest(cuts if is_cut else bars, 2, skip, ours, others, rows, int(first), int(second))
+    tables = [_pair_table(o, columns) for o in (bars, cuts) if o]
+    return pd.concat(tables) if tables else _pair_table({}, columns)
 
-def _images(answer):
-    nothing = [(1, 1, '000000', (0, 0, 1, 1))]  # one that vanished meanwhile is like none
-    return [(Image.frombytes('RGB', (width, height), bytes.fromhex(o)), box)
-            for width, height, o, box in answer.get('images', nothing)]
+def _whole_and_part(ours, others, first, second):
+    "Of two photos' images the one that shows all, and the one that may show a part of it."
+    if first == second == Part.WHOLE: a, b = common_part(ours[-1], others[-1])
+    else: a, b = ours[Part.source(first)][0], others[Part.source(second)][0]
+    return (a, b) if first > Part.WHOLE else (b, a)
 
 def _crop_pairs(data, queries, among, records, workers, skip):
     near_duplicates, pairs = [], _crop_search(queries, among, records, workers, skip)
@@ -97,17 +109,13 @@ def _crop_pairs(data, queries, among, records, workers, skip):
         pictures = _Pictures(readers, _images)
         for rows in _batches(pairs):
             ours, others = pictures(queries.file[rows['query']]), pictures(among.file[rows.other])
-            wholes, parts = [], []
-            for a, b, first, second in zip(ours, others, rows['first'], rows.second, strict=True):
-                if first == second == 0: a, b = common_part(a[-1], b[-1])
-                else: a, b = a[min(first, 0)][0], b[min(second, 0)][0]  # -1 is what is inside of bars
-                wholes.append(a if first > 0 else b)
-                parts.append(b if first > 0 else a)
-            which = rows[['first', 'second']].max(axis=1).clip(0).to_numpy()
+            images = map(_whole_and_part, ours, others, rows['first'], rows.second)
+            wholes, parts = zip(*images, strict=True)
+            which = rows[['first', 'second']].max(axis=1).clip(Part.WHOLE).to_numpy()
             fit = part_correlation(wholes, parts, which)
-            near_duplicates += _with_fit(rows, fit, fit >= np.where(which == 0, BARS_FIT, PART_FIT))
-    best = pd.DataFrame(near_duplicates, columns=['query', 'other', 'fit']).groupby(['query', 'other'],
-        sort=False).fit.max()
+            near_duplicates += _with_fit(rows, fit, fit >= np.where(which == Part.WHOLE, BARS_FIT, PART_FIT))
+    table = pd.DataFrame(near_duplicates, columns=['query', 'other', 'fit'])
+    best = table.groupby(['query', 'other'], sort=False).fit.max()
     return [(*pair, fit) for pair, fit in best.items()]
 
 # %% ../../nbs/data/near_duplicates.ipynb #292c9426
@@ -126,10 +134,10 @@ def near_duplicate_pairs(
     def skip(a, b): return digest[a] == digest[b] or within and a >= b
     near_duplicates = _whole_pairs(data, queries, among, workers, skip)
     n = len(queries) * len(among)
-    if records and n > MAX_CROP_PAIRS: say(f'{n:.0e} pairs of photos are too many to look for crops of more than a '
-                                           'twelfth, captions and bars')
+    if records and n > MAX_CROP_PAIRS:
+        say(f'{n:.0e} pairs of photos are too many to look for crops of more than a twelfth, captions and bars')
     elif records:
         known = {pair[:2] for pair in near_duplicates}
-        near_duplicates += _crop_pairs(data, queries, among, records, workers, lambda a, b: skip(a, b)
-                                       or (a, b) in known)
+        def skip_known(a, b): return skip(a, b) or (a, b) in known
+        near_duplicates += _crop_pairs(data, queries, among, records, workers, skip_known)
     return sorted(near_duplicates, key=lambda o: -o[2])

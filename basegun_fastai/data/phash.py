@@ -101,22 +101,25 @@ def _nearest_in_blocks(queries, first, rest, aspects_and_hues, limits, block):
     buffers = np.empty(block, np.uint64), np.empty(block, np.uint8), np.empty(block, bool)
     for start in range(0, len(first), block):
         part = first[start:start+block]
-        bits, counts, close = (o[:len(part)] for o in buffers)
+        differing, first_bits, close = (o[:len(part)] for o in buffers)
         for i, query in enumerate(queries):
-            np.bitwise_xor(part, query[0], out=bits)
-            np.bitwise_count(bits, out=counts)
-            np.less_equal(counts, max_first_bits, out=close)
+            np.bitwise_xor(part, query[0], out=differing)
+            np.bitwise_count(differing, out=first_bits)
+            np.less_equal(first_bits, max_first_bits, out=close)
             if not close.any(): continue
-            j = np.flatnonzero(close)
-            d = counts[j] + hamming(rest[start + j], query[1:])
-            j, d = start + j[d <= max_bits], d[d <= max_bits]
+            places = np.flatnonzero(close)
+            others, bits = start + places, first_bits[places] + hamming(rest[start + places], query[1:])
+            keep = bits <= max_bits
+            others, bits = others[keep], bits[keep]
             if aspects_and_hues:
-                j, d = (o[_plausible(aspects_and_hues[0][i], aspects_and_hues[1][j], d, hue)] for o in (j, d))
-            pairs.append(np.stack([np.full(len(j), i), j, d], 1))
+                keep = _plausible(aspects_and_hues[0][i], aspects_and_hues[1][others], bits, hue)
+                others, bits = others[keep], bits[keep]
+            pairs.append(np.stack([np.full(len(others), i), others, bits], 1))
     pairs = np.concatenate(pairs) if pairs else np.empty((0, 3), np.int64)
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 2], pairs[:, 0]))]
-    rank = np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0])
-    return pairs[rank < MAX_NEIGHBOURS]
+    query, other, bits = pairs.T
+    pairs = pairs[np.lexsort((other, bits, query))]
+    place_in_query = np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0])
+    return pairs[place_in_query < MAX_NEIGHBOURS]
 
 # %% ../../nbs/data/phash.ipynb #b0293b7c
 def nearest(
@@ -134,8 +137,9 @@ def nearest(
     def search(start):
         raise_if_interrupted()
         part = aspects_and_hues and (aspects_and_hues[0][start:start+chunk], aspects_and_hues[1])
-        return _nearest_in_blocks(queries[start:start+chunk], first, rest, part, (hue, bits, first_bits),
-                                  2**17) + [start, 0, 0]
+        limits = hue, bits, first_bits
+        rows = _nearest_in_blocks(queries[start:start+chunk], first, rest, part, limits, 2**17)
+        return rows + [start, 0, 0]
     starts = range(0, len(queries), chunk)
     with ThreadPoolExecutor(workers or cores()) as pool:
         for start, rows in zip(starts, pool.map(search, starts), strict=True):
@@ -184,11 +188,13 @@ def _fit(ours, others, place, reach, tries=_TRIES):
         now = _warp(ours, place)
         down, across = np.gradient(now, axis=(1, 2))
         slopes = across * grid, across * size, down * grid[:, None], down * size, now, np.ones_like(now)
-        slopes = np.stack([o[inner] for o in slopes], -1).reshape(n, -1, 6)
-        square = slopes.swapaxes(1, 2) @ slopes
-        square += np.eye(6, dtype=np.float32) * (1e-4 * np.trace(square, axis1=1, axis2=2) / 6 + 1)[:, None, None]
-        answer = np.linalg.solve(square, slopes.swapaxes(1, 2) @ others[inner].reshape(n, -1, 1))[..., 0]
-        step = answer[:, :4] / answer[:, 4:5].clip(.3)
+        slopes = np.stack([o[inner] for o in slopes], -1).reshape(n, -1, 6)  # by four of `place`, contrast, brightness
+        transposed, wanted = slopes.swapaxes(1, 2), others[inner].reshape(n, -1, 1)
+        normal = transposed @ slopes
+        ridge = 1e-4 * np.trace(normal, axis1=1, axis2=2) / 6 + 1
+        normal += np.eye(6, dtype=np.float32) * ridge[:, None, None]
+        solution = np.linalg.solve(normal, transposed @ wanted)[..., 0]
+        step = solution[:, :4] / solution[:, 4:5].clip(.3)
         place = (place + step.clip(-.05, .05)).clip(-reach, reach)
     return place
 

@@ -81,42 +81,45 @@ def near_duplicate_problems(
     records: CropRecords|None = None, # As `near_duplicate_pairs` takes them
 ) -> list[Problem]: # A `nearest-duplicate` for each pair across train/ and val/
     "Say which photos in `val/` are nearly in `train/` too."
-    good = table[table.reason == '']
+    good, problems = table[table.reason == ''], []
     group = {row: number for number, part in enumerate(same) for row in part.index}
     pairs = near_duplicate_pairs(data, good[good.split == 'val'], good[good.split == 'train'], workers, records)
-    return [Problem('near-duplicate', 'warning', [files[b], files[a]], f'{files[b]} ~ {files[a]}: they look like one '
-                    f'photo (likeness {fit:.3f}); remove one of them if they are')
-            for files in [good.file] for a, b, fit in pairs if a not in group or group[a] != group.get(b)]
+    for a, b, fit in pairs:
+        if a in group and group[a] == group.get(b): continue
+        val, train = good.file[a], good.file[b]
+        problems.append(Problem('near-duplicate', 'warning', [train, val],
+            f'{train} ~ {val}: they look like one photo (likeness {fit:.3f}); remove one of them if they are'))
+    return problems
 
 # %% ../../nbs/data/problems.ipynb #7c3f3b6c
 def name_problems(
     data: Path, # A data set
 ) -> list[Problem]: # `class-mismatch` warnings
     "Say which classes a reader, or another system, takes for another class."
-    parts = {split: classes(Path(data)/split) for split in SPLITS}
-    def places(*labels): return [f'{split}/{o}' for split in SPLITS for o in labels if o in parts[split]]
-    names = sorted({o for part in parts.values() for o in part})
-    pairs = sorted({pair for part in parts.values() for pair in confusables(part)})
-    return [Problem('class-mismatch', 'warning', places(a, b),
-                    f"classes '{a}' and '{b}' look the same: {difference(a, b)}; if they are one class, put all of its "
-                    'photos into one folder') for a, b in pairs] + [
-            Problem('class-mismatch', 'warning', places(o),
-                    f"class '{o}' has {' and '.join(invisible_parts(o))}, which readers do not see and some systems "
-                    'drop: rename its folder in train/ and in val/') for o in names if invisible_parts(o)]
+    labels, problems = {split: classes(Path(data)/split) for split in SPLITS}, []
+    def warn(names, message):
+        folders = [f'{split}/{o}' for split in SPLITS for o in names if o in labels[split]]
+        problems.append(Problem('class-mismatch', 'warning', folders, message))
+    for a, b in sorted({pair for names in labels.values() for pair in confusables(names)}):
+        warn([a, b], f"classes '{a}' and '{b}' look the same: {difference(a, b)}; if they are one class, put all of "
+                     'its photos into one folder')
+    for o in sorted({o for names in labels.values() for o in names}):
+        if parts := invisible_parts(o):
+            warn([o], f"class '{o}' has {' and '.join(parts)}, which readers do not see and some systems drop: rename "
+                      'its folder in train/ and in val/')
+    return problems
 
 def folder_problems(
     data: Path, # A data set
 ) -> list[Problem]: # Of the kinds `empty-class`, `class-mismatch` and `odd-file`
     "Say what is wrong with the folders and names of a data set."
-    data = Path(data)
-    twins = [Problem('class-mismatch', 'error', [f'{split}/{o}'], message) for split in SPLITS
-             for o, message in twin_folders(data/split).items()]
-    twins += [Problem('class-mismatch', 'error', [f'{split}/{o}'], message) for split in SPLITS
-              for o, message in unwritable_classes(data/split).items()]
-    return twins + [Problem('empty-class', 'error', [f'{split}/{label}'], message) for split in SPLITS
-                    for label, message in empty_classes(data/split).items()] + [
-            Problem('class-mismatch', 'error', [o], message) for o, message in class_differences(data).items()] + [
-            *name_problems(data), *odd_problems(data)]
+    data, problems = Path(data), []
+    for kind, messages in (('class-mismatch', twin_folders), ('class-mismatch', unwritable_classes),
+                           ('empty-class', empty_classes)):
+        problems += [Problem(kind, 'error', [f'{split}/{label}'], message) for split in SPLITS
+                     for label, message in messages(data/split).items()]
+    problems += [Problem('class-mismatch', 'error', [o], message) for o, message in class_differences(data).items()]
+    return [*problems, *name_problems(data), *odd_problems(data)]
 
 def unreadable_problems(
     table: pd.DataFrame, # What `contents` or `examine` returned
@@ -133,18 +136,16 @@ def balance_problems(
 ) -> list[Problem]: # `imbalance` and `few-val` warnings
     "Say where there are too few photos to learn from, or to judge by."
     train, val = (table.label[table.split == o].value_counts().sort_index() for o in SPLITS)
-    unequal = []
+    problems = []
     if len(train) and train.max() > MAX_IMBALANCE * train.min():
-        largest, smallest = train.idxmax(), train.idxmin()
-        unequal.append(Problem('imbalance', 'warning', [f'train/{largest}', f'train/{smallest}'],
-                               f'train/{largest} has {train.max()} '
-            f'photos and train/{smallest} {train.min()}: more than {MAX_IMBALANCE} times as many; add to the small '
-            'classes, '
-            'or train with --class-weights balanced'))
-    return unequal + [Problem('few-val', 'warning', [f'val/{label}'],
-                              f'val/{label} has {number_of(n)}: under {MIN_VAL}, its precision and recall say '
-                              'little; add some that are not in train/')
-                      for label, n in val.items() if n < MIN_VAL]
+        largest, smallest = f'train/{train.idxmax()}', f'train/{train.idxmin()}'
+        problems.append(Problem('imbalance', 'warning', [largest, smallest],
+            f'{largest} has {train.max()} photos and {smallest} {train.min()}: more than {MAX_IMBALANCE} times as '
+            'many; add to the small classes, or train with --class-weights balanced'))
+    return problems + [Problem('few-val', 'warning', [f'val/{label}'],
+                               f'val/{label} has {number_of(n)}: under {MIN_VAL}, its precision and recall say '
+                               'little; add some that are not in train/')
+                       for label, n in val.items() if n < MIN_VAL]
 
 # %% ../../nbs/data/problems.ipynb #6959111c
 def small_problems(
@@ -193,14 +194,16 @@ def readable_photos(
     "Read every photo of a data set, and decide about those that cannot be read."
     table = known_contents(data, table, reader=reader)
     readable = keep_readable(data, table, skip_unreadable)
-    empty = [f"'{data/split/label}' has no photo that can be read" for split, label in
-            sorted(set(zip(table.split, table.label, strict=True)) - set(zip(readable.split, readable.label,
-        strict=True)))]
-    same = [printable(o.message) for o in same_problems(same_photos(data, readable))]
-    if same[20:]: same[20:] = [f'and {len(same) - 20} more: `basegun-fastai check {data}` names them all']
-    raise_faults(empty + (same and [f"'{data}' has photos where they make its numbers false:", *same]))
-    warnings = [printable(o.message) for o in name_problems(data) + balance_problems(readable)]
+    all_folders, used_folders = ({*zip(o.split, o.label, strict=True)} for o in (table, readable))
+    faults = [f"'{data/split/label}' has no photo that can be read"
+              for split, label in sorted(all_folders - used_folders)]
+    errors = same_problems(same_photos(data, readable))
+    if errors: faults.append(f"'{data}' has photos where they make its numbers false:")
+    faults += [printable(o.message) for o in errors[:20]]
+    if errors[20:]: faults.append(f'and {len(errors) - 20} more: `basegun-fastai check {data}` names them all')
+    raise_faults(faults)
+    warnings = name_problems(data) + balance_problems(readable)
+    for o in warnings[:3]: say(f'warning: {printable(o.message)}')
     if warnings[3:]:
-        warnings[3:] = [f'{len(warnings) - 3} more of this kind: `basegun-fastai check {data}` names them all']
-    for o in warnings: say(f'warning: {o}')
+        say(f'warning: {len(warnings) - 3} more of this kind: `basegun-fastai check {data}` names them all')
     return readable, table.file[table.reason != ''].tolist()

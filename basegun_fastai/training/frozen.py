@@ -129,12 +129,16 @@ def compute_features(
     what: str, # What the progress is called
 ) -> Iterator[tuple[Tensor, Tensor]]: # Features `(n, features)` and labels `(n,)` of each batch, whole in every process
     "Compute the features of all photos, batch by batch."
-    width = learn.model[1][-1].in_features
-    for i, batch in zip_longest(range(len(dl)), progress(dl, len(dl), what, 'batch')):  # the last may be the others'
+    body, width = learn.model[0], learn.model[1][-1].in_features
+    nothing = torch.zeros(0, width, device=dl.device), torch.zeros(0, dtype=torch.int64, device=dl.device)
+    batches = progress(dl, len(dl), what, 'batch')
+    for i, batch in zip_longest(range(len(dl)), batches):  # all photos of the last batch may be other processes'
         raise_if_interrupted()
-        n = min(dl.bs, dl.n - i * dl.bs)
-        own = ((learn.model[0](batch[0].as_subclass(Tensor)), batch[1].as_subclass(Tensor)) if batch else
-               (torch.zeros(0, width, device=dl.device), torch.zeros(0, dtype=torch.int64, device=dl.device)))
+        own = nothing
+        if batch:
+            photos, labels = (o.as_subclass(Tensor) for o in batch)
+            own = body(photos), labels
+        n = min(dl.bs, dl.n - i * dl.bs)  # in all processes together
         yield tuple(gather(o, n, n) for o in own)
 
 @contextmanager
@@ -157,16 +161,18 @@ def feature_loaders(
     dls, loaders, first = learn.dls, [], rank() == 0
     say(f'features of {number_of(views, "view")} of each train photo')
     for dl, count, what in ((dls.train, views, 'train'), (dls.valid, 1, 'val')):
-        features, ordered = Views(folder) if first else None, dl.new(shuffle=False, drop_last=False)
+        features = Views(folder) if first else None
+        ordered = dl.new(shuffle=False, drop_last=False)
         ordered.shard = dl.shard
         for view in range(count):
             seed_all(seed, -1 - view)  # no epoch's
             with _affine_for_all(dl, view % 2 == 1):
                 batches = compute_features(learn, ordered, f'features of {what} {view + 1}/{count}')
-                features.add(batches) if first else deque(batches, maxlen=0)
+                if first: features.add(batches)
+                else: deque(batches, maxlen=0)  # computes its share of each
         ordered.close()
-        if first: loaders.append(FeatureLoader(features, bs=dl.bs, shuffle=dl.shuffle,
-                                               drop_last=dl.drop_last, device=dls.device))
+        if not first: continue
+        loaders.append(FeatureLoader(features, bs=dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last, device=dls.device))
     if not first: return dls
     loaders = DataLoaders(*loaders, device=dls.device)
     loaders.c, loaders.vocab = dls.c, dls.vocab

@@ -73,15 +73,18 @@ class _Groups:
         if not all(map(_is_text, values if name in self.known else cells)):
             return self._fault('text', f"line {line} is not UTF-8: save it as 'CSV UTF-8'")
         if name not in self.known:
-            self.n_unknown, self.first_unknown = (self.n_unknown + 1, name if self.first_unknown is None
-                                                  else self.first_unknown)
+            self.n_unknown += 1
+            if self.first_unknown is None: self.first_unknown = name
         elif self.rows.setdefault(name, values) != values:
             self._fault('twice', f"line {line} names '{_shorten(name)}' again with other values: keep one of them")
         return None
 
     def messages(self):
-        more = 'has more lines like that'
-        return [o for lines in self.faults.values() for o in lines[:_MAX_NAMED] + [more] * (len(lines) > _MAX_NAMED)]
+        messages = []
+        for lines in self.faults.values():
+            messages += lines[:_MAX_NAMED]
+            if len(lines) > _MAX_NAMED: messages.append('has more lines like that')
+        return messages
 
 # %% ../../nbs/trust/groups.ipynb #3e03cb86
 def _read_lines(file, files):
@@ -100,8 +103,7 @@ def _match_faults(groups, files):
     if groups.rows or groups.faults: return []
     if groups.first_unknown is None or not files: return ['names none of the photos: give a row for each']
     return [f"names none of the photos: it has '{_shorten(groups.first_unknown)}', the data has "
-            f"'{_shorten(files[0])}'; "
-            'write the paths as the data has them']
+            f"'{_shorten(files[0])}'; write the paths as the data has them"]
 
 def read_groups(
     file: Path, # A CSV with a column `file` and others
