@@ -95,6 +95,8 @@ def test_the_next_use_has_the_same_processes_unless_the_environment_has_changed(
     first = pids(2)
     assert pids(2) == first and pids(1) < first
     with pool.processes(1) as [one], pool.processes(1) as [other]: assert {ask(one), ask(other)} == first
+    with pool.processes(2) as [one, other]: other.end()
+    with pool.processes(1) as [process]: assert process is one and process.is_fresh
     monkeypatch.setenv('TMPDIR', '/elsewhere')
     assert not pids(2) & first and not any(map(is_there, first))
 
