@@ -169,7 +169,8 @@ def main() -> None: # Nothing; ends the process with its exit code
     open_streams()
     warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated.*')  # timm 1.0 at import, torch 2.15
     warnings.filterwarnings('ignore', '.*joblib will operate in serial mode')  # which is as fast here
-    os.environ['PYTHONWARNINGS'] = ','.join(filter(None, [os.environ.get('PYTHONWARNINGS'), _WORKER_WARNINGS]))
+    warned = os.environ.get('PYTHONWARNINGS', '').removesuffix(_WORKER_WARNINGS).strip(',')
+    os.environ['PYTHONWARNINGS'] = f'{warned},{_WORKER_WARNINGS}'.strip(',')
     os.environ.setdefault('COLUMNS', str(min(shutil.get_terminal_size((100, 30)).columns, 120)))
     handle_signals()
     set_home()

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 from conftest import COMMAND
@@ -38,8 +39,8 @@ class Server:
 
     def children(self):
         "Ids of the processes that judge photos."
-        with open(f'/proc/{self.process.pid}/task/{self.process.pid}/children') as file:
-            return [*map(int, file.read().split())]
+        threads = Path(f'/proc/{self.process.pid}/task').glob('*/children')
+        return sorted(int(o) for file in threads for o in file.read_text().split())
 
     def end(self):
         self.process.send_signal(signal.SIGTERM)

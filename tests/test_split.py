@@ -2,12 +2,14 @@
 import csv
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import tree, typed
 from PIL import Image
 
+from basegun_fastai.base.processes import processes
 from basegun_fastai.data.folders import layout_faults
 
 pytestmark = pytest.mark.slow
@@ -44,6 +46,14 @@ def make_split(photos, out, *options):
 
 
 def sides(rows): return {file: o['split'] for file, o in rows.items()}
+
+
+def test_photos_are_read_by_no_more_processes_than_there_are_cores(photos, tmp_path, monkeypatch):
+    started, plain = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, 'Popen', lambda *a, **k: started.append(a) or plain(*a, **k))
+    make_split(photos, tmp_path/'a')
+    make_split(photos, tmp_path/'b', '--seed', 1)
+    assert len(started) <= processes()
 
 
 def test_every_class_gives_its_share(photos, tmp_path):

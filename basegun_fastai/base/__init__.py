@@ -1,1 +1,1 @@
-"What every other module needs: errors, text, processes, progress, files, records; no torch, and only the standard library for a server."
+"What every other module needs: errors, text, processes, progress, files, records; no torch."

@@ -8,6 +8,7 @@ __all__ = ['MAX_CROP_PAIRS', 'near_duplicate_pairs']
 # %% ../../nbs/data/near_duplicates.ipynb #90e23532
 from math import ceil
 from operator import itemgetter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from .phash import SIDE, ZOOMS, candidates, is_near_duplicate, registered_correl
 from .contents import ASPECT_AND_HUE, phashes
 from .crops import BARS_FIT, PART_FIT, CropRecords, Part, common_part, crop_candidates
 from .crops import part_correlation
-from .reading import Readers
+from .reading import answers
 
 # %% ../../nbs/data/near_duplicates.ipynb #bbf28937
 def _keep_closest(best, keep, skip, queries, among, rows, *kind):
@@ -46,12 +47,13 @@ def _candidates(queries, among, workers, skip):
 class _Pictures:
     "What a task answers about photos, the last thousand of them kept."
 
-    def __init__(self, readers, decode): self.readers, self.decode, self.known = readers, decode, {}
+    def __init__(self, data, task, workers, decode):
+        self.ask, self.decode, self.known = partial(answers, data, task=task, workers=workers), decode, {}
 
     def __call__(self, files):
         if len(self.known) > 1024: self.known.clear()
         missing = sorted({*files} - {*self.known})
-        for file, o in zip(missing, self.readers.answers(missing), strict=True): self.known[file] = self.decode(o)
+        for file, o in zip(missing, self.ask(missing), strict=True): self.known[file] = self.decode(o)
         return [self.known[o] for o in files]
 
 def _thumbnail(answer):
@@ -71,14 +73,13 @@ def _with_fit(rows, fit, is_pair): return zip(rows['query'][is_pair], rows.other
 
 def _whole_pairs(data, queries, among, workers, skip):
     near_duplicates, pairs = [], _candidates(queries, among, workers, skip)
-    with Readers(data, 'thumbnail', workers) as readers:
-        thumbnails = _Pictures(readers, _thumbnail)
-        for part in _batches(pairs):
-            ours, others = (np.stack(thumbnails(o)) for o in (queries.file[part['query']], among.file[part.other]))
-            mirrored = (part.kind == 'mirrored').to_numpy()
-            ours[mirrored] = ours[mirrored, :, ::-1]
-            fit = registered_correlation(ours, others, part.kind.map(ZOOMS).to_numpy())
-            near_duplicates += _with_fit(part, fit, is_near_duplicate(part.bits.to_numpy(), fit))
+    thumbnails = _Pictures(data, 'thumbnail', workers, _thumbnail)
+    for part in _batches(pairs):
+        ours, others = (np.stack(thumbnails(o)) for o in (queries.file[part['query']], among.file[part.other]))
+        mirrored = (part.kind == 'mirrored').to_numpy()
+        ours[mirrored] = ours[mirrored, :, ::-1]
+        fit = registered_correlation(ours, others, part.kind.map(ZOOMS).to_numpy())
+        near_duplicates += _with_fit(part, fit, is_near_duplicate(part.bits.to_numpy(), fit))
     return near_duplicates
 
 # %% ../../nbs/data/near_duplicates.ipynb #d6739924
@@ -105,15 +106,14 @@ def _whole_and_part(ours, others, first, second):
 
 def _crop_pairs(data, queries, among, records, workers, skip):
     near_duplicates, pairs = [], _crop_search(queries, among, records, workers, skip)
-    with Readers(data, 'trim', workers) as readers:
-        pictures = _Pictures(readers, _images)
-        for rows in _batches(pairs):
-            ours, others = pictures(queries.file[rows['query']]), pictures(among.file[rows.other])
-            images = map(_whole_and_part, ours, others, rows['first'], rows.second)
-            wholes, parts = zip(*images, strict=True)
-            which = rows[['first', 'second']].max(axis=1).clip(Part.WHOLE).to_numpy()
-            fit = part_correlation(wholes, parts, which)
-            near_duplicates += _with_fit(rows, fit, fit >= np.where(which == Part.WHOLE, BARS_FIT, PART_FIT))
+    pictures = _Pictures(data, 'trim', workers, _images)
+    for rows in _batches(pairs):
+        ours, others = pictures(queries.file[rows['query']]), pictures(among.file[rows.other])
+        images = map(_whole_and_part, ours, others, rows['first'], rows.second)
+        wholes, parts = zip(*images, strict=True)
+        which = rows[['first', 'second']].max(axis=1).clip(Part.WHOLE).to_numpy()
+        fit = part_correlation(wholes, parts, which)
+        near_duplicates += _with_fit(rows, fit, fit >= np.where(which == Part.WHOLE, BARS_FIT, PART_FIT))
     table = pd.DataFrame(near_duplicates, columns=['query', 'other', 'fit'])
     best = table.groupby(['query', 'other'], sort=False).fit.max()
     return [(*pair, fit) for pair, fit in best.items()]

@@ -21,7 +21,7 @@ from PIL import Image
 from ..base.progress import progress
 from ..base.text import name_some, number_of, printable
 from .folders import Problem
-from .reading import Readers
+from .reading import answers
 
 # %% ../../nbs/data/pages.ipynb #fe6255ee
 def pictures(
@@ -30,9 +30,8 @@ def pictures(
     workers: int|None = None, # Processes; empty means one a core
 ) -> dict[str, str]: # A JPEG of at most 128 pixels a side, in base64, by file
     "Shrink photos for a page."
-    with Readers(data, 'picture', workers) as readers:
-        answers = zip(files, progress(readers.answers(files), len(files), 'shrinking'), strict=True)
-        return {file: o['picture'] for file, o in answers if 'picture' in o}
+    shrunk = progress(answers(data, files, 'picture', workers), len(files), 'shrinking')
+    return {file: o['picture'] for file, o in zip(files, shrunk, strict=True) if 'picture' in o}
 
 # %% ../../nbs/data/pages.ipynb #f33778be
 def sort_by_appearance(

@@ -21,11 +21,12 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
+from ..base.pool import Died, TooSlow
 from ..data.photo import UnreadablePhoto
 from .bodies import AGAIN, Bodies, photos_in
 from .measures import Measures
 from .middleware import Door, Middleware, busy, write_line
-from .processes import MAX_SECONDS, Busy, Died, NoProcess, Processes, TooSlow
+from .processes import MAX_SECONDS, Busy, NoProcess, Processes
 
 # %% ../../nbs/serving/application.ipynb #5b2a79c0
 MAX_PHOTOS = 32  # of a batch

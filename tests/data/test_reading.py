@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from basegun_fastai.data.reading import Readers, answer, answers
+from basegun_fastai.base.pool import Process
+from basegun_fastai.data.reading import POOL, answer, answers
 
 CRASHES = '''
 import os, signal, time
@@ -63,7 +64,6 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_photo_each(photos):
 @pytest.mark.slow
 @pytest.mark.usefixtures('crashing')
 def test_check_reports_a_photo_that_crashes_the_decoder_and_goes_on(photos, tmp_path):
-    import json
     for split in ('train', 'val'):
         for label in ('a', 'b'): (tmp_path/'data'/split/label).mkdir(parents=True)
     for i, o in enumerate(sorted(photos.iterdir())):
@@ -84,11 +84,17 @@ def test_a_photo_that_takes_too_much_memory_is_an_error(photos, monkeypatch):
     monkeypatch.setitem(TASKS, 'examine', greedy)
     with pytest.raises(MemoryError): answer(photos/'00.png')
     Image.new('L', (7900, 7900)).save(photos/'99.png')
-    code = 'import basegun_fastai.data.reading as r; r.MAX_MEMORY = 2**26; r.run_worker()'
-    result = subprocess.run([sys.executable, '-c', code, photos, 'examine', '60'], input='"99.png"\n"00.png"\n',
-                          capture_output=True, text=True, timeout=60)
-    large, small = result.stdout.splitlines()[1:]
-    assert 'more memory than there is' in large and '"width": 60' in small
+    large, small = asked('r.MAX_MEMORY = 2**26', photos, ['99.png', '00.png'])
+    assert 'more memory than there is' in large['reason'] and small['width'] == 60
+
+
+def asked(change, folder, names):
+    "Answers of a process in which something is changed first."
+    process = Process(f'import basegun_fastai.data.reading as r; {change}; r.run_worker()')
+    process.start()
+    question = dict(folder=str(folder), task='examine', names=names)
+    try: return [o for o, _ in process.ask(question, n=len(names))]
+    finally: process.end()
 
 
 def test_a_page_of_words_is_known_with_a_twelfth_of_the_memory(tmp_path):
@@ -97,10 +103,8 @@ def test_a_page_of_words_is_known_with_a_twelfth_of_the_memory(tmp_path):
     for y, words in ((30, 'THIS PICTURE'), (50, 'IS NO LONGER HERE')):
         ImageDraw.Draw(page).text((20, y), words, fill='black')
     page.save(tmp_path/'page.png')
-    code = 'import basegun_fastai.data.reading as r; r.MAX_MEMORY //= 12; r.run_worker()'
-    result = subprocess.run([sys.executable, '-c', code, tmp_path, 'examine', '60'], input='"page.png"\n',
-                            capture_output=True, text=True, timeout=60)
-    assert json.loads(result.stdout.splitlines()[1])['blank'] == 'a few words on an empty page'
+    [answer] = asked('r.MAX_MEMORY //= 12', tmp_path, ['page.png'])
+    assert answer['blank'] == 'a few words on an empty page'
 
 
 def test_files_that_are_no_photos_are_answered_at_once(photos):
@@ -131,13 +135,20 @@ def children(process=None):
             for o in file.read_text().split()}
 
 
-def test_no_process_outlives_its_use(photos):
+def test_processes_stay_for_the_next_use_and_those_at_work_do_not_outlive_theirs(photos):
+    POOL.end()
     before = children()
     list(answers(photos, names(photos), workers=2))
+    stay = children() - before
+    list(answers(photos, names(photos), 'picture', workers=2))
+    assert children() - before == stay and len(stay) == 2
     actual = answers(photos, names(photos), workers=2)
     next(actual)
     actual.close()
-    with pytest.raises(ZeroDivisionError), Readers(photos) as readers: next(readers.answers(names(photos)))['width'] / 0
+    assert children() <= before
+    with pytest.raises(ZeroDivisionError):
+        for o in answers(photos, names(photos)): o['width'] / 0
+    POOL.end()
     assert children() <= before
 
 
