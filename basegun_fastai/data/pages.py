@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from .contents import progress
@@ -45,105 +44,24 @@ def sort_by_appearance(
     tiny = [np.asarray(Image.open(BytesIO(b64decode(images[o]))).resize((8, 8))).ravel() for o in files]
     return [files[i] for i in leaves_list(linkage(np.stack(tiny).astype(np.float32), 'average', optimal_ordering=True))]
 
-# %% ../../nbs/data/pages.ipynb #1f2c7255
-_STYLE = """
-:root { color-scheme: light dark; --soft: #8884; --train: #3b76af; --val: #e08a2e; --error: #c62f2f; --warning: #b87a00 }
-body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; overflow-wrap: anywhere }
-h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-top: 1px solid var(--soft); padding-top: .8rem }
-h3 { font-size: 1rem; margin-bottom: .3rem }
-.totals { display: flex; flex-wrap: wrap; gap: .5rem } .totals div { border: 1px solid var(--soft); border-radius: .4rem; padding: .4rem .9rem }
-.totals b { font-size: 1.4rem; display: block } .error { color: var(--error) } .warning { color: var(--warning) }
-.class { display: grid; grid-template-columns: minmax(8rem, 26rem) 1fr; gap: .1rem .8rem; align-items: center; margin: .5rem 0 }
-.bar { display: flex; align-items: center; gap: .4rem; font-size: .85rem } .bar i { height: .8rem; border-radius: 2px; min-width: 1px }
-.train { background: var(--train) } .val { background: var(--val) } .key i { display: inline-block; width: .8rem; height: .8rem }
-.pair { border: 1px solid var(--soft); border-radius: .4rem; padding: .6rem; margin: .6rem 0; font-size: .85rem }
-.pair div, .sheet { display: flex; flex-wrap: wrap; gap: .5rem } figure { margin: 0; width: 8rem; font-size: .7rem }
-.pair figure { width: 10rem } figure img { width: 100%; height: 8rem; object-fit: contain; background: #8882; display: block }
-.sheet figure { width: 6.5rem } .sheet img { height: 6.5rem } figcaption { max-height: 3.2em; overflow: hidden; overflow-wrap: anywhere } .pair figcaption { max-height: 4.8em }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 0 .6rem }
-td:first-child { white-space: nowrap } td { vertical-align: top; padding: .15rem 1rem .15rem 0; border-bottom: 1px solid var(--soft) } table { border-collapse: collapse }
-.scroll { overflow-x: auto } .numbers td, .numbers th { text-align: right; white-space: nowrap } .numbers td:first-child, .numbers th:first-child { text-align: left }
-th { vertical-align: bottom; font-weight: 600; padding: .15rem 1rem .15rem 0 } small { font-size: .8rem; opacity: .8 } .totals small { white-space: nowrap }
-.matrix td { text-align: center; white-space: nowrap; min-width: 1.8rem; padding: .15rem;
-  background: color-mix(in srgb, var(--train) calc(var(--share, 0%) * .8), transparent) }
-.matrix a { color: inherit; font-weight: 600 }
-.matrix th { padding: .15rem .4rem; text-align: right; white-space: nowrap; font-weight: 400; font-size: .85rem } th[scope=col] { text-align: left }
-th[scope=col] span { font-weight: 400; font-size: .85rem; line-height: 1; writing-mode: vertical-rl; transform: rotate(180deg);
-  max-height: 17rem; overflow: hidden; text-overflow: ellipsis }
-.chart svg { width: 100%; min-width: 36rem; height: auto } .chart text { fill: currentColor } .chart [style*="stroke: #000000"] { stroke: currentColor !important }
-.chart [style*="fill: #ffffff"] { fill: Canvas !important }
-@media (max-width: 40rem) { .matrix th[scope=row], .numbers td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem }
-  th[scope=col] span { max-height: 9rem } .class { grid-template-columns: 1fr } .pair figure { width: 44% } .sheet figure { width: 5.2rem }
-  .sheet img { height: 5.2rem } .messages td { display: block; padding: .1rem 0; border: 0 } .messages tr { display: block; border-bottom: 1px solid var(--soft) } }
-@page { size: A4; margin: 14mm }
-@media print { :root { color-scheme: light; print-color-adjust: exact } body { font-size: 11px; max-width: none; padding: 0 } h2, h3 { break-after: avoid } .pair, figure, tr, .class, svg { break-inside: avoid }
-  .scroll { overflow: visible } .chart svg { min-width: 0 } .pair figure { width: 7.4rem } .pair figure img { height: 6rem }
-  .pairs { grid-template-columns: 1fr 1fr } .numbers td, .numbers th, .matrix th, .matrix td { font-size: 8px; padding: 1px 3px } }
-"""
-
 # %% ../../nbs/data/pages.ipynb #c954caaf
-_BASE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ name }}: {{ kind }}</title><style>{{ style }}</style></head><body>
-{% block body %}{% endblock %}
-</body></html>
-"""
-
-_MACROS = """{% macro photo(file, name=file) %}<figure>{% if file in shown %}<img alt="{{ file|printable }}" src="data:image/jpeg;base64,{{ shown[file] }}">{% endif %}
-<figcaption title="{{ file|printable }}">{{ name|printable }}</figcaption></figure>{% endmacro %}
-{% macro bars(label, counts, most) %}<div class="class"><span>{{ label|printable }}</span><div>{% for split in ('train', 'val') %}
-<div class="bar"><i class="{{ split }}" style="width: {{ 80 * counts[split].get(label, 0) / most }}%"></i>
-<span data-split="{{ split }}" data-class="{{ label }}">{{ counts[split].get(label, 0) }}</span></div>{% endfor %}</div></div>{% endmacro %}
-{% macro some_of(n, n_classes, which) %}{% if n < n_classes %}<p>These are the {{ n }} of {{ n_classes }} classes
-{{- ' ' }}{{ which }}</p>{% endif %}{% endmacro %}
-"""
+_ENVIRONMENT = Environment(loader=PackageLoader('basegun_fastai'), autoescape=True, trim_blocks=True,
+                           undefined=StrictUndefined)
+_ENVIRONMENT.filters |= dict(printable=printable, name_some=name_some, number_of=number_of, share='{:.3f}'.format)
 
 def render(
-    template: str, # The name of one of the templates
-    templates: dict[str, str], # Jinja templates by name; they may extend 'page' and import 'macros'
+    template: str, # The name of a file in `templates/`
     shown: dict[str, str], # What `pictures` returned
-    **values # What the templates name; `name` and `kind` are the page's title
+    **values # What the template names; `name` and `kind` are a page's title
 ) -> str: # HTML
-    "Write a page; whatever a file or a class is called is escaped."
-    loader = DictLoader(dict(page=_BASE, macros=_MACROS) | templates)
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=StrictUndefined)
-    environment.filters |= dict(printable=printable, name_some=name_some, number_of=number_of,
-                                share='{:.3f}'.format)
-    return environment.get_template(template).render(style=Markup(_STYLE), shown=shown, **values)
+    "Write a page, or a part of one; whatever a file or a class is called is escaped."
+    return _ENVIRONMENT.get_template(template).render(shown=shown, **values)
 
 # %% ../../nbs/data/pages.ipynb #db1d06c0
 MAX_PAIRS, MAX_SHEET, MAX_ROWS, MAX_CLASSES = 60, 200, 500, 100
 MAX_PHOTOS = 2400  # of all classes: 20 MB
 _SHOWN = ('leak', 'conflict', 'near-duplicate', 'blank', 'repeated')  # kinds of which a person judges by the photos
 
-_CHECK = """{% extends 'page' %}{% from 'macros' import bars, photo, some_of with context %}{% block body %}
-<h1>{{ name }}</h1>
-<div class="totals">{% for key in ('photos', 'ok', 'warned', 'refused') %}<div><b id="{{ key }}">{{ summary[key] }}</b>
-{{ 'files' if key == 'photos' else key }}</div>{% endfor %}</div>
-<h2>What is wrong</h2>
-{% if not kinds %}<p>Nothing was found.</p>{% endif %}
-<table id="kinds">{% for (level, kind), n in kinds %}<tr><td class="{{ level }}">{{ level }}</td><td>{{ kind }}</td>
-<td data-level="{{ level }}" data-kind="{{ kind }}">{{ n }}</td></tr>{% endfor %}</table>
-<h2>Photos of each class</h2>
-<p class="key"><i class="train"></i> train <i class="val"></i> val</p>
-{% for label in smallest %}{{ bars(label, counts, most) }}
-{% endfor %}{{ some_of(smallest|length, n_classes, 'with the fewest photos: --json counts them all.') }}
-
-{% for kind, part in pairs %}<h2>{{ titles[kind] }}</h2>
-{% for o in part[:most_pairs] %}<div class="pair" data-pair="{{ kind }}"><div>{% for file in o.files[:6] %}{{ photo(file) }}{% endfor %}</div>
-{{ o.message|printable }}</div>{% endfor %}
-{% if part[most_pairs:] %}<p>and {{ part[most_pairs:]|length }} more: --json names them all</p>{% endif %}{% endfor %}
-{% for level, part in rest %}<h2 class="{{ level }}">{{ 'Other warnings' if level == 'warning' else 'Refused' }}</h2><table class="messages">
-{% for o in part[:most_rows] %}<tr><td>{{ o.kind }}</td><td>{{ o.message|printable }}
-{%- if o.files[1:] or o.kind == 'odd-file' %}<br>{{ o.files[:20]|join(', ')|printable }}{% if o.files[20:] %} and {{ o.files[20:]|length }} more{% endif %}{% endif %}</td></tr>{% endfor %}</table>
-{% if part[most_rows:] %}<p>and {{ part[most_rows:]|length }} more: --json names them all</p>{% endif %}{% endfor %}
-<h2>What is in val/</h2><p>Alike photos lie together.{% if sheets|length < n_classes %} There are photos of
-{{ sheets|length }} of {{ n_classes }} classes here.{% endif %}</p>
-{% for label, files, n in sheets %}<h3>{{ label }}</h3>
-<p>{{ n|number_of }}{% if n > files|length %}, {{ files|length }} of them shown{% endif %}</p>
-<div class="sheet" data-sheet="{{ label }}">{% for file in files %}{{ photo(file, file.rsplit('/', 1)[1]) }}{% endfor %}</div>{% endfor %}
-{% endblock %}
-"""
 _TITLES = {'leak': 'The same photo in train/ and val/', 'conflict': 'The same photo under two labels',
            'near-duplicate': 'Nearly the same in train/ and val/', 'blank': 'Next to nothing to see',
            'repeated': 'One picture many times in a class'}
@@ -181,7 +99,7 @@ def check_page(
             for level in ('error', 'warning')]
     counts = summary['counts']
     return render(
-        'check', dict(check=_CHECK), images, name=Path(data).resolve().name, kind='check', summary=summary,
+        'check.html', images, name=Path(data).resolve().name, kind='check', summary=summary,
         counts=counts, titles=_TITLES, kinds=list(Counter((o.level, o.kind) for o in problems).items()),
         smallest=smallest_classes(counts), n_classes=len({*counts['train'], *counts['val']}),
         most=max([1, *counts['train'].values(), *counts['val'].values()]), pairs=[o for o in pairs if o[1]],

@@ -22,7 +22,7 @@ from ..run import Config, Run
 from .comparison import Comparison, intervals
 from .confidence import level_promises, plot_confidence
 from .familiarity import read_bank
-from .familiarity_page import TEMPLATE, familiarity_text, plot_similarities
+from .familiarity_page import familiarity_text, plot_similarities
 from .inspection import MAX_SHOWN, Inspection
 from .predictions import Predictions, confusion_matrix
 from .worst import MAX_COLUMNS, MAX_DRAWN, most_changed, shrink_matrix, worst_classes
@@ -57,26 +57,6 @@ def svg(
     return Markup(out.getvalue()[out.getvalue().index('<svg'):])
 
 # %% ../../nbs/trust/run_page.ipynb #c20816b6
-_SUMMARY = """{% from 'macros' import photo, some_of with context %}
-<p>{{ sentence }}</p>
-<div class="totals">{% for key, o in totals.items() %}<div><b id="{{ key }}" data-value="{{ o.value }}">{{ o.value|share }}</b>
-{{ o.title }}<br><small>{{ o.interval[0]|share }} to {{ o.interval[1]|share }}</small></div>{% endfor %}
-<div><b id="n" data-value="{{ n }}">{{ n }}</b> val photos</div></div>
-<p>In 19 of 20 cases, the share among many photos of the same kind lies between the two small numbers.</p>
-{% if absent %}<p class="warning">No photo in val/ is of {{ absent|name_some(40)|printable }}: nothing is known of
-{{ 'it' if absent|length == 1 else 'them' }}, and the means leave {{ 'it' if absent|length == 1 else 'them' }} out.</p>{% endif %}
-{% if comparison %}<h2 id="against">Against {{ before }}</h2>
-<p>{{ verdict }}</p>
-<div class="scroll"><table class="numbers"><tr><th>class</th><th>recall before</th><th>now</th><th>only now right</th><th>only before right</th><th>photos</th></tr>
-{% for o in compared_classes.itertuples() %}<tr data-against="{{ o.Index }}"><td>{{ o.Index|printable }}</td>
-<td>{{ o.before|share }}</td><td>{{ o.after|share }}</td>
-<td>{{ o.fixed }}</td><td>{{ o.broken }}</td><td>{{ o.support }}</td></tr>{% endfor %}</table></div>
-{{ some_of(compared_classes|length, comparison.classes|length, 'in which most photos changed.') }}
-{% for title, files, count in differences %}{% if files %}<h3>{{ title }}: {{ count }}</h3>
-<div class="sheet">{% for file in files %}{{ photo(file) }}{% endfor %}</div>
-{% if count > files|length %}<p>and {{ count - files|length }} more</p>{% endif %}{% endif %}{% endfor %}{% endif %}
-"""
-
 _TITLES = dict(accuracy='accuracy', precision='macro precision', recall='macro recall')
 
 def _summary(config, preds, numbers):
@@ -100,33 +80,7 @@ def _against(before, comparison, preds):
     shown = comparison.classes.loc[most_changed(comparison.classes.fixed + comparison.classes.broken)]
     return dict(comparison=comparison, compared_classes=shown, before=before, verdict=verdict, differences=differences)
 
-# %% ../../nbs/trust/run_page.ipynb #5efd3bd6
-_CLASSES = """{% from 'macros' import some_of %}<h2>What was taken for what</h2>
-<p>A row is a true class, a column what it was taken for. A count leads to its photos.</p>
-<div class="scroll"><table class="matrix" id="confusion"><tr><th></th>{% for label in labels %}<th scope="col" title="{{ label|printable }}"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
-{% for label in labels %}{% set i = loop.index0 %}<tr><th scope="row">{{ label|printable }}</th>
-{%- for count in matrix[i] %}{% set pair = (index[i], index[loop.index0]) %}
-<td{% if count %} style="--share: {{ (100 * count / matrix[i].sum())|round|int }}%"{% endif %}>
-{%- if pair in linked %}<a href="#pair-{{ pair|join('-') }}">{{ count }}</a>{% elif count %}{{ count }}{% endif %}</td>
-{%- endfor %}</tr>{% endfor %}</table></div>
-{{ some_of(n_shown, n_classes, 'that are confused most: confusion-matrix.csv has all.') }}
-<h2>Class by class</h2>
-{{ some_of(per_class|length, n_classes, 'with the lowest F1: metrics.json has all.') }}
-<div class="scroll"><table class="numbers" id="classes"><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>val photos</th><th>train photos</th></tr>
-{% for label, o in per_class.items() %}<tr data-class="{{ label }}"><td>{{ label|printable }}</td>
-{% for key in ('precision', 'recall', 'f1') %}<td data-{{ key }}="{{ o[key] }}">{{ o[key]|share }}</td>{% endfor %}
-<td>{{ o.support }}</td><td>{{ train_counts.get(label, 0) }}</td></tr>{% endfor %}</table></div>
-"""
-
 # %% ../../nbs/trust/run_page.ipynb #a445cb08
-_PAIRS = """{% from 'macros' import photo with context %}
-{% if pairs %}<h2>Photos of each confused pair</h2>{% endif %}
-{% for o in pairs %}<h3 id="pair-{{ o.i }}-{{ o.j }}">{{ o.title|printable }}</h3>
-<div class="sheet">{% for file, caption in o.photos %}{{ photo(file, caption) }}{% endfor %}</div>
-{% if o.more %}<p>and {{ o.more }} more: predictions-val.csv names them all</p>{% endif %}{% endfor %}
-{% if more_pairs %}<p>and {{ more_pairs }} more pairs: confusion-matrix.csv has all</p>{% endif %}
-"""
-
 MAX_PHOTOS, MAX_OF_PAIR = 320, 12  # of confused pairs, in a page of 5 MB
 
 def _matrix(preds, pairs):
@@ -150,37 +104,7 @@ def _pairs(preds):
         rows.append(dict(i=int(i), j=int(j), title=title, photos=photos, more=len(at) - len(shown)))
     return rows, len(pairs) - len(rows)
 
-# %% ../../nbs/trust/run_page.ipynb #9ad694b0
-_CONFIDENCE = """<h2>How far its confidence can be trusted</h2>
-<p>The temperature is {{ '%.3f'|format(calibration.temperature) }}. Confidences are off by {{ calibration.after.ece|share }} on average (calibration error; {{ calibration.before.ece|share }} before).</p>
-<ul>{% for line in promises %}<li>{{ line }}</li>{% endfor %}</ul>
-<div class="scroll"><table class="numbers"><tr><th>level</th><th>photos</th><th>share of all</th><th>right</th><th>95 % interval</th></tr>
-{% for name, o in levels.bands.items() %}<tr data-level="{{ name }}"><td>{{ name }}</td><td>{{ o.n }}</td><td>{{ o.share|share }}</td>
-<td>{% if o.n %}{{ o.right|share }}{% endif %}</td><td>{% if o.n %}{{ o.interval[0]|share }} to {{ o.interval[1]|share }}{% endif %}</td></tr>{% endfor %}</table></div>
-<div class="scroll chart">{{ confidence_chart }}</div>
-"""
-
 # %% ../../nbs/trust/run_page.ipynb #f98f7675
-_MISTAKES = """{% from 'macros' import photo with context %}
-{% macro case(o) %}<div class="pair" data-file="{{ o.file|printable }}"><div>{{ photo(o.file, 'val: ' ~ o.label) }}
-{% if o.overlay %}<figure><img alt="evidence" src="data:image/jpeg;base64,{{ o.overlay }}"><figcaption>warm: for {{ o.answer|printable }}; cool: for {{ o.label|printable }}</figcaption></figure>{% endif %}
-{% for file, label, cosine in o.resembled %}{{ photo(file, '%.2f'|format(cosine) ~ ' train: ' ~ label) }}{% endfor %}</div>
-{{ o.message|printable }}</div>{% endmacro %}
-<h2>The worst mistakes</h2>
-{% if not worst %}<p>No val photo is answered wrongly.</p>{% else %}
-<p>The wrong answers with the highest confidence. {{ explanation }}</p>{% endif %}
-{% for o in worst %}{{ case(o) }}{% endfor %}
-<h2>Labels to look at</h2>
-{% if not suspects %}<p>No label is suspicious.</p>{% else %}
-<p>The network, and what it does with each class, speak against these labels. If one is wrong, mend it and train again.</p>{% endif %}
-{% for o in suspects %}{{ case(o) }}{% endfor %}
-<h2>Closest pairs across train/ and val/</h2>
-{% if not closest %}<p>The train photos of this run are not there any more, so photos were not compared.</p>{% else %}
-<p>{{ compared }} Two photos of the same gun here are a leak that no hash finds: the numbers above are then too good.</p>{% endif %}
-<div class="pairs">{% for o in closest %}<div class="pair" data-pair="closest"><div>{{ photo(o.file, 'val: ' ~ o.label) }}{{ photo(o.train_file, 'train: ' ~ o.train_label) }}</div>
-{{ '%.3f'|format(o.cosine) }}: {{ o.file|printable }}, {{ o.train_file|printable }}</div>{% endfor %}</div>
-"""
-
 def _label(file): return file.split('/')[-2]  # its folder
 
 def _jpeg(image):
@@ -221,15 +145,6 @@ def _familiarity(run, numbers):
     return dict(familiarity_text=familiarity_text(numbers), similarity_chart=chart)
 
 # %% ../../nbs/trust/run_page.ipynb #0934a801
-_STEADINESS = """{% from 'macros' import some_of %}<h2 id="steadiness">How steady its answers are</h2>
-<p>{{ n_varied }} val photos were asked again. A number is the share of answers that became others. Mirrored photos are expected to change for classes that have a side; turned ones are not.</p>
-<div class="scroll"><table class="numbers"><tr><th>the photo</th><th>changed</th><th>confidence</th>{% for label in varied_classes %}<th scope="col" title="{{ label|printable }}"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
-{% for variation, changed, confidence, shares in varied_rows %}<tr data-variation="{{ variation }}"><td>{{ variation }}</td><td data-changed="{{ changed }}">{{ changed|share }}</td><td>{{ confidence|share }}</td>
-{% for o in shares %}<td{% if o >= 0.2 %} class="warning"{% endif %}>{{ o|share }}</td>{% endfor %}</tr>{% endfor %}</table></div>
-<p>The confidence is the mean probability of the answer that was given to the photo as it is.</p>
-{{ some_of(varied_classes|length, n_varied_classes, 'whose answers change most.') }}
-"""
-
 def _varied(table):
     "The table of steadiness, with the classes whose answers change most where there are too many."
     shares = table.iloc[:, 2:]  # by position: a class may have the name of a column before
@@ -249,15 +164,6 @@ def augmentation_text(
             'its right.')
 
 # %% ../../nbs/trust/run_page.ipynb #2a85afa6
-_ORIGIN = """{% from 'macros' import bars, some_of with context %}
-<h2>What it was trained on</h2>
-<p class="key"><i class="train"></i> train <i class="val"></i> val</p>
-{% for label in smallest %}{{ bars(label, counts, most) }}{% endfor %}
-{{ some_of(smallest|length, n_classes, 'with the fewest photos: config.json has all.') }}
-<p>{{ augmentation }}</p>
-<table class="messages">{% for key, value in facts.items() %}<tr><td>{{ key }}</td><td>{{ value|string|printable }}</td></tr>{% endfor %}</table>
-"""
-
 def _duration(seconds):
     minutes, hours = round(seconds / 60), int(seconds // 3600)
     return (f'{seconds:.0f} s' if seconds < 120 else f'{minutes} min' if minutes < 120 else
@@ -275,14 +181,6 @@ def _origin(config, history):
     return dict(facts=facts | options | versions, augmentation=augmentation_text(config))
 
 # %% ../../nbs/trust/run_page.ipynb #d327a7cf
-_PAGE = """{% extends 'page' %}{% block body %}<h1>{{ name|printable }}</h1>
-{% include 'summary' %}<h2>Curves</h2><div class="scroll chart">{{ curves }}</div>
-{% include 'classes' %}{% include 'confidence' %}{% include 'familiarity' %}{% include 'mistakes' %}
-{% include 'steadiness' %}{% include 'pairs' %}{% include 'origin' %}{% endblock %}
-"""
-_TEMPLATES = dict(run=_PAGE, summary=_SUMMARY, classes=_CLASSES, pairs=_PAIRS, confidence=_CONFIDENCE,
-                  familiarity=TEMPLATE, mistakes=_MISTAKES, steadiness=_STEADINESS, origin=_ORIGIN)
-
 def run_page(
     run: Run, # A run with all its tables
     data: Path, # The folder that all files are relative to
@@ -297,7 +195,7 @@ def run_page(
     for o in [*values['worst'], *values['suspects'], *values['strange']]:
         files |= {o['file'], *(file for file, _, _ in o['resembled'])}
     for o in values['closest']: files |= {o['file'], o['train_file']}
-    return render('run', _TEMPLATES, pictures(data, sorted(files)), kind='report', **values)
+    return render('run.html', pictures(data, sorted(files)), kind='report', **values)
 
 def _values(run, preds, inspection, before, comparison):
     config, history, numbers = run.config, pd.read_csv(run.history), json.loads(run.metrics.read_bytes())
