@@ -28,7 +28,7 @@ from .predictions import Predictions, confusion_matrix
 from .worst import MAX_COLUMNS, MAX_DRAWN, most_changed, shrink_matrix, worst_classes
 
 # %% auto #0
-__all__ = ['MAX_PHOTOS', 'MAX_OF_PAIR', 'plot_history', 'svg', 'augmentation_text', 'run_page']
+__all__ = ['MAX_CONFUSED', 'MAX_OF_PAIR', 'plot_history', 'svg', 'augmentation_text', 'run_page']
 
 # %% ../../nbs/trust/run_page.ipynb #d2870f34
 def plot_history(
@@ -57,11 +57,11 @@ def svg(
     return Markup(out.getvalue()[out.getvalue().index('<svg'):])
 
 # %% ../../nbs/trust/run_page.ipynb #c20816b6
-_TITLES = dict(accuracy='accuracy', precision='macro precision', recall='macro recall')
+_MEASURES = dict(accuracy='accuracy', precision='macro precision', recall='macro recall')
 
 def _summary(config, preds, numbers):
     bounds, arch = intervals(preds), config.architecture
-    totals = {k: dict(value=numbers[k], title=title, interval=bounds[k]) for k, title in _TITLES.items()}
+    totals = {k: dict(value=numbers[k], title=title, interval=bounds[k]) for k, title in _MEASURES.items()}
     sentence = (f"{arch['timm_name']} at {arch['size']} pixels, trained on "
                 f"{number_of(sum(config.dataset.counts['train'].values()))} of {len(config.classes)} classes. Of "
                 f"{number_of(numbers['n'], 'val photo')}, {int(preds.right.sum())} are answered rightly.")
@@ -69,7 +69,7 @@ def _summary(config, preds, numbers):
 
 # %% ../../nbs/trust/run_page.ipynb #55b8fa3f
 def _against(before, comparison, preds):
-    if comparison is None: return dict(comparison=None)
+    if comparison is None: return None
     fixed, broken = len(comparison.fixed), len(comparison.broken)
     certain = ('So uneven a difference is hardly chance' if comparison.p_value < .05 else
                'That may well be chance: these photos cannot tell which run is better')
@@ -78,25 +78,26 @@ def _against(before, comparison, preds):
     differences = [(title, [preds.files[i] for i in at[:MAX_SHOWN]], len(at)) for title, at in (
         ('Right now, wrong before', comparison.fixed), ('Wrong now, right before', comparison.broken))]
     shown = comparison.classes.loc[most_changed(comparison.classes.fixed + comparison.classes.broken)]
-    return dict(comparison=comparison, compared_classes=shown, before=before, verdict=verdict, differences=differences)
+    return dict(name=before.path.resolve().name, classes=shown, n_classes=len(comparison.classes), verdict=verdict,
+                differences=differences)
 
 # %% ../../nbs/trust/run_page.ipynb #a445cb08
-MAX_PHOTOS, MAX_OF_PAIR = 320, 12  # of confused pairs, in a page of 5 MB
+MAX_CONFUSED, MAX_OF_PAIR = 320, 12  # of confused pairs, in a page of 5 MB
 
 def _matrix(preds, pairs):
     "The confusion matrix of the page, and the index of each of its classes; -1 stands for all others."
     counts = confusion_matrix(preds)
     part = shrink_matrix(counts)
-    return dict(labels=[*part.index], matrix=part.to_numpy(), index=counts.index.get_indexer(part.index).tolist(),
-                linked={(o['i'], o['j']) for o in pairs}, n_classes=len(counts), n_shown=min(len(counts), MAX_DRAWN))
+    return dict(labels=[*part.index], counts=part.to_numpy(), index=counts.index.get_indexer(part.index).tolist(),
+                linked={(o['i'], o['j']) for o in pairs}, n_shown=min(len(counts), MAX_DRAWN))
 
 def _pairs(preds):
     "Confused pairs, most photos first, and the photos to show of each."
     wrong, pairs = np.flatnonzero(~preds.right), {}
     for i in wrong[np.argsort(-preds.confidences[wrong], kind='stable')]:
         pairs.setdefault((preds.labels[i], preds.predicted[i]), []).append(i)
-    most, rows, left = max(1, min(MAX_OF_PAIR, MAX_PHOTOS // max(1, len(pairs)))), [], MAX_PHOTOS
-    for (i, j), at in sorted(pairs.items(), key=lambda o: (-len(o[1]), o[0]))[:MAX_PHOTOS]:
+    most, rows, left = max(1, min(MAX_OF_PAIR, MAX_CONFUSED // max(1, len(pairs)))), [], MAX_CONFUSED
+    for (i, j), at in sorted(pairs.items(), key=lambda o: (-len(o[1]), o[0]))[:MAX_CONFUSED]:
         shown = at[:min(most, left)]
         left -= len(shown)
         photos = [(preds.files[k], f"{preds.confidences[k]:.2f} {preds.files[k].rsplit('/', 1)[-1]}") for k in shown]
@@ -142,16 +143,15 @@ def _mistakes(preds, inspection):
 def _familiarity(run, numbers):
     bank = read_bank(run) if numbers.get('familiarity') else None
     chart = None if bank is None else svg(plot_similarities(bank, numbers['levels']['unfamiliar_rate']))
-    return dict(familiarity_text=familiarity_text(numbers), similarity_chart=chart)
+    return dict(text=familiarity_text(numbers), chart=chart)
 
 # %% ../../nbs/trust/run_page.ipynb #0934a801
-def _varied(table):
-    "The table of steadiness, with the classes whose answers change most where there are too many."
+def _steadiness(table, n):
+    "The table of steadiness, with the classes whose answers change most if there are too many."
     shares = table.iloc[:, 2:]  # by position: a class may have the name of a column before
     shown = most_changed(pd.Series(shares.sum().to_numpy()), MAX_COLUMNS)
     rows = table.iloc[:, [0, 1, *(o + 2 for o in shown)]].itertuples(name=None)
-    return dict(varied_classes=[*shares.columns[shown]], n_varied_classes=shares.shape[1],
-                varied_rows=[(*row[:3], row[3:]) for row in rows])
+    return dict(n=n, classes=[*shares.columns[shown]], rows=[(*row[:3], row[3:]) for row in rows])
 
 def augmentation_text(
     config: Config, # Of the run
@@ -169,7 +169,7 @@ def _duration(seconds):
     return (f'{seconds:.0f} s' if seconds < 120 else f'{minutes} min' if minutes < 120 else
             f'{hours} h {minutes % 60} min')
 
-def _origin(config, history):
+def _facts(config, history):
     resolved = config.resolved
     kept = f"epoch {config.best['epoch']} of {len(history)} ({config.best['stage']})" if config.best else ''
     facts = {'started': config.started, 'time of all epochs': _duration(history.seconds.sum()),
@@ -178,7 +178,7 @@ def _origin(config, history):
              'left aside': name_some(config.skipped, 40), 'command': ' '.join(config.command)}
     options = {'--' + key.replace('_', '-'): value for key, value in config.options.items()}
     versions = {'version of ' + key: value for key, value in config.versions.items()}
-    return dict(facts=facts | options | versions, augmentation=augmentation_text(config))
+    return facts | options | versions
 
 # %% ../../nbs/trust/run_page.ipynb #d327a7cf
 def run_page(
@@ -190,25 +190,25 @@ def run_page(
 ) -> str: # HTML, with everything in it
     "Write a run as a page to look at."
     values = _values(run, preds, inspection, *(against or (None, None)))
-    files = {file for o in values['pairs'] for file, _ in o['photos']} | {
-        file for _, part, _ in values.get('differences', ()) for file in part}
-    for o in [*values['worst'], *values['suspects'], *values['strange']]:
-        files |= {o['file'], *(file for file, _, _ in o['resembled'])}
-    for o in values['closest']: files |= {o['file'], o['train_file']}
-    return render('run.html', pictures(data, sorted(files)), kind='report', **values)
+    mistakes, differences = values['mistakes'], values['against']['differences'] if against else []
+    cases = [*mistakes['worst'], *mistakes['suspects'], *mistakes['strange']]
+    files = [file for o in values['pairs'] for file, _ in o['photos']]
+    files += [file for _, part, _ in differences for file in part]
+    files += [file for o in cases for file in (o['file'], *(file for file, _, _ in o['resembled']))]
+    files += [file for o in mistakes['closest'] for file in (o['file'], o['train_file'])]
+    return render('run.html', pictures(data, sorted({*files})), kind='report', **values)
 
 def _values(run, preds, inspection, before, comparison):
+    "What the templates name: a section of the page each, and the numbers that several of them show."
     config, history, numbers = run.config, pd.read_csv(run.history), json.loads(run.metrics.read_bytes())
     counts, (pairs, more_pairs) = config.dataset.counts, _pairs(preds)
     return dict(
-        name=run.path.resolve().name, per_class=worst_classes(numbers['per_class']), train_counts=counts['train'],
-        counts=counts, pairs=pairs, more_pairs=more_pairs, smallest=smallest_classes(counts),
-        **_matrix(preds, pairs),
-        most=max(max(o.values()) for o in counts.values()), calibration=numbers['calibration'],
-        levels=numbers['levels'], promises=level_promises(numbers['levels']),
-        confidence_chart=svg(plot_confidence(preds, numbers)),
-        curves=svg(plot_history(history, (config.best or {}).get('epoch'))), n_varied=inspection.n_varied,
-        **_varied(inspection.steadiness),
-        **_summary(config, preds, numbers), **_familiarity(run, numbers), **_mistakes(preds, inspection),
-        **_origin(config, history),
-        **_against(before and before.path.resolve().name, comparison, preds))
+        name=run.path.resolve().name, n_classes=len(preds.classes), counts=counts,
+        most=max(max(o.values()) for o in counts.values()), smallest=smallest_classes(counts),
+        summary=_summary(config, preds, numbers), against=_against(before, comparison, preds),
+        curves=svg(plot_history(history, (config.best or {}).get('epoch'))),
+        matrix=_matrix(preds, pairs), pairs=pairs, more_pairs=more_pairs, per_class=worst_classes(numbers['per_class']),
+        calibration=numbers['calibration'], levels=numbers['levels'], promises=level_promises(numbers['levels']),
+        confidence_chart=svg(plot_confidence(preds, numbers)), familiarity=_familiarity(run, numbers),
+        mistakes=_mistakes(preds, inspection), steadiness=_steadiness(inspection.steadiness, inspection.n_varied),
+        facts=_facts(config, history), augmentation=augmentation_text(config))
