@@ -1,5 +1,6 @@
 # What people who work on it type (CONTRIBUTING.md). All but `install` install what is missing.
-.PHONY: install demo one fast test docs bench
+.PHONY: install demo one fast test soak docs bench
+.NOTPARALLEL:
 .ONESHELL:
 .SILENT:
 .SHELLFLAGS = -eu -o pipefail -c
@@ -44,7 +45,7 @@ fast: install
 	ruff check .
 	pytest -n 2 --dist loadfile -m 'not slow'
 
-test: install
+test: install docs
 	export $(ENVIRONMENT) XDG_CACHE_HOME="$$(mktemp -d)"
 	trap 'rm -rf "$$XDG_CACHE_HOME"' EXIT
 	before=$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)
@@ -54,25 +55,25 @@ test: install
 	ruff check .
 	timeout 1800 nbdev-test --n-workers 2 2>&1 | tee "$$XDG_CACHE_HOME/lessons.log"
 	if grep -q Traceback "$$XDG_CACHE_HOME/lessons.log"; then echo 'a lesson prints a traceback'; exit 1; fi
-	pytest -n 2 --dist loadfile --no-loadscope-reorder
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 	rm -rf build dist
 	pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 	python -m venv dist/venv
 	dist/venv/bin/pip install -q --disable-pip-version-check --no-deps -c constraints.txt fastcore dist/*.whl
 	(cd dist && venv/bin/basegun-fastai -h)
 
+# Before a release: what only repeats, in full, and the targets that `test` leaves out; of `bench` all but the measuring.
+soak: NB = levels
+soak: BENCHMARK = $(BIN)/python -W ignore -c 'import runpy, sys; sys.path.insert(0, "benchmarks"); runpy.run_path(sys.argv[1])'
+soak: install one fast demo bench
+	export $(ENVIRONMENT) XDG_CACHE_HOME="$$(mktemp -d)"
+	trap 'rm -rf "$$XDG_CACHE_HOME"' EXIT
+	BASEGUN_SOAK=1 pytest -n 2 --dist loadfile -m soak --durations=30 -o faulthandler_timeout=14400
+
 docs: install
 	$(BIN)/python nbs/book.py _docs
 
+BENCHMARK = $(BIN)/python
 bench: install
-	$(BIN)/python benchmarks/bench.py
-	$(BIN)/python benchmarks/near_duplicates.py
-	$(BIN)/python benchmarks/check.py
-	$(BIN)/python benchmarks/head_views.py
-	$(BIN)/python benchmarks/whole.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/levels.py
-	$(BIN)/python benchmarks/real.py
-	$(BIN)/python benchmarks/unknown.py
-	$(BIN)/python benchmarks/padding.py
-	command -v hey >/dev/null && $(BIN)/python benchmarks/load.py || echo 'no hey (apt-get install hey): benchmarks/load.py is left out'
+	for o in bench near_duplicates check head_views whole memory levels real unknown padding; do $(BENCHMARK) "$$PWD/benchmarks/$$o.py"; done
+	if command -v hey >/dev/null; then $(BENCHMARK) "$$PWD/benchmarks/load.py"; else echo 'no hey (apt-get install hey): benchmarks/load.py is left out'; fi

@@ -80,7 +80,7 @@ def _text_faults(root_path, allow_origin):
 # %% ../nbs/serve.ipynb #b80fd96b
 def page() -> tuple[str, str]: # HTML, and its Content-Security-Policy
     "Read the page at `/`."
-    html = files('basegun_fastai.serving').joinpath('page.html').read_text(encoding='utf-8')
+    html = (files('basegun_fastai')/'templates'/'serve.html').read_text(encoding='utf-8')
     def hashed(tag):
         content = re.search(rf'<{tag}>(.*?)</{tag}>', html, re.S)[1]
         return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -38,6 +38,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda o: SLOWEST.index(o.path.name) if o.path.name in SLOWEST else len(SLOWEST))
 
 
+def soak(few, many):
+    "How often something is repeated: `few` times in `make test`, `many` in `make soak`, whose tests are marked `soak`."
+    return many if os.environ.get('BASEGUN_SOAK') else few
+
+
 def tree(folder):
     "Content and times of everything in a folder."
     return {o.relative_to(folder).as_posix(): (o.lstat().st_mtime_ns, o.is_file()

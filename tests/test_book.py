@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+import runpy
 
 import pytest
 from test_layers import ORDER, ROOT, path
@@ -88,3 +89,20 @@ def test_what_prose_and_docments_name_is_there(notebook):
 def test_a_name_that_is_gone_is_found():
     assert ([*missing('`loaders.dataloaders` and `mistakes.write_groups`, `data.photo.pixels`, `loaders.square(o)`')]
             == ['mistakes.write_groups', 'loaders.square'])
+
+
+BOOK = runpy.run_path(str(ROOT/'nbs'/'book.py'))  # what makes its pages
+SHOWN = '&lt;a id="shown" href="#pair-{{ i }}"&gt;'  # a template that a page shows
+
+
+def test_a_link_that_leads_nowhere_is_found_and_one_that_is_only_shown_is_none(tmp_path):
+    (tmp_path/'one.html').write_text(f'''<h2 id="here">{SHOWN}</h2><a class="x" href="two.html#there">sound</a>
+        <a href="https://elsewhere">sound</a><a href="#here">sound</a><a href="#shown">dead</a><img src="none.png">''')
+    (tmp_path/'two.html').write_text('<b id="there"></b><a href="one.html#gone">dead</a><a href="three.html">dead</a>')
+    dead = {o.split(': ')[-1] for o in BOOK['dead_links'](tmp_path)}
+    assert dead == {'#shown', 'none.png', 'one.html#gone', 'three.html'}
+
+
+def test_links_to_notebooks_become_links_to_pages_and_what_is_shown_stays():
+    text = f'<a class="x" href="data/photo.ipynb#crop">crop</a> {SHOWN} &lt;a href="x.ipynb"&gt;'
+    assert BOOK['to_pages'](text) == text.replace('photo.ipynb', 'photo.html')

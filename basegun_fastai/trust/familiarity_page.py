@@ -12,7 +12,7 @@ from ..base.text import number_of
 from .familiarity import Bank, familiarity
 
 # %% auto #0
-__all__ = ['TEMPLATE', 'least_similarity', 'plot_similarities', 'familiarity_text']
+__all__ = ['least_similarity', 'plot_similarities', 'familiarity_text']
 
 # %% ../../nbs/trust/familiarity_page.ipynb #2b49e473
 def least_similarity(
@@ -52,25 +52,3 @@ def familiarity_text(
     return (f"{n} of {number_of(known['n'], 'val photo')} ({known['unfamiliar']:.1%}) are unfamiliar: "
             f'their familiarity is below {rate:g}, so their answers are low. The familiarity of a photo is the share '
             'of val photos that are as unlike the train photos as it is, or more.')
-
-TEMPLATE = """{% from 'macros' import photo with context %}
-<h2 id="familiarity">What it does not know</h2>
-<p>{{ familiarity_text }}</p>
-{% if similarity_chart %}<div class="scroll chart">{{ similarity_chart }}</div>{% endif %}
-{% if levels.not_a_gun and levels.not_a_gun.familiarity %}{% set o = levels.not_a_gun %}
-<p>{{ o.n }} photos of other things: how many pass as a firearm, and how well each score tells them from val photos.</p>
-<div class="scroll"><table class="numbers" id="not-a-gun">
-<tr><th>score</th><th>pass</th><th>AUROC</th><th>FPR95</th></tr>
-<tr><td>confidence</td><td>{{ o.shown_by_confidence|share }}</td><td>{{ '%.3f'|format(o.auroc) }}</td>
-<td>{{ o.fpr95|share }}</td></tr>
-<tr><td>familiarity</td><td>{{ o.familiarity.familiar|share }}</td><td>{{ '%.3f'|format(o.familiarity.auroc) }}</td>
-<td>{{ o.familiarity.fpr95|share }}</td></tr>
-<tr><td>both</td><td>{{ o.shown|share }}</td><td></td><td></td></tr></table></div>{% endif %}
-{% if strange %}<h3>The least familiar val photos</h3>
-<p>Beside each are the three train photos that it resembles most.</p>
-{% for o in strange %}<div class="pair" data-strange="{{ o.file|printable }}"><div>
-{{ photo(o.file, 'val: ' ~ o.label) }}
-{% for file, label, cosine in o.resembled %}
-{{ photo(file, '%.2f'|format(cosine) ~ ' train: ' ~ label) }}{% endfor %}</div>
-{{ o.message|printable }}</div>{% endfor %}{% endif %}
-"""

@@ -22,13 +22,13 @@ from ..data.pages import pictures, render, smallest_classes
 from .comparison import Comparison, intervals
 from .confidence import level_promises, plot_confidence
 from .familiarity import read_bank
-from .familiarity_page import TEMPLATE, familiarity_text, plot_similarities
+from .familiarity_page import familiarity_text, plot_similarities
 from .inspection import MAX_SHOWN, Inspection
 from .predictions import Predictions, confusion_matrix
 from .worst import MAX_COLUMNS, MAX_DRAWN, most_changed, shrink_matrix, worst_classes
 
 # %% auto #0
-__all__ = ['MAX_PHOTOS', 'MAX_OF_PAIR', 'plot_history', 'svg', 'augmentation_text', 'run_page']
+__all__ = ['MAX_CONFUSED', 'MAX_OF_PAIR', 'plot_history', 'svg', 'augmentation_text', 'run_page']
 
 # %% ../../nbs/trust/run_page.ipynb #d2870f34
 def plot_history(
@@ -57,31 +57,11 @@ def svg(
     return Markup(out.getvalue()[out.getvalue().index('<svg'):])
 
 # %% ../../nbs/trust/run_page.ipynb #c20816b6
-_SUMMARY = """{% from 'macros' import photo, some_of with context %}
-<p>{{ sentence }}</p>
-<div class="totals">{% for key, o in totals.items() %}<div><b id="{{ key }}" data-value="{{ o.value }}">{{ o.value|share }}</b>
-{{ o.title }}<br><small>{{ o.interval[0]|share }} to {{ o.interval[1]|share }}</small></div>{% endfor %}
-<div><b id="n" data-value="{{ n }}">{{ n }}</b> val photos</div></div>
-<p>In 19 of 20 cases, the share among many photos of the same kind lies between the two small numbers.</p>
-{% if absent %}<p class="warning">No photo in val/ is of {{ absent|name_some(40)|printable }}: nothing is known of
-{{ 'it' if absent|length == 1 else 'them' }}, and the means leave {{ 'it' if absent|length == 1 else 'them' }} out.</p>{% endif %}
-{% if comparison %}<h2 id="against">Against {{ before }}</h2>
-<p>{{ verdict }}</p>
-<div class="scroll"><table class="numbers"><tr><th>class</th><th>recall before</th><th>now</th><th>only now right</th><th>only before right</th><th>photos</th></tr>
-{% for o in compared_classes.itertuples() %}<tr data-against="{{ o.Index }}"><td>{{ o.Index|printable }}</td>
-<td>{{ o.before|share }}</td><td>{{ o.after|share }}</td>
-<td>{{ o.fixed }}</td><td>{{ o.broken }}</td><td>{{ o.support }}</td></tr>{% endfor %}</table></div>
-{{ some_of(compared_classes|length, comparison.classes|length, 'in which most photos changed.') }}
-{% for title, files, count in differences %}{% if files %}<h3>{{ title }}: {{ count }}</h3>
-<div class="sheet">{% for file in files %}{{ photo(file) }}{% endfor %}</div>
-{% if count > files|length %}<p>and {{ count - files|length }} more</p>{% endif %}{% endif %}{% endfor %}{% endif %}
-"""
-
-_TITLES = dict(accuracy='accuracy', precision='macro precision', recall='macro recall')
+_MEASURES = dict(accuracy='accuracy', precision='macro precision', recall='macro recall')
 
 def _summary(config, preds, numbers):
     bounds, arch = intervals(preds), config.architecture
-    totals = {k: dict(value=numbers[k], title=title, interval=bounds[k]) for k, title in _TITLES.items()}
+    totals = {k: dict(value=numbers[k], title=title, interval=bounds[k]) for k, title in _MEASURES.items()}
     sentence = (f"{arch['timm_name']} at {arch['size']} pixels, trained on "
                 f"{number_of(sum(config.dataset.counts['train'].values()))} of {len(config.classes)} classes. Of "
                 f"{number_of(numbers['n'], 'val photo')}, {int(preds.right.sum())} are answered rightly.")
@@ -89,7 +69,7 @@ def _summary(config, preds, numbers):
 
 # %% ../../nbs/trust/run_page.ipynb #55b8fa3f
 def _against(before, comparison, preds):
-    if comparison is None: return dict(comparison=None)
+    if comparison is None: return None
     fixed, broken = len(comparison.fixed), len(comparison.broken)
     certain = ('So uneven a difference is hardly chance' if comparison.p_value < .05 else
                'That may well be chance: these photos cannot tell which run is better')
@@ -98,51 +78,26 @@ def _against(before, comparison, preds):
     differences = [(title, [preds.files[i] for i in at[:MAX_SHOWN]], len(at)) for title, at in (
         ('Right now, wrong before', comparison.fixed), ('Wrong now, right before', comparison.broken))]
     shown = comparison.classes.loc[most_changed(comparison.classes.fixed + comparison.classes.broken)]
-    return dict(comparison=comparison, compared_classes=shown, before=before, verdict=verdict, differences=differences)
-
-# %% ../../nbs/trust/run_page.ipynb #5efd3bd6
-_CLASSES = """{% from 'macros' import some_of %}<h2>What was taken for what</h2>
-<p>A row is a true class, a column what it was taken for. A count leads to its photos.</p>
-<div class="scroll"><table class="matrix" id="confusion"><tr><th></th>{% for label in labels %}<th scope="col" title="{{ label|printable }}"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
-{% for label in labels %}{% set i = loop.index0 %}<tr><th scope="row">{{ label|printable }}</th>
-{%- for count in matrix[i] %}{% set pair = (index[i], index[loop.index0]) %}
-<td{% if count %} style="--share: {{ (100 * count / matrix[i].sum())|round|int }}%"{% endif %}>
-{%- if pair in linked %}<a href="#pair-{{ pair|join('-') }}">{{ count }}</a>{% elif count %}{{ count }}{% endif %}</td>
-{%- endfor %}</tr>{% endfor %}</table></div>
-{{ some_of(n_shown, n_classes, 'that are confused most: confusion-matrix.csv has all.') }}
-<h2>Class by class</h2>
-{{ some_of(per_class|length, n_classes, 'with the lowest F1: metrics.json has all.') }}
-<div class="scroll"><table class="numbers" id="classes"><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>val photos</th><th>train photos</th></tr>
-{% for label, o in per_class.items() %}<tr data-class="{{ label }}"><td>{{ label|printable }}</td>
-{% for key in ('precision', 'recall', 'f1') %}<td data-{{ key }}="{{ o[key] }}">{{ o[key]|share }}</td>{% endfor %}
-<td>{{ o.support }}</td><td>{{ train_counts.get(label, 0) }}</td></tr>{% endfor %}</table></div>
-"""
+    return dict(name=before.path.resolve().name, classes=shown, n_classes=len(comparison.classes), verdict=verdict,
+                differences=differences)
 
 # %% ../../nbs/trust/run_page.ipynb #a445cb08
-_PAIRS = """{% from 'macros' import photo with context %}
-{% if pairs %}<h2>Photos of each confused pair</h2>{% endif %}
-{% for o in pairs %}<h3 id="pair-{{ o.i }}-{{ o.j }}">{{ o.title|printable }}</h3>
-<div class="sheet">{% for file, caption in o.photos %}{{ photo(file, caption) }}{% endfor %}</div>
-{% if o.more %}<p>and {{ o.more }} more: predictions-val.csv names them all</p>{% endif %}{% endfor %}
-{% if more_pairs %}<p>and {{ more_pairs }} more pairs: confusion-matrix.csv has all</p>{% endif %}
-"""
-
-MAX_PHOTOS, MAX_OF_PAIR = 320, 12  # of confused pairs, in a page of 5 MB
+MAX_CONFUSED, MAX_OF_PAIR = 320, 12  # of confused pairs, in a page of 5 MB
 
 def _matrix(preds, pairs):
     "The confusion matrix of the page, and the index of each of its classes; -1 stands for all others."
     counts = confusion_matrix(preds)
     part = shrink_matrix(counts)
-    return dict(labels=[*part.index], matrix=part.to_numpy(), index=counts.index.get_indexer(part.index).tolist(),
-                linked={(o['i'], o['j']) for o in pairs}, n_classes=len(counts), n_shown=min(len(counts), MAX_DRAWN))
+    return dict(labels=[*part.index], counts=part.to_numpy(), index=counts.index.get_indexer(part.index).tolist(),
+                linked={(o['i'], o['j']) for o in pairs}, n_shown=min(len(counts), MAX_DRAWN))
 
 def _pairs(preds):
     "Confused pairs, most photos first, and the photos to show of each."
     wrong, pairs = np.flatnonzero(~preds.right), {}
     for i in wrong[np.argsort(-preds.confidences[wrong], kind='stable')]:
         pairs.setdefault((preds.labels[i], preds.predicted[i]), []).append(i)
-    most, rows, left = max(1, min(MAX_OF_PAIR, MAX_PHOTOS // max(1, len(pairs)))), [], MAX_PHOTOS
-    for (i, j), at in sorted(pairs.items(), key=lambda o: (-len(o[1]), o[0]))[:MAX_PHOTOS]:
+    most, rows, left = max(1, min(MAX_OF_PAIR, MAX_CONFUSED // max(1, len(pairs)))), [], MAX_CONFUSED
+    for (i, j), at in sorted(pairs.items(), key=lambda o: (-len(o[1]), o[0]))[:MAX_CONFUSED]:
         shown = at[:min(most, left)]
         left -= len(shown)
         photos = [(preds.files[k], f"{preds.confidences[k]:.2f} {preds.files[k].rsplit('/', 1)[-1]}") for k in shown]
@@ -150,37 +105,7 @@ def _pairs(preds):
         rows.append(dict(i=int(i), j=int(j), title=title, photos=photos, more=len(at) - len(shown)))
     return rows, len(pairs) - len(rows)
 
-# %% ../../nbs/trust/run_page.ipynb #9ad694b0
-_CONFIDENCE = """<h2>How far its confidence can be trusted</h2>
-<p>The temperature is {{ '%.3f'|format(calibration.temperature) }}. Confidences are off by {{ calibration.after.ece|share }} on average (calibration error; {{ calibration.before.ece|share }} before).</p>
-<ul>{% for line in promises %}<li>{{ line }}</li>{% endfor %}</ul>
-<div class="scroll"><table class="numbers"><tr><th>level</th><th>photos</th><th>share of all</th><th>right</th><th>95 % interval</th></tr>
-{% for name, o in levels.bands.items() %}<tr data-level="{{ name }}"><td>{{ name }}</td><td>{{ o.n }}</td><td>{{ o.share|share }}</td>
-<td>{% if o.n %}{{ o.right|share }}{% endif %}</td><td>{% if o.n %}{{ o.interval[0]|share }} to {{ o.interval[1]|share }}{% endif %}</td></tr>{% endfor %}</table></div>
-<div class="scroll chart">{{ confidence_chart }}</div>
-"""
-
 # %% ../../nbs/trust/run_page.ipynb #f98f7675
-_MISTAKES = """{% from 'macros' import photo with context %}
-{% macro case(o) %}<div class="pair" data-file="{{ o.file|printable }}"><div>{{ photo(o.file, 'val: ' ~ o.label) }}
-{% if o.overlay %}<figure><img alt="evidence" src="data:image/jpeg;base64,{{ o.overlay }}"><figcaption>warm: for {{ o.answer|printable }}; cool: for {{ o.label|printable }}</figcaption></figure>{% endif %}
-{% for file, label, cosine in o.resembled %}{{ photo(file, '%.2f'|format(cosine) ~ ' train: ' ~ label) }}{% endfor %}</div>
-{{ o.message|printable }}</div>{% endmacro %}
-<h2>The worst mistakes</h2>
-{% if not worst %}<p>No val photo is answered wrongly.</p>{% else %}
-<p>The wrong answers with the highest confidence. {{ explanation }}</p>{% endif %}
-{% for o in worst %}{{ case(o) }}{% endfor %}
-<h2>Labels to look at</h2>
-{% if not suspects %}<p>No label is suspicious.</p>{% else %}
-<p>The network, and what it does with each class, speak against these labels. If one is wrong, mend it and train again.</p>{% endif %}
-{% for o in suspects %}{{ case(o) }}{% endfor %}
-<h2>Closest pairs across train/ and val/</h2>
-{% if not closest %}<p>The train photos of this run are not there any more, so photos were not compared.</p>{% else %}
-<p>{{ compared }} Two photos of the same gun here are a leak that no hash finds: the numbers above are then too good.</p>{% endif %}
-<div class="pairs">{% for o in closest %}<div class="pair" data-pair="closest"><div>{{ photo(o.file, 'val: ' ~ o.label) }}{{ photo(o.train_file, 'train: ' ~ o.train_label) }}</div>
-{{ '%.3f'|format(o.cosine) }}: {{ o.file|printable }}, {{ o.train_file|printable }}</div>{% endfor %}</div>
-"""
-
 def _label(file): return file.split('/')[-2]  # its folder
 
 def _jpeg(image):
@@ -218,25 +143,15 @@ def _mistakes(preds, inspection):
 def _familiarity(run, numbers):
     bank = read_bank(run) if numbers.get('familiarity') else None
     chart = None if bank is None else svg(plot_similarities(bank, numbers['levels']['unfamiliar_rate']))
-    return dict(familiarity_text=familiarity_text(numbers), similarity_chart=chart)
+    return dict(text=familiarity_text(numbers), chart=chart)
 
 # %% ../../nbs/trust/run_page.ipynb #0934a801
-_STEADINESS = """{% from 'macros' import some_of %}<h2 id="steadiness">How steady its answers are</h2>
-<p>{{ n_varied }} val photos were asked again. A number is the share of answers that became others. Mirrored photos are expected to change for classes that have a side; turned ones are not.</p>
-<div class="scroll"><table class="numbers"><tr><th>the photo</th><th>changed</th><th>confidence</th>{% for label in varied_classes %}<th scope="col" title="{{ label|printable }}"><span>{{ label|printable }}</span></th>{% endfor %}</tr>
-{% for variation, changed, confidence, shares in varied_rows %}<tr data-variation="{{ variation }}"><td>{{ variation }}</td><td data-changed="{{ changed }}">{{ changed|share }}</td><td>{{ confidence|share }}</td>
-{% for o in shares %}<td{% if o >= 0.2 %} class="warning"{% endif %}>{{ o|share }}</td>{% endfor %}</tr>{% endfor %}</table></div>
-<p>The confidence is the mean probability of the answer that was given to the photo as it is.</p>
-{{ some_of(varied_classes|length, n_varied_classes, 'whose answers change most.') }}
-"""
-
-def _varied(table):
-    "The table of steadiness, with the classes whose answers change most where there are too many."
+def _steadiness(table, n):
+    "The table of steadiness, with the classes whose answers change most if there are too many."
     shares = table.iloc[:, 2:]  # by position: a class may have the name of a column before
     shown = most_changed(pd.Series(shares.sum().to_numpy()), MAX_COLUMNS)
     rows = table.iloc[:, [0, 1, *(o + 2 for o in shown)]].itertuples(name=None)
-    return dict(varied_classes=[*shares.columns[shown]], n_varied_classes=shares.shape[1],
-                varied_rows=[(*row[:3], row[3:]) for row in rows])
+    return dict(n=n, classes=[*shares.columns[shown]], rows=[(*row[:3], row[3:]) for row in rows])
 
 def augmentation_text(
     config: Config, # Of the run
@@ -249,21 +164,12 @@ def augmentation_text(
             'its right.')
 
 # %% ../../nbs/trust/run_page.ipynb #2a85afa6
-_ORIGIN = """{% from 'macros' import bars, some_of with context %}
-<h2>What it was trained on</h2>
-<p class="key"><i class="train"></i> train <i class="val"></i> val</p>
-{% for label in smallest %}{{ bars(label, counts, most) }}{% endfor %}
-{{ some_of(smallest|length, n_classes, 'with the fewest photos: config.json has all.') }}
-<p>{{ augmentation }}</p>
-<table class="messages">{% for key, value in facts.items() %}<tr><td>{{ key }}</td><td>{{ value|string|printable }}</td></tr>{% endfor %}</table>
-"""
-
 def _duration(seconds):
     minutes, hours = round(seconds / 60), int(seconds // 3600)
     return (f'{seconds:.0f} s' if seconds < 120 else f'{minutes} min' if minutes < 120 else
             f'{hours} h {minutes % 60} min')
 
-def _origin(config, history):
+def _facts(config, history):
     resolved = config.resolved
     kept = f"epoch {config.best['epoch']} of {len(history)} ({config.best['stage']})" if config.best else ''
     facts = {'started': config.started, 'time of all epochs': _duration(history.seconds.sum()),
@@ -272,17 +178,9 @@ def _origin(config, history):
              'left aside': name_some(config.skipped, 40), 'command': ' '.join(config.command)}
     options = {'--' + key.replace('_', '-'): value for key, value in config.options.items()}
     versions = {'version of ' + key: value for key, value in config.versions.items()}
-    return dict(facts=facts | options | versions, augmentation=augmentation_text(config))
+    return facts | options | versions
 
 # %% ../../nbs/trust/run_page.ipynb #d327a7cf
-_PAGE = """{% extends 'page' %}{% block body %}<h1>{{ name|printable }}</h1>
-{% include 'summary' %}<h2>Curves</h2><div class="scroll chart">{{ curves }}</div>
-{% include 'classes' %}{% include 'confidence' %}{% include 'familiarity' %}{% include 'mistakes' %}
-{% include 'steadiness' %}{% include 'pairs' %}{% include 'origin' %}{% endblock %}
-"""
-_TEMPLATES = dict(run=_PAGE, summary=_SUMMARY, classes=_CLASSES, pairs=_PAIRS, confidence=_CONFIDENCE,
-                  familiarity=TEMPLATE, mistakes=_MISTAKES, steadiness=_STEADINESS, origin=_ORIGIN)
-
 def run_page(
     run: Run, # A run with all its tables
     data: Path, # The folder that all files are relative to
@@ -292,25 +190,25 @@ def run_page(
 ) -> str: # HTML, with everything in it
     "Write a run as a page to look at."
     values = _values(run, preds, inspection, *(against or (None, None)))
-    files = {file for o in values['pairs'] for file, _ in o['photos']} | {
-        file for _, part, _ in values.get('differences', ()) for file in part}
-    for o in [*values['worst'], *values['suspects'], *values['strange']]:
-        files |= {o['file'], *(file for file, _, _ in o['resembled'])}
-    for o in values['closest']: files |= {o['file'], o['train_file']}
-    return render('run', _TEMPLATES, pictures(data, sorted(files)), kind='report', **values)
+    mistakes, differences = values['mistakes'], values['against']['differences'] if against else []
+    cases = [*mistakes['worst'], *mistakes['suspects'], *mistakes['strange']]
+    files = [file for o in values['pairs'] for file, _ in o['photos']]
+    files += [file for _, part, _ in differences for file in part]
+    files += [file for o in cases for file in (o['file'], *(file for file, _, _ in o['resembled']))]
+    files += [file for o in mistakes['closest'] for file in (o['file'], o['train_file'])]
+    return render('run.html', pictures(data, sorted({*files})), kind='report', **values)
 
 def _values(run, preds, inspection, before, comparison):
+    "What the templates name: a section of the page each, and the numbers that several of them show."
     config, history, numbers = run.config, pd.read_csv(run.history), json.loads(run.metrics.read_bytes())
     counts, (pairs, more_pairs) = config.dataset.counts, _pairs(preds)
     return dict(
-        name=run.path.resolve().name, per_class=worst_classes(numbers['per_class']), train_counts=counts['train'],
-        counts=counts, pairs=pairs, more_pairs=more_pairs, smallest=smallest_classes(counts),
-        **_matrix(preds, pairs),
-        most=max(max(o.values()) for o in counts.values()), calibration=numbers['calibration'],
-        levels=numbers['levels'], promises=level_promises(numbers['levels']),
-        confidence_chart=svg(plot_confidence(preds, numbers)),
-        curves=svg(plot_history(history, (config.best or {}).get('epoch'))), n_varied=inspection.n_varied,
-        **_varied(inspection.steadiness),
-        **_summary(config, preds, numbers), **_familiarity(run, numbers), **_mistakes(preds, inspection),
-        **_origin(config, history),
-        **_against(before and before.path.resolve().name, comparison, preds))
+        name=run.path.resolve().name, n_classes=len(preds.classes), counts=counts,
+        most=max(max(o.values()) for o in counts.values()), smallest=smallest_classes(counts),
+        summary=_summary(config, preds, numbers), against=_against(before, comparison, preds),
+        curves=svg(plot_history(history, (config.best or {}).get('epoch'))),
+        matrix=_matrix(preds, pairs), pairs=pairs, more_pairs=more_pairs, per_class=worst_classes(numbers['per_class']),
+        calibration=numbers['calibration'], levels=numbers['levels'], promises=level_promises(numbers['levels']),
+        confidence_chart=svg(plot_confidence(preds, numbers)), familiarity=_familiarity(run, numbers),
+        mistakes=_mistakes(preds, inspection), steadiness=_steadiness(inspection.steadiness, inspection.n_varied),
+        facts=_facts(config, history), augmentation=augmentation_text(config))

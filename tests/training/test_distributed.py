@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import COMMAND, as_arguments, typed
+from conftest import COMMAND, as_arguments, soak, typed
 from test_resume import same
 
 from basegun_fastai.base.record import Run
@@ -28,7 +28,7 @@ from basegun_fastai.trust.familiarity import read_bank
 
 TOGETHER = Path(__file__).parents[1]/'together.py'
 SMALL = dict(arch='test_efficientnet', size=32, head_epochs=1, fine_tune_epochs=3, batch_size=18, device='cpu')
-KILLS = int(os.environ.get('BASEGUN_KILLS', 3))
+KILLS = soak(3, 20)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -227,8 +227,8 @@ def together(data, weights, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_whoever_is_killed_all_end_and_the_same_command_goes_on(together, data, tmp_path):
-    "BASEGUN_KILLS=20 for more."
     whole, options = together
     command, kills = [data, '--out', tmp_path, '--name', 'killed', '--resume', *options], 0
     while kills < KILLS:

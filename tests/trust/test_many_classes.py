@@ -21,7 +21,7 @@ from basegun_fastai.trust.comparison import compare
 from basegun_fastai.trust.inspection import Inspection
 from basegun_fastai.trust.mistakes import MAX_ON_SHEETS, MAX_SHEETS, write_mistakes
 from basegun_fastai.trust.predictions import Predictions
-from basegun_fastai.trust.run_page import MAX_PHOTOS, run_page
+from basegun_fastai.trust.run_page import MAX_CONFUSED, run_page
 from basegun_fastai.trust.steadiness import VARIATIONS
 from basegun_fastai.trust.tables import write_tables
 from basegun_fastai.trust.worst import MAX_COLUMNS, MAX_DRAWN, MAX_ROWS
@@ -137,7 +137,7 @@ def test_the_page_of_a_run_is_bounded_and_names_the_files_that_have_all(case, tm
     assert len(page.find(id='confusion').find_all('tr')) == 1 + (n if n <= MAX_DRAWN else MAX_DRAWN + 1)
     assert len(page.find(id='classes').find_all('tr')) == 1 + min(n, MAX_ROWS)
     assert len(page.find_all(attrs={'data-against': True})) == min(n, MAX_ROWS)
-    assert len(page.find_all('h3', id=True)) <= MAX_PHOTOS
+    assert len(page.find_all('h3', id=True)) <= MAX_CONFUSED
     assert all(len(o.find_all('td')) == 3 + min(n, MAX_COLUMNS) for o in page.find_all(attrs={'data-variation': True}))
     for link in page.find(id='confusion').find_all('a'): assert page.find(id=link['href'][1:])
     assert (f'{MAX_DRAWN} of {n} classes that are confused most: confusion-matrix.csv' in text) == (n > MAX_DRAWN)

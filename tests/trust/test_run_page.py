@@ -18,7 +18,7 @@ from basegun_fastai.data.folders import list_photos
 from basegun_fastai.model.loaders import run_loaders
 from basegun_fastai.trust.inspection import inspect_run
 from basegun_fastai.trust.predictions import Predictions, read_predictions
-from basegun_fastai.trust.run_page import MAX_OF_PAIR, run_page
+from basegun_fastai.trust.run_page import MAX_OF_PAIR, _against, run_page
 from basegun_fastai.trust.steadiness import VARIATIONS, sample_evenly
 from basegun_fastai.trust.tables import write_tables
 
@@ -194,6 +194,13 @@ def test_two_runs_on_one_page(two):
                          str((better.right & ~preds.right)[at].sum()), '0', str(at.sum())]
     shown = page.find('h3', string=lambda o: o and o.startswith('Right now, wrong before')).find_next_sibling('div')
     assert {o['alt'] for o in shown.find_all('img')} == {preds.files[i] for i in comparison.fixed} != set()
+
+
+def test_a_class_without_val_photos_is_none_that_is_left_out_of_a_comparison(tmp_path):
+    from basegun_fastai.trust.comparison import compare
+    preds = Predictions([f'val/a/{i}.jpg' for i in range(4)], ['a', 'b'], np.zeros(4, int), np.eye(2)[[0, 0, 1, 1]])
+    section = _against(Run(tmp_path/'first'), compare(preds, preds), preds)
+    assert section['n_classes'] == len(section['classes']) == 1 and section['name'] == 'first'
 
 
 def test_the_locale_changes_nothing(twelve, tmp_path, monkeypatch):
