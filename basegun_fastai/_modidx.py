@@ -527,8 +527,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'basegun_fastai.data.walk.list_files': ( 'data/walk.html#list_files',
                                                                                    'basegun_fastai/data/walk.py')},
             'basegun_fastai.evaluate': { 'basegun_fastai.evaluate._check': ('evaluate.html#_check', 'basegun_fastai/evaluate.py'),
-                                         'basegun_fastai.evaluate._evaluate_pickle': ( 'evaluate.html#_evaluate_pickle',
-                                                                                       'basegun_fastai/evaluate.py'),
                                          'basegun_fastai.evaluate._holder': ('evaluate.html#_holder', 'basegun_fastai/evaluate.py'),
                                          'basegun_fastai.evaluate._overlays': ('evaluate.html#_overlays', 'basegun_fastai/evaluate.py'),
                                          'basegun_fastai.evaluate._place': ('evaluate.html#_place', 'basegun_fastai/evaluate.py'),
