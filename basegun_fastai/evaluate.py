@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import BasegunError, attempt, name_some, one_of, out_faults, printable, raise_faults, say
+from .core import BasegunError, attempt, name_some, out_faults, printable, raise_faults, say
 from .core import whole_folder
 from .data.contents import keep_readable, known_contents, part_fingerprint
 from .data.folders import ignored_lines, list_photos
@@ -23,6 +23,7 @@ from .data.photo import DECODER
 from .lock import first_free, hold, hold_first
 from .machine import forget_cluster, worker_faults
 from .model.archs import run_architecture
+from .parameters import FILE, FOLDER, one_of, whole
 from .run import Config, Run
 from .training.options import DEVICES
 from .trust.confidence import run_confidence
@@ -136,12 +137,12 @@ def _overlays(run, data, dls, model, preds):
 def evaluate(
     run: Path, # Folder that `train` left
     data: Path, # Folder with <class>/*, or a data set with val/<class>/*
-    out: Path = None, # Folder to make for the tables; default: RUN/evaluation_<date>_<time>
+    out: FOLDER = None, # Folder to make for the tables; default: RUN/evaluation_<date>_<time>
     skip_unreadable: bool = False, # Leave photos aside that cannot be read
-    workers: int = None, # Processes that read photos; default: one a core, at most 16
+    workers: whole(0) = None, # Processes that read photos; default: one a core, at most 16
     device: one_of(DEVICES) = 'auto', # Where to judge; auto takes a GPU that is there
-    not_a_gun: Path = None, # Folder with photos of other things, to see that they come out low
-    groups: Path = None, # CSV with a column `file` as in predictions-val.csv: numbers by its other columns
+    not_a_gun: FOLDER = None, # Folder of photos without guns, to see that they come out low
+    groups: FILE = None, # CSV with a column `file` as in predictions-val.csv: numbers by its other columns
 ) -> None: # Nothing; prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
     forget_cluster()

@@ -27,6 +27,7 @@ from .lock import hold
 from .machine import forget_cluster
 from .model.archs import run_architecture
 from .predict import load
+from .parameters import FOLDER
 from .run import Run
 from .trust.evidence import MAX_ERROR
 from .trust.familiarity import MAX_SIMILARITY_DIFFERENCE, N_NEIGHBORS, Bank, read_bank
@@ -264,8 +265,8 @@ def _make_export(run, data, out):
 # %% ../nbs/export.ipynb #7667827e
 def export(
     run: Path, # Folder that `train` left
-    out: Path = None, # Folder to make for model.onnx and model.json; default: RUN/exported
-    data: Path = None, # Folder with the photos of the training (default: where they were then)
+    out: FOLDER = None, # Folder to make for model.onnx and model.json; default: RUN/exported
+    data: FOLDER = None, # Folder with the photos of the training (default: where they were then)
 ) -> None: # Nothing; prints the folder, raises `BasegunError` where answers differ
     "Make files that can be served, each compared with what was trained."
     forget_cluster()

@@ -33,6 +33,7 @@ from .exported import EXPORT_AGAIN, checked_probabilities, checked_similarities,
 from .exported import open_session, place_fault, read_description, read_probe, verify_same_answers
 from .lock import hold
 from .machine import cores, is_closed
+from .parameters import FILE, FOLDER
 from .signals import raise_if_interrupted
 from .trust.evidence import explanation_picture, misplaced_shares
 from .trust.familiarity import familiarity
@@ -292,9 +293,9 @@ def _write(file, lines, counts, flush):
 def predict(
     exported: Path, # Folder that `basegun-fastai export` left
     photos: Annotated[list[Path], {'nargs': '+', 'type': Path}], # Photos, and folders of photos
-    out: Path = None, # File for the rows, which must not exist; empty writes them to stdout as they come
+    out: FILE = None, # File for the rows, which must not exist; empty writes them to stdout as they come
     json: bool = False, # Write a JSON object a line instead of CSV
-    explain: Path = None, # Folder to make for a picture of each photo with the evidence for its answer
+    explain: FOLDER = None, # Folder to make for a picture of each photo with the evidence for its answer
 ) -> None: # Nothing; raises `BasegunError` at the end where a photo could not be read
     "Say what each photo shows, a row a photo."
     exported, photos = Path(exported), [Path(o) for o in photos]

@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
-    'core': 'core signals record run lock machine',
+    'core': 'core signals record parameters run lock machine',
     'data': 'colour formats tiff png photo names walk phash blank crops reading folders contents near_duplicates '
             'problems pages demo cache trained',
     'model': 'archs folding device optimiser scores augment ranks workers loaders hub weights learner',
