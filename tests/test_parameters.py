@@ -103,8 +103,8 @@ def test_a_word_is_read_as_it_is_and_a_number_as_one():
 def test_the_finder_takes_what_changes_what_it_does():
     from basegun_fastai.train import lr_find, train
     finder, trained = (inspect.signature(o).parameters for o in (lr_find, train))
-    assert set(finder) == {'data', 'arch', 'batch_size', 'weights', 'head', 'size', 'class_weights', 'out', 'name', 'seed',
-                           'workers', 'device', 'precision', 'cache', 'skip_unreadable'}
+    assert set(finder) == {'data', 'arch', 'batch_size', 'weights', 'head', 'size', 'class_weights', 'out', 'name',
+                           'seed', 'workers', 'device', 'precision', 'cache', 'skip_unreadable'}
     assert all(finder[o] == trained[o] for o in finder) and [*trained][:2] == [*finder][:2] == ['data', 'arch']
     with pytest.raises(TypeError, match="unexpected keyword argument 'lr'"): lr_find('nowhere', lr=.1)
     with pytest.raises(TypeError, match="unexpected keyword argument 'epochs'"): train('nowhere', epochs=1)

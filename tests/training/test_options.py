@@ -1,13 +1,18 @@
 "What the options of a training may be."
 import json
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from basegun_fastai.machine import worker_faults
 from basegun_fastai.parameters import value_faults
+from basegun_fastai.run import Config, Dataset, Resolved
 from basegun_fastai.serve import serve
+from basegun_fastai.training.launching import _as_json, gpu_faults
 from basegun_fastai.training.options import Options
 
 WHOLE = dict(head_epochs=3, fine_tune_epochs=2, batch_size=32, size=64, seed=42, workers=2, head_views=1, gpus=2)
@@ -43,3 +48,36 @@ def test_a_number_with_a_fraction_is_no_whole_one():
 @pytest.mark.parametrize(('value', 'sound'), [(np.int64(8000), True), (8000, True), (True, False), (8000., False)])
 def test_the_options_of_a_server_are_judged_alike(value, sound):
     assert (value_faults(serve, dict(port=value)) == []) == sound == (worker_faults(value) == [])
+
+
+BEFORE = dict(  # the options in the config.json of a run that a version with 28 parameters of `train` began
+    data='data', arch='efficientnet_b3', head_epochs=10, fine_tune_epochs=5, lr=.005, batch_size='auto',
+    weights='imagenet', head='linear', size=None, class_weights='none', out='runs', name='night', seed=42, workers=None,
+    device='auto', head_views=2, precision='auto', compile=False, cache='auto', high_rate=.99, shown_rate=.9,
+    not_a_gun='things', skip_unreadable=False, resume=False, gpus=1, other_gpus=False, unfamiliar_rate=.02,
+    no_report=False)
+
+
+@pytest.mark.parametrize(('changed', 'differences'), [
+    (dict(), []), (dict(workers=4, cache='off', out='elsewhere', no_report=True), []),
+    (dict(lr=.01, size=64), ['--lr was 0.005, now 0.01', '--size was None, now 64'])])
+def test_a_run_of_the_version_before_goes_on_with_the_same_options(changed, differences):
+    now = Options(**dict(data='data', name='night', not_a_gun='things', resume=True) | changed)
+    dataset, resolved = Dataset('', {}), Resolved('cpu', 32, .005, 300, 320)
+    config = Config('running', 'now', BEFORE, resolved, {}, [], [], dataset, 42, {}, [])
+    assert now.differences(config, dataset, 'cpu') == differences and set(now.to_json()) == set(BEFORE)
+
+
+def test_processes_get_the_options_that_were_given():
+    options = Options(data=Path('mes données'), lr='auto', gpus=2, head_epochs=None, not_a_gun=Path('x'), compile=True,
+                      name='\udce9t\udce9')
+    assert Options(**json.loads(_as_json(options))) == replace(options, not_a_gun='x')
+    assert _as_json(options).isascii()
+
+
+@pytest.mark.parametrize('gpus', ['auto', 'all', 0, True, None])
+def test_what_is_no_number_of_gpus_is_told_by_the_options_alone(monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    options = Options(data='data', gpus=gpus)
+    assert gpu_faults(options) == [] and [o.option for o in options.faults()] == ['gpus'] * (gpus != 'all')
+    assert gpu_faults(replace(options, gpus=3)) and not gpu_faults(replace(options, gpus=2))
