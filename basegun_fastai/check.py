@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .base.errors import BasegunError, is_whole, raise_faults
+from .base.errors import BasegunError, raise_faults
 from .base.files import file_faults, whole_file, write_whole
+from .base.parameters import FILE, value_faults, whole
 from .base.processes import say
 from .base.text import number_of, printable
 from .data.contents import examine, file_stamps, save_index
@@ -88,18 +89,16 @@ def _write_json(file, summary, problems):
 
 def check(
     data: Path, # Folder with train/<class>/* and val/<class>/*; nothing in it is changed
-    json: Path = None, # File to write everything to, as JSON
-    report: Path = None, # File to write a page to look at, as HTML
-    size: int = 224, # Photos whose longest side has fewer pixels count as small; give your model's input
-    workers: int = None, # Processes that read photos (default: one a core)
+    json: FILE = None, # File to write everything to, as JSON
+    report: FILE = None, # File to write a page to look at, as HTML
+    size: whole(1) = 224, # Photos whose longest side has fewer pixels count as small; give your model's input
+    workers: whole(1) = None, # Processes that read photos (default: one a core)
 ) -> None: # Nothing; prints a summary, raises `BasegunError` where a training would be spoilt
     "Say what is in a data set and what is wrong with it."
     data = Path(data)
     faults = missing_folders(data) or file_faults(json, data, '--json', '.json') + file_faults(report, data,
         '--report', '.html')
-    raise_faults(faults + [f'--{k} {v}: give a whole number, 1 or more'
-                           for k, v in dict(size=size, workers=workers).items()
-                           if v is not None and not is_whole(v, 1)])
+    raise_faults(faults + value_faults(check, dict(size=size, workers=workers)))
     since, table = time.time_ns(), list_photos(data, strict=False)
     say(f'reading {number_of(len(table))}')
     before = file_stamps(data, table.file.tolist())

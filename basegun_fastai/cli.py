@@ -14,7 +14,9 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from importlib.metadata import requires, version
 from importlib.util import find_spec
@@ -54,9 +56,6 @@ COMMANDS = {  # command: (module, function, what it does, two examples of what f
 _TEMPORARY = ('check', 'split', 'lr-find', 'train', 'evaluate', 'export', 'report')
 
 # %% ../nbs/cli.ipynb #39538ada
-_METAVARS = {'(int)': 'N', '(float)': 'NUMBER', '(path)': 'PATH', '(str)': 'NAME', '(float|str)': 'NUMBER|auto',
-             '(int|str)': 'N|auto'}  # what fastcore calls a type: what a user reads
-
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog): super().__init__(prog, max_help_position=30)
 
@@ -75,7 +74,7 @@ def _command_parser(name, function):
     "What a command takes, by the signature of its function."
     from fastcore.script import anno_parser
     parser, examples = anno_parser(function, prog=f'basegun-fastai {name}'), COMMANDS[name][3]
-    for action in parser._actions: action.metavar = _METAVARS.get(action.metavar, action.metavar)
+    for o in parser._actions: o.help = re.sub(r" \(default: (False|''|\(\))\)$", '', o.help)
     lines = [f'  basegun-fastai {name} {o}'.rstrip() for o in examples]
     parser.formatter_class, parser.epilog = _HelpFormatter, '\n'.join(['examples:', *lines]) if lines else None
     return parser
@@ -115,11 +114,11 @@ def _signal_code(error): return 143 if isinstance(error, Terminated) else 130
 
 # %% ../nbs/cli.ipynb #883e8ea6
 def exit_code(
-    arguments: list[str], # What follows `basegun-fastai` on the command line
+    command: Callable[[], None], # What to run
 ) -> int: # 0, 1, or what a shell says of a program that a signal ended
     "Run a command, and tell on stderr what the user has to change."
     try:
-        run_command(arguments)
+        command()
         _flush_stdout()
     except BasegunError as err: return _fail(err)
     except ModuleNotFoundError as err:
@@ -163,7 +162,9 @@ def _use_utf8():
     environment = os.environ | dict(PYTHONUTF8='1', PYTHONIOENCODING=os.environ.get('PYTHONIOENCODING', letters))
     os.execve(sys.executable, [sys.executable, '-X', 'utf8', *sys.orig_argv[1:]], environment)
 
-def main() -> None: # Nothing; ends the process with its exit code
+def main(
+    command: Callable[[], None]|None = None, # What to run; empty for what was typed
+) -> None: # Nothing; ends the process with its exit code
     "Be the program `basegun-fastai`."
     _use_utf8()
     open_streams()
@@ -178,7 +179,7 @@ def main() -> None: # Nothing; ends the process with its exit code
     for o in (sys.stdout, sys.stderr):  # names of files may be no text
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
     if is_closed('stdout'): say('warning: stdout is closed, so what this command prints is lost')
-    code = exit_code(sys.argv[1:])
+    code = exit_code(command or partial(run_command, sys.argv[1:]))
     if code in (130, 143):
         timer = threading.Timer(GRACE, os._exit, [code])
         timer.daemon = True

@@ -15,9 +15,10 @@ import pandas as pd
 
 from .base.errors import BasegunError, attempt, raise_faults
 from .base.files import first_free, hold, hold_first, out_faults, whole_folder
+from .base.parameters import FILE, FOLDER, one_of, whole
 from .base.processes import forget_cluster, say, worker_faults
 from .base.record import Config, Run
-from .base.text import name_some, one_of, printable
+from .base.text import name_some, printable
 from .data.contents import keep_readable, known_contents, part_fingerprint
 from .data.folders import ignored_lines, list_photos
 from .data.names import confusable, difference
@@ -30,11 +31,9 @@ from .trust.evidence import confused_overlays
 from .trust.familiarity import read_bank, why_no_familiarity
 from .trust.features import raise_unless_bank_fits
 from .trust.groups import read_groups, write_groups
-from .trust.levels import Levels
 from .trust.mistakes import confused_pairs, sheet_files, write_mistakes
 from .trust.ood import list_ood_photos, read_ood_photos
-from .trust.predictions import Predictions, logits_and_labels, ood_predictions, prediction_rows
-from .trust.predictions import predictions, with_familiarity
+from .trust.predictions import ood_predictions, prediction_rows, predictions, with_familiarity
 from .trust.tables import summary, write_tables
 
 # %% ../nbs/evaluate.ipynb #d97ea9ed
@@ -79,28 +78,6 @@ def _place(out, default):
     return Path(out) if out else first_free(default.with_name(f'{default.name}_{datetime.now():%Y-%m-%d_%H%M%S}'))
 
 def _holder(out): return partial(hold, new=True) if out else hold_first
-
-def _evaluate_pickle(file, data, out, skip_unreadable, workers, trust_pickle):
-    if not trust_pickle:
-        raise BasegunError(
-            f"'{file}' is a pickle, and opening a pickle runs whatever code is in it, whoever put it there. Give the "
-            'folder of a run instead; only for a file whose origin you know, add --trust-pickle')
-    if not file.is_file(): raise BasegunError(f"no file '{file}': give a learner.pkl, or the folder of a run")
-    from fastai.learner import load_learner
-    table, hold_out = list_photos(data, 'classes'), _holder(out)
-    out = _place(out, Path(f'{file.stem}_evaluation'))
-    learn = load_learner(file)
-    raise_faults(unknown_classes(table, list(learn.dls.vocab), Run(file)) + out_faults(out, data))
-    with hold_out(out) as out:
-        table = _read_photos(data, table, skip_unreadable)
-        dl = learn.dls.test_dl([str(data/o) for o in table.file], num_workers=workers or 0)
-        labels = np.array([learn.dls.vocab.o2i[o] for o in table.label])
-        logits, _ = logits_and_labels(learn.model, learn.dls, dl, 'judging')
-        preds = Predictions(table.file.tolist(), list(learn.dls.vocab), labels, logits.numpy())
-        with whole_folder(out) as folder:
-            numbers = write_tables(preds, folder, levels=Levels(None, None))
-            write_mistakes(preds, data, folder)
-    print(summary(numbers, out))
 
 # %% ../nbs/evaluate.ipynb #86922bc9
 def _check(run, data, out, workers, not_a_gun, groups):
@@ -160,20 +137,16 @@ def _overlays(run, data, dls, model, preds):
 def evaluate(
     run: Path, # Folder that `train` left
     data: Path, # Folder with <class>/*, or a data set with val/<class>/*
-    out: Path = None, # Folder to make for the tables; default: RUN/evaluation_<date>_<time>
+    out: FOLDER = None, # Folder to make for the tables; default: RUN/evaluation_<date>_<time>
     skip_unreadable: bool = False, # Leave photos aside that cannot be read
-    workers: int = None, # Processes that read photos; default: one a core, at most 16
+    workers: whole(0) = None, # Processes that read photos; default: one a core, at most 16
     device: one_of(DEVICES) = 'auto', # Where to judge; auto takes a GPU that is there
-    not_a_gun: Path = None, # Folder with photos of other things, to see that they come out low
-    groups: Path = None, # CSV with a column `file` as in predictions-val.csv: numbers by its other columns
-    trust_pickle: bool = False, # RUN is a fastai learner.pkl of known origin: opening it runs whatever code is in it
+    not_a_gun: FOLDER = None, # Folder of photos without guns, to see that they come out low
+    groups: FILE = None, # CSV with a column `file` as in predictions-val.csv: numbers by its other columns
 ) -> None: # Nothing; prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
     forget_cluster()
     run, data = Run(run), Path(data)
-    if run.path.suffix == '.pkl' and (not_a_gun or groups): raise BasegunError(
-        f"'{run.path}' is a pickle: --not-a-gun and --groups go with the folder of a run; give that, or leave them out")
-    if run.path.suffix == '.pkl': return _evaluate_pickle(run.path, data, out, skip_unreadable, workers, trust_pickle)
     config, hold_out, out = run.config, _holder(out), _place(out, run.path/'evaluation')
     if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
     table, known = _check(run, data, out, workers, not_a_gun, groups)

@@ -21,6 +21,7 @@ from PIL import ExifTags, Image
 
 from .base.errors import BasegunError, raise_faults
 from .base.files import hold, out_faults, whole_folder, write_whole
+from .base.parameters import FOLDER
 from .base.processes import forget_cluster, say
 from .base.record import Run
 from .base.text import number_of
@@ -269,8 +270,8 @@ def _make_export(run, data, out):
 # %% ../nbs/export.ipynb #7667827e
 def export(
     run: Path, # Folder that `train` left
-    out: Path = None, # Folder to make for model.onnx and model.json; default: RUN/exported
-    data: Path = None, # Folder with the photos of the training (default: where they were then)
+    out: FOLDER = None, # Folder to make for model.onnx and model.json; default: RUN/exported
+    data: FOLDER = None, # Folder with the photos of the training (default: where they were then)
 ) -> None: # Nothing; prints the folder, raises `BasegunError` where answers differ
     "Make files that can be served, each compared with what was trained."
     forget_cluster()

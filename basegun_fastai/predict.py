@@ -25,6 +25,7 @@ from PIL import Image
 
 from .base.errors import BasegunError, raise_faults
 from .base.files import hold, out_faults, whole_file, whole_folder
+from .base.parameters import FILE, FOLDER
 from .base.processes import cores, is_closed, raise_if_interrupted, say
 from .base.text import number_of
 from .data.names import class_columns
@@ -241,9 +242,9 @@ def _write(file, lines, counts, flush):
 def predict(
     exported: Path, # Folder that `basegun-fastai export` left
     photos: Annotated[list[Path], {'nargs': '+', 'type': Path}], # Photos, and folders of photos
-    out: Path = None, # File for the rows, which must not exist; empty writes them to stdout as they come
+    out: FILE = None, # File for the rows, which must not exist; empty writes them to stdout as they come
     json: bool = False, # Write a JSON object a line instead of CSV
-    explain: Path = None, # Folder to make for a picture of each photo with the evidence for its answer
+    explain: FOLDER = None, # Folder to make for a picture of each photo with the evidence for its answer
 ) -> None: # Nothing; raises `BasegunError` at the end where a photo could not be read
     "Say what each photo shows, a row a photo."
     exported, photos = Path(exported), [Path(o) for o in photos]

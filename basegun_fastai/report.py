@@ -12,9 +12,9 @@ from pathlib import Path
 
 from .base.errors import BasegunError, attempt, raise_faults
 from .base.files import file_faults, write_whole
+from .base.parameters import FILE, FOLDER, one_of, whole
 from .base.processes import forget_cluster, say, worker_faults
 from .base.record import Run
-from .base.text import one_of
 from .data.contents import known_contents, part_fingerprint
 from .data.folders import layout_faults, list_photos
 from .training.options import DEVICES
@@ -73,10 +73,10 @@ def _read_predictions(run, val):
 # %% ../nbs/report.ipynb #2da6d654
 def report(
     run: Path, # Folder that `train` left
-    against: Path = None, # Another run of the same classes and val photos, to compare with
-    data: Path = None, # Folder with the photos, if they are not any more where the run was trained on them
-    out: Path = None, # HTML file to write; default: RUN/report.html, or RUN/report_<date>_<time>.html if that exists
-    workers: int = None, # Processes that read photos; default: one a core, at most 16
+    against: FOLDER = None, # Another run of the same classes and val photos, to compare with
+    data: FOLDER = None, # Folder with the photos, if they are not any more where the run was trained on them
+    out: FILE = None, # HTML file to write; default: RUN/report.html, or RUN/report_<date>_<time>.html if that exists
+    workers: whole(0) = None, # Processes that read photos; default: one a core, at most 16
     device: one_of(DEVICES) = 'auto', # Where to ask the network; auto takes a GPU that is there
 ) -> None: # Nothing; prints the file, raises `BasegunError`
     "Write a run as one page to look at."

@@ -6,7 +6,6 @@
 __all__ = ['train', 'lr_find']
 
 # %% ../nbs/train.ipynb #95d8c7f1
-import inspect
 import json
 import os
 import shutil
@@ -17,22 +16,20 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from fastcore.meta import delegates
-
 from .base.errors import BasegunError, raise_faults
 from .base.files import first_free, hold, hold_first, out_faults, whole_folder, write_whole
+from .base.parameters import takes
 from .base.processes import forget_cluster, is_launched, rank, say, worker_faults, world_size
 from .base.record import Config, Run, run_name
-from .base.text import number_of, one_of
+from .base.text import number_of
 from .data.cache import ChangedPhoto, cache_faults, open_cache
 from .data.contents import describe_photos
 from .data.folders import folder_fault, ignored_lines, layout_faults, list_photos
 from .data.photo import DECODER, UnreadablePhoto
 from .data.problems import readable_photos
 from .data.trained import inherited_photos, save_trained_photos, were_trained_on
-from .model.archs import EFFICIENTNETS, HEADS
-from .training.options import CLASS_WEIGHTS, DEVICES, PRECISIONS, Options
-from .trust.familiarity import UNFAMILIAR_RATE
+from .model.archs import EFFICIENTNETS
+from .training.options import Options
 from .trust.ood import read_ood_photos
 
 # %% ../nbs/train.ipynb #19b7c91c
@@ -200,12 +197,6 @@ def _launch(options):
     raise_faults(_early_faults(options, _run_faults(run, options)) + gpu_faults(options))
     launch(replace(options, name=run.path.name), run)
 
-def _options(*args, **kwargs):
-    "The options of `train`, defaults from its signature."
-    bound = inspect.signature(train).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return Options(**bound.arguments | dict(data=Path(bound.arguments['data']), out=Path(bound.arguments['out'])))
-
 # %% ../nbs/train.ipynb #9424f70c
 def _train(run, options, faults):
     "Train, and return the numbers."
@@ -248,38 +239,11 @@ def _run(options):
     print(summary(numbers, run.path))
 
 # %% ../nbs/train.ipynb #040665e0
+@takes(Options)
 def train(
-    data: Path, # Folder with train/<class>/* and val/<class>/*
-    arch: str = 'efficientnet_b3', # efficientnet_b0 to _b7, or any other network of timm
-    head_epochs: int = None, # Epochs that train the last dense layer alone (default: 10, or 0 with --weights none)
-    fine_tune_epochs: int = 5, # Epochs that then train all of it: its head at a fifth of --lr, its body at a sixteenth
-    lr: float|str = .005, # Highest learning rate, or auto for the finder's suggestion (too low with weights to keep)
-    batch_size: int|str = 'auto', # Photos in a batch; auto is the largest power of two that fits a GPU, 32 on a CPU
-    weights: one_of(('imagenet', 'none', 'FILE')) = 'imagenet', # What the body starts with; FILE has its weights
-    head: one_of(HEADS) = 'linear', # bn-dropout puts BatchNorm and Dropout before the dense layer
-    size: int = None, # Width and height of the input in pixels (default: the architecture's)
-    class_weights: one_of(CLASS_WEIGHTS) = 'none', # balanced: photos of rare classes count for more in the loss
-    out: Path = 'runs', # Folder in which the run's folder is made
-    name: str = None, # Name of the run's folder (default: <arch>_<date>_<time>)
-    seed: int = 42, # Runs with one seed, options and photos are identical on a CPU with as many threads
-    workers: int = None, # Processes that read photos; changes the time alone (default: one a core, at most 16)
-    device: one_of(DEVICES) = 'auto', # Where to train; auto takes a GPU that is there
-    head_views: int = 2, # Views of each photo that train the head; 0 augments anew each epoch; changes the numbers
-    precision: one_of(PRECISIONS) = 'auto', # Number format; changes the numbers a little
-    compile: bool = False, # Compile for fine-tuning: minutes first, faster then; changes the numbers a little
-    cache: one_of(('auto', 'off', 'DIR')) = 'auto', # Where decoded photos are kept; changes the time alone
-    high_rate: float = .99, # Share of right answers among those called high, as far as val can promise it
-    shown_rate: float = .9, # The same among all that are not called low
-    unfamiliar_rate: float = UNFAMILIAR_RATE, # Share of val to call unfamiliar, so low: 0.001 to 0.1, or 0
-    not_a_gun: Path = None, # Folder with photos of other things, which are to come out low
-    skip_unreadable: bool = False, # Train without the photos that cannot be read, and note them in the run
-    no_report: bool = False, # Leave report.html to the command `report`; changes only the time
-    resume: bool = False, # Continue the run NAME if it was interrupted, begin it if it does not exist
-    gpus: int|str = 1, # GPUs of this machine that share each batch, or all; with --device cpu, processes
-    other_gpus: bool = False, # With --resume: on another number of GPUs than before; changes the numbers a little
+    options: Options, # By name; `data` and `arch` may come first, without
 ) -> None: # Nothing; prints accuracy, precision, recall and the run's folder, raises `BasegunError`
     "Train a classifier on two folders of photos, judge it, and leave a run folder."
-    options = _options(**locals())
     if is_launched():
         from basegun_fastai.training.distributed import join
         with join(options.device): return _run(options)
@@ -301,16 +265,13 @@ def _find_rate(run, options, faults):
     print(f'{suggestion:.3g}')
 
 # %% ../nbs/train.ipynb #03e56654
-@delegates(train, but=['resume', 'gpus', 'other_gpus', 'high_rate', 'shown_rate', 'unfamiliar_rate', 'not_a_gun', 'lr',
-                       'no_report', 'head_views', 'compile', 'head_epochs', 'fine_tune_epochs'])
+@takes(Options, but='train_only')
 def lr_find(
-    data: Path, # Folder with train/<class>/* and val/<class>/*
-    **kwargs
+    options: Options, # By name; `data` and `arch` may come first, without
 ) -> None: # Nothing; prints the suggested rate, raises `BasegunError`
     "Find a learning rate: leave its curve as lr-find.csv and lr-find.png, and print the suggestion."
     if is_launched(): raise BasegunError('lr-find is one process: start it without torchrun')
     forget_cluster()
-    options = _options(data, **kwargs)
     path = _run_path(options, 'lr-find_')
-    faults = out_faults(path, data, '--name', '--out')
+    faults = out_faults(path, options.data, '--name', '--out')
     with _hold(path, options, options.faults() + faults) as held: _find_rate(Run(held), options, faults)

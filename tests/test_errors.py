@@ -121,7 +121,7 @@ def test_evaluating_unreadable_photos(run, copy, tmp_path):
 def test_demo_data_that_exists(tmp_path):
     result = typed('demo-data', tmp_path, '--photos-per-class', 2)
     assert (result.returncode == 1 and 'exists' in result.stderr
-            and '--photos-per-class 2: give 4 or more' in result.stderr)
+            and '--photos-per-class 2: give a whole number, 4 or more' in result.stderr)
 
 
 @pytest.fixture

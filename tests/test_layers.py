@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
-    'base': 'errors text processes progress pool files record',
+    'base': 'errors text parameters processes progress pool files record',
     'data': 'colour formats tiff png photo names walk phash blank crops reading folders contents near_duplicates '
             'problems pages demo cache trained',
     'model': 'archs folding device optimiser scores augment ranks workers loaders hub weights learner',

@@ -24,6 +24,7 @@ from fastcore.basics import patch
 
 from ..base.errors import BasegunError
 from ..base.files import cache_home, inside_fault, read_at, sync
+from ..base.parameters import FOLDER
 from ..base.processes import say
 from ..base.text import printable
 from .contents import decoder_version
@@ -303,7 +304,7 @@ def _line(file):
 # %% ../../nbs/data/cache.ipynb #3658f6fd
 def cache(
     clear: bool = False, # Remove all of it; a training that is using it goes on
-    folder: Path = None, # The DIR of train's --cache (default: where auto keeps them)
+    folder: FOLDER = None, # The DIR of train's --cache (default: where auto keeps them)
 ) -> None: # Nothing; prints a table on stdout
     "List what is kept of photos, so that they are not read again, or remove it."
     folder = cache_home()/'squares' if folder is None else Path(folder)
@@ -317,6 +318,5 @@ def cache(
     if memories:
         print(f"and what was read of {len(memories)} data set{'s'[:len(memories) > 1]}, in '{cache_home()/'contents'}'")
     size = sum(o.stat().st_blocks * 512 for o in squares + memories)
-    if clear:
-        for file in squares + memories: file.unlink(missing_ok=True)
+    for file in squares + memories if clear else []: file.unlink(missing_ok=True)
     print(f"{size / 2**20:.1f} MiB {'removed' if clear else 'in all; --clear removes them'}")

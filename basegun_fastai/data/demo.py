@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
-from ..base.errors import is_whole, raise_faults
-from ..base.processes import say
+from ..base.errors import raise_faults
 from ..base.files import hold, whole_folder
+from ..base.parameters import value_faults, whole
+from ..base.processes import say
 
 # %% ../../nbs/data/demo.ipynb #db699ed1
 def _box(x0, y0, x1, y1): return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
@@ -180,16 +181,13 @@ def _draw(out, photos_per_class, seed):
 # %% ../../nbs/data/demo.ipynb #358f3dbe
 def demo_data(
     out: Path, # Folder to make; it must not exist
-    photos_per_class: int = 60, # Photos of each class in train/; val/ gets a third of them, at least 4
-    seed: int = 42, # Another seed draws another data set
+    photos_per_class: whole(4) = 60, # Photos of each class in train/; val/ gets a third of them, at least 4
+    seed: whole(0) = 42, # Random seed; another one draws another data set
 ) -> None: # Nothing; raises `BasegunError`
     "Draw a data set of guns to try the other commands on: OUT/train/<class>/* and OUT/val/<class>/*."
     out = Path(out)
     faults = [f"'{out}' exists: give a folder that is not there yet"] if out.exists() else []
-    if not is_whole(photos_per_class, 4):
-        faults.append(f'--photos-per-class {photos_per_class}: give 4 or more')
-    if not is_whole(seed, 0): faults.append(f'--seed {seed}: give 0 or more')
-    raise_faults(faults)
+    raise_faults(faults + value_faults(demo_data, dict(photos_per_class=photos_per_class, seed=seed)))
     with hold(out, new=True): _draw(out, photos_per_class, seed)
     say(f"drew {photos_per_class} train and {max(4, photos_per_class // 3)} val photos of each of {len(GUNS)} classes")
     print(out)

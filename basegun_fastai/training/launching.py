@@ -6,6 +6,7 @@
 __all__ = ['gpu_faults', 'ProcessEnded', 'launch']
 
 # %% ../../nbs/training/launching.ipynb #a93f06c4
+import json
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from ..base.errors import BasegunError
+from ..base.errors import BasegunError, is_whole
 from ..base.processes import GRACE, Terminated, cores, ignore_signals, say
 from ..base.record import Run
 from ..base.text import number_of
@@ -30,7 +31,7 @@ def gpu_faults(
     gpus = torch.cuda.device_count()
     if not gpus: return [f'--gpus {options.gpus}: PyTorch {torch.__version__} sees no GPU here. Leave --gpus out, or '
                          'give --device cpu to train by processes on the CPU']
-    if options.gpus == 'all' or options.gpus <= gpus: return []
+    if not is_whole(options.gpus, 1) or options.gpus <= gpus: return []  # `all`, or what `Options.faults` refuses
     return [f'--gpus {options.gpus}: there {"is" if gpus == 1 else "are"} {number_of(gpus, "GPU")} here; give all']
 
 # %% ../../nbs/training/launching.ipynb #2c553312
@@ -45,14 +46,17 @@ class ProcessEnded(BasegunError):
         self.exit_code = exit_code if exit_code > 0 else 128 - exit_code
 
 # %% ../../nbs/training/launching.ipynb #4351f83b
-_PROGRAM = "import sys; sys.argv[0] = 'basegun-fastai'; from basegun_fastai.cli import main; main()"
+_PROGRAM = '''
+import json, sys
+from basegun_fastai.cli import main
+options, sys.argv[0] = json.loads(sys.argv.pop()), 'basegun-fastai'
+def train():
+    from basegun_fastai.train import train
+    train(**options)
+main(train)
+'''
 
-def _arguments(options):
-    "The command line that stands for options."
-    values = asdict(options).items()
-    flags = [f"--{k.replace('_', '-')}" + ('' if v is True else f'={v}') for k, v in values
-             if k != 'data' and v is not None and v is not False]
-    return ['train', *flags, '--', str(options.data)]
+def _as_json(options): return json.dumps(asdict(options), default=str)
 
 @contextmanager
 def _environment(n):
@@ -99,7 +103,8 @@ def launch(
                           logs_specs=DefaultLogsSpecs())
     try:
         with _environment(n):
-            elastic_launch(config, sys.executable)('-P', '-c', _PROGRAM, *_arguments(replace(options, gpus=n)))
+            elastic_launch(config, sys.executable)(
+                '-P', '-c', _PROGRAM, *sys.argv[1:], _as_json(replace(options, gpus=n)))
     except ChildFailedError as err: _raise_failure(err, n, run)
     except SignalException as err:
         ignore_signals()

@@ -28,7 +28,7 @@ from ..model.ranks import from_first
 from ..model.weights import PretrainedClassifier, check_weights, pretrained_classifier, weight_faults
 from ..model.workers import seed_all
 from .fit import Stage, find_rate, free_memory, largest_batch_size, plan_stages, stage_context
-from .options import DEVICES, Options
+from .options import Options
 
 # %% auto #0
 __all__ = ['check_network', 'Setup', 'warn_of_finder']
@@ -39,9 +39,9 @@ def check_network(
     faults: list[str], # What is wrong otherwise
 ) -> tuple[Architecture, str]: # The network, and 'cpu' or 'cuda'; raises `BasegunError` with all faults
     "Look up the network of a training, its weights and its device."
-    size = None if any(o.startswith('--size') for o in faults) else options.size
-    arch, arch_faults = attempt(architecture, options.arch, size)
-    device, device_faults = attempt(usable_device, options.device) if options.device in DEVICES else (None, [])
+    wrong = {o.option for o in options.faults()}
+    arch, arch_faults = attempt(architecture, options.arch, None if 'size' in wrong else options.size)
+    device, device_faults = (None, []) if 'device' in wrong else attempt(usable_device, options.device)
     raise_faults([o for group in [
         faults,
         weight_faults(arch, options.weights) if arch and options.weights not in ('imagenet', 'none') else [],
