@@ -1,7 +1,6 @@
 "A run is judged on other photos: what it leaves, and what it refuses."
 import json
 import shutil
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -163,28 +162,17 @@ def test_evaluate_leaves_what_a_person_should_look_at(run, data, tmp_path):
         'confidence']
 
 
-def test_a_pickle_is_opened_by_nobody_who_does_not_ask_for_it(run, data, tmp_path):
-    result = typed('evaluate', run.learner, data, '--out', tmp_path/'out')
-    assert (result.returncode == 1 and 'runs whatever code is in it' in result.stderr
-            and '--trust-pickle' in result.stderr
-            and not (tmp_path/'out').exists())
-    for option in ('--not-a-gun', '--groups'):
-        result = typed('evaluate', run.learner, data, '--out', tmp_path/'out', '--trust-pickle', option, data)
-        assert result.returncode == 1 and 'leave them out' in result.stderr and not (tmp_path/'out').exists()
-    with pytest.warns(UserWarning, match='insecure pickle'):
-        result = typed('evaluate', run.learner, data, '--out', tmp_path/'out', '--trust-pickle')
-    assert result.returncode == 0, result.stderr
-    for o in ('everything is called low', 'nothing is called high'):
-        assert f'{o}: no threshold goes with the model' in result.stdout
-    mine, theirs = (pd.read_csv(o/'predictions-val.csv') for o in (tmp_path/'out', run.path))
-    classes = run.config.classes
-    assert mine.file.tolist() == theirs.file.tolist() and np.abs(mine[classes]
-        - theirs[classes]).to_numpy().max() < 1e-4
-    (tmp_path/'bad'/classes[0]).mkdir(parents=True)
-    (tmp_path/'bad'/classes[0]/'0.jpg').write_bytes(b'no photo')
-    for model, options in ((run.learner, ['--trust-pickle']), (run.path, [])):
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            result = typed('evaluate', model, tmp_path/'bad', '--out', tmp_path/'none', '--skip-unreadable', *options)
-        assert (result.returncode == 1 and result.stderr.strip().endswith('has no photo that can be read')
-                and not (tmp_path/'none').exists())
+@pytest.mark.parametrize('command', ['evaluate', 'report', 'export'])
+def test_a_pickle_is_opened_by_no_command(run, data, tmp_path, command):
+    result = typed(command, run.learner, *[data] * (command == 'evaluate'), '--out', tmp_path/'out.html')
+    assert result.returncode == 1 and 'runs whatever code is in it: give the folder of the run' in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_photos_of_which_none_can_be_read_are_not_judged(run, tmp_path):
+    label = run.config.classes[0]
+    (tmp_path/'bad'/label).mkdir(parents=True)
+    (tmp_path/'bad'/label/'0.jpg').write_bytes(b'no photo')
+    result = typed('evaluate', run.path, tmp_path/'bad', '--out', tmp_path/'none', '--skip-unreadable')
+    assert result.returncode == 1 and result.stderr.strip().endswith('has no photo that can be read')
+    assert not (tmp_path/'none').exists()

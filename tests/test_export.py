@@ -351,7 +351,7 @@ def test_similarity_of_onnx_of_torch_and_of_numpy_is_one_and_that_of_the_trainin
     import torch
 
     from basegun_fastai.export import serving_network
-    bank, net, serving = read_bank(run), trained(run.path), serving_network(run)
+    bank, net, serving = read_bank(run), trained(run.path), serving_network(run, read_bank(run))
     with torch.no_grad():
         features = net.forward_head(net.forward_features(normalised(squares, run.path)), pre_logits=True).flatten(1)
         by_torch = dict(zip(serving.outputs, serving(torch.from_numpy(squares)), strict=True))['similarity'].numpy()
