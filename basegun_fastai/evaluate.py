@@ -10,7 +10,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from .base.errors import BasegunError, attempt, raise_faults
@@ -24,16 +23,15 @@ from .data.folders import ignored_lines, list_photos
 from .data.names import confusable, difference
 from .data.trained import trained_photos, were_trained_on
 from .data.photo import DECODER
-from .model.archs import run_architecture
 from .training.options import DEVICES
 from .trust.confidence import run_confidence
-from .trust.evidence import confused_overlays
 from .trust.familiarity import read_bank, why_no_familiarity
 from .trust.features import raise_unless_bank_fits
 from .trust.groups import read_groups, write_groups
-from .trust.mistakes import confused_pairs, sheet_files, write_mistakes
+from .trust.judge import Judge
+from .trust.mistakes import confused_pairs, photos_on_sheets, write_mistakes
 from .trust.ood import list_ood_photos, read_ood_photos
-from .trust.predictions import ood_predictions, prediction_rows, predictions, with_familiarity
+from .trust.predictions import with_familiarity
 from .trust.tables import summary, write_tables
 
 # %% ../nbs/evaluate.ipynb #d97ea9ed
@@ -69,7 +67,7 @@ def provenance(
     return f'these {len(table)} photos are not the {then} val photos of the training'
 
 # %% ../nbs/evaluate.ipynb #213d22ff
-def _read_photos(data, table, skip_unreadable):
+def _readable_photos(data, table, skip_unreadable):
     table = keep_readable(data, known_contents(data, table), skip_unreadable)
     if not len(table): raise BasegunError(f"'{data}' has no photo that can be read")
     return table
@@ -77,11 +75,9 @@ def _read_photos(data, table, skip_unreadable):
 def _place(out, default):
     return Path(out) if out else first_free(default.with_name(f'{default.name}_{datetime.now():%Y-%m-%d_%H%M%S}'))
 
-def _holder(out): return partial(hold, new=True) if out else hold_first
-
 # %% ../nbs/evaluate.ipynb #86922bc9
-def _check(run, data, out, workers, not_a_gun, groups):
-    "Raise all faults; returns the photos, and what `groups` says of each."
+def _photos_and_groups(run, data, out, workers, not_a_gun, groups):
+    "List the photos, and what `groups` says of each; raises all faults."
     (table, faults), known = attempt(list_photos, data, 'classes'), None
     faults += worker_faults(workers) + out_faults(out, data)
     if table is not None: faults += unknown_classes(table, run.config.classes, run)
@@ -113,25 +109,15 @@ def _read_bank(run):
     return bank
 
 def _predict(run, data, table, workers, device, ood_photos):
-    from basegun_fastai.model.loaders import run_loaders
-    from basegun_fastai.model.weights import trained_model
-    dls, model = run_loaders(run, data, table, workers, device), trained_model(run)
-    bank = _read_bank(run)
-    if bank: raise_unless_bank_fits(run, model, bank)
+    "What the network says of the photos and of other things, and what the contact sheets show under each."
+    judge, bank = Judge.of_run(run, data, table, workers, device), _read_bank(run)
+    if bank: raise_unless_bank_fits(run, judge.network, bank)
     features = bank and bank.features
-    preds = predictions(model, dls, table.file.tolist(), features)
-    dls.valid.close()
-    ood = None if ood_photos is None else ood_predictions(model, dls, ood_photos, features)
-    overlays = _overlays(run, data, dls, model, preds)
+    preds = judge.predictions(features)
+    ood = None if ood_photos is None else judge.ood_predictions(ood_photos, features)
+    overlays = judge.overlays(preds, photos_on_sheets(confused_pairs(preds)))
     if bank is None: return preds, ood, overlays
     return with_familiarity(preds, bank.table), ood and with_familiarity(ood, bank.table), overlays
-
-def _overlays(run, data, dls, model, preds):
-    "What the contact sheets show under each photo, by file."
-    files, at = sheet_files(confused_pairs(prediction_rows(preds))), {o: i for i, o in enumerate(preds.files)}
-    pairs = np.array([(preds.predicted[i], preds.labels[i]) for i in map(at.get, files)])
-    overlays = confused_overlays(model, dls, run_architecture(run.config), [str(data/o) for o in files], pairs)
-    return dict(zip(files, overlays, strict=False))  # none for a network without evidence
 
 # %% ../nbs/evaluate.ipynb #855e5ff5
 def evaluate(
@@ -147,11 +133,11 @@ def evaluate(
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
     forget_cluster()
     run, data = Run(run), Path(data)
-    config, hold_out, out = run.config, _holder(out), _place(out, run.path/'evaluation')
-    if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
-    table, known = _check(run, data, out, workers, not_a_gun, groups)
+    config, hold_out = run.open(), partial(hold, new=True) if out else hold_first
+    out = _place(out, run.path/'evaluation')
+    table, known = _photos_and_groups(run, data, out, workers, not_a_gun, groups)
     with hold_out(out) as out:
-        table = _read_photos(data, table, skip_unreadable)
+        table = _readable_photos(data, table, skip_unreadable)
         _say_what_differs(run, config, data, table)
         ood_photos = None if not_a_gun is None else read_ood_photos(not_a_gun, skip_unreadable, {*table.digest})
         temperature, levels, rates = run_confidence(run)

@@ -9,14 +9,13 @@ import hashlib
 import json
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from PIL import ExifTags, Image
 
 from .base.errors import BasegunError, raise_faults
@@ -33,52 +32,45 @@ from .predict import load
 from .trust.evidence import MAX_ERROR
 from .trust.familiarity import MAX_SIMILARITY_DIFFERENCE, N_NEIGHBORS, Bank, read_bank
 from .trust.familiarity import why_no_familiarity
-from .trust.predictions import has_prediction_columns
+from .trust.predictions import Predictions, read_predictions
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
 # %% auto #0
-__all__ = ['MAX_PHOTOS', 'MAX_DIFFERENCE', 'rows_to_compare', 'serving_network', 'onnx_model', 'description', 'differences',
+__all__ = ['MAX_PHOTOS', 'MAX_DIFFERENCE', 'photos_to_compare', 'serving_network', 'onnx_model', 'description', 'differences',
            'export']
 
 # %% ../nbs/export.ipynb #db86876b
 MAX_PHOTOS = 64
 
-def rows_to_compare(
-    rows: pd.DataFrame, # `predictions-val.csv`
+def photos_to_compare(
+    preds: Predictions, # What the network said at the end of the training
     max_photos: int = MAX_PHOTOS, # How many
-) -> pd.DataFrame: # Some of `rows`
+) -> np.ndarray: # Indices of some photos, in order
     "Choose photos to compare answers on."
-    ranked = np.sort(rows.iloc[:, 4:].to_numpy(), 1)
+    ranked, n = np.sort(preds.probabilities, 1), len(preds.files)
     close = np.argsort(ranked[:, -1] - ranked[:, -2], kind='stable')[:max_photos // 4]
-    spread = np.linspace(0, len(rows) - 1, min(len(rows), max_photos - len(close))).round().astype(int)
-    return rows.iloc[np.union1d(close, spread)]
+    spread = np.linspace(0, n - 1, min(n, max_photos - len(close))).round().astype(int)
+    return np.union1d(close, spread)
 
 # %% ../nbs/export.ipynb #e0d337ac
-def _read_rows(run, data):
-    file = run.predictions
-    if not file.is_file():
-        raise BasegunError(f"'{run.path}' has no {file.name}: the training did not end. Start its command again with "
-                           "--resume")
-    rows = pd.read_csv(file, dtype=dict(file=str, label=str, predicted=str), keep_default_na=False)
-    classes = run.config.classes
-    if not has_prediction_columns(rows, classes): raise BasegunError(
-        f"'{file}' has not the columns of this run's classes: it was changed, or an older version wrote it; train "
-        'again')
-    rows = rows_to_compare(pd.concat([rows.iloc[:, :4], rows.iloc[:, -len(classes):]], axis=1))
-    missing = [o for o in rows.file if not (data/o).is_file()]
+def _predictions_to_compare(run, data, bank):
+    preds = read_predictions(run, run.config.classes)
+    if bank: preds = replace(preds, similarities=bank.val_similarities)
+    preds = preds.part(photos_to_compare(preds))
+    missing = [o for o in preds.files if not (data/o).is_file()]
     if missing:
         others = f', nor are {len(missing) - 1} others' if missing[1:] else ''
         raise BasegunError(f"an export is compared with the training on photos of val/, and '{data/missing[0]}' is not "
                            f'there{others}: give the folder with the photos of the training as --data')
-    return rows
+    return preds
 
 # %% ../nbs/export.ipynb #dbca25ba
 def serving_network(
     run: Run, # A finished run
-    bank: Bank|None, # Of the run, if it has one
+    bank: Bank|None = None, # Of the run, if it has one
 ) -> torch.nn.Module: # From `uint8` `(n, size, size, 3)` to a tensor for each of its `outputs`
     "Make the network that takes photos and gives probabilities, and evidence and similarity if it can."
     import torch
@@ -147,7 +139,7 @@ def onnx_model(
 # %% ../nbs/export.ipynb #1e45926a
 def description(
     run: Run, # A finished run
-    bank: Bank|None, # Of the run, if it has one
+    bank: Bank|None = None, # Of the run, if it has one
 ) -> dict: # `model.json` but for what is only known of the finished `model.onnx`
     "Gather what goes with a network."
     from basegun_fastai.trust.confidence import run_confidence
@@ -165,9 +157,9 @@ def description(
 # %% ../nbs/export.ipynb #5b6d40ad
 MAX_DIFFERENCE = 1e-4
 
-def _answer_faults(batch, weights, model, photos):
+def _answer_faults(preds, weights, model, photos):
     "Compare four answers; returns the largest difference, and a message for each photo with another answer."
-    probs = {'in the training': batch.iloc[:, 4:].to_numpy()}
+    probs, files = {'in the training': preds.probabilities}, np.array(preds.files, object)
     probs |= {f'by model.onnx{how}': np.array([list(o.probabilities.values()) for o in answers]) for how, answers in
               (('', [model(o) for o in photos]), (', several at once', model.batch(photos)))}
     labels, faults, largest = weights.argmax(1), [], 0.
@@ -177,20 +169,20 @@ def _answer_faults(batch, weights, model, photos):
         is_bad = (others.argmax(1) != labels) | ~(difference <= MAX_DIFFERENCE)
         faults += [f"'{file}' was called {model.classes[a]} {how}, {model.classes[b]} by model.safetensors; "
                    f'probabilities differ by {by:.2g}'
-                   for file, a, b, by in zip(batch.file[is_bad], others.argmax(1)[is_bad], labels[is_bad],
+                   for file, a, b, by in zip(files[is_bad], others.argmax(1)[is_bad], labels[is_bad],
                                              difference[is_bad], strict=True)]
     return largest, faults
 
-def _similarity_faults(batch, similarities, model, squares, bank):
+def _similarity_faults(preds, similarities, model, squares):
     "Compare the similarity by the ONNX file with that by the run's weights, and with that of the training."
     (actual,) = model.outputs(squares, 'similarity')
-    others = {'by model.safetensors': similarities, 'in the training': bank.val_similarities[batch.index]}
+    others = {'by model.safetensors': similarities, 'in the training': preds.similarities}
     apart = {how: np.abs(actual - expected) for how, expected in others.items()}
     return [f"'{file}': its similarity to the train photos differs by {by:.2g} from that {how}"
-            for how, differences in apart.items() for file, by in zip(batch.file, differences, strict=True)
+            for how, differences in apart.items() for file, by in zip(preds.files, differences, strict=True)
             if not by <= MAX_SIMILARITY_DIFFERENCE]
 
-def _evidence_faults(batch, network, model, squares):
+def _evidence_faults(preds, network, model, squares):
     "Compare what the evidence of the ONNX file adds up to with the logits."
     import torch
     photos = network.normalised(torch.from_numpy(squares))
@@ -200,22 +192,21 @@ def _evidence_faults(batch, network, model, squares):
     difference = np.abs(evidence.mean((2, 3)) + bias - logits).max(1)
     apart = difference / np.maximum(1, np.abs(logits).max(1))
     return [f"'{file}': its evidence adds up to something else than its logits, by {by:.2g} of the largest"
-            for file, by in zip(batch.file, apart, strict=True) if not by <= MAX_ERROR]
+            for file, by in zip(preds.files, apart, strict=True) if not by <= MAX_ERROR]
 
 # %% ../nbs/export.ipynb #418fd7ab
 def differences(
-    rows: pd.DataFrame, # Some of `predictions-val.csv`
+    preds: Predictions, # What the training said of the photos to compare, with their similarities if there is a bank
     data: Path, # The folder that its files are relative to
     network: torch.nn.Module, # What `serving_network` made
     folder: Path, # An exported model
-    bank: Bank|None = None, # Of the run, if it has one
 ) -> tuple[float, list[str]]: # The largest difference, and a message for each photo that gets another answer
     "Compare the answers of everything that a run has become."
     import torch
     model, faults, largest = load(folder), [], 0.
-    for i in range(0, len(rows), 16):
-        batch = rows.iloc[i:i+16]
-        photos = [data/o for o in batch.file]
+    for i in range(0, len(preds.files), 16):
+        batch = preds.part(slice(i, i + 16))
+        photos = [data/o for o in batch.files]
         try: squares = np.stack([pixels(o, model.about['size']) for o in photos])
         except UnreadablePhoto as err:
             raise BasegunError(
@@ -224,7 +215,8 @@ def differences(
             outputs = dict(zip(network.outputs, network(torch.from_numpy(squares)), strict=True))
             weights = outputs['probabilities'].numpy()
             if 'evidence' in outputs: faults += _evidence_faults(batch, network, model, squares)
-            if bank: faults += _similarity_faults(batch, outputs['similarity'].numpy(), model, squares, bank)
+            if 'similarity' in outputs:
+                faults += _similarity_faults(batch, outputs['similarity'].numpy(), model, squares)
         apart, others = _answer_faults(batch, weights, model, photos)
         largest, faults = max(largest, apart), faults + others
     return largest, faults
@@ -236,7 +228,7 @@ def _rotated_jpeg(size):
     draw_photo('revolver', np.random.default_rng(0), (4 * size, 3 * size)).save(content, 'JPEG', quality=90, exif=exif)
     return content.getvalue()
 
-def _write_model(run, bank, folder, network):
+def _write_model(run, folder, network, bank):
     about = description(run, bank)
     model = onnx_model(network, about['size'])
     model.metadata_props.add(key='basegun-fastai', value=json.dumps(essentials(about)))
@@ -249,17 +241,19 @@ def _write_model(run, bank, folder, network):
 
 # %% ../nbs/export.ipynb #27e57841
 def _make_export(run, data, out):
-    rows, bank = _read_rows(run, data), read_bank(run)
+    bank = read_bank(run)
+    preds = _predictions_to_compare(run, data, bank)
     say(f'making {out}')
     network = serving_network(run, bank)
     with whole_folder(out) as folder:
-        _write_model(run, bank, folder, network)
-        largest, faults = differences(rows, data, network, folder, bank)
+        _write_model(run, folder, network, bank)
+        largest, faults = differences(preds, data, network, folder)
         if faults[5:]: faults[5:] = [f'and {len(faults) - 5} more']
         if faults: raise BasegunError('\n'.join([f"'{run.path}' is not exported, since the answers differ:", *faults,
             'If a photo was changed since the training, give the photos of the training as --data; else report '
             'this, and do not serve the run']))
-    say(f"{number_of(len(rows))} get{'s' if len(rows) == 1 else ''} the same answer in the training, from "
+    n = len(preds.files)
+    say(f"{number_of(n)} get{'s' if n == 1 else ''} the same answer in the training, from "
         f'model.safetensors and from model.onnx; probabilities differ by {largest:.1g} at most')
     if network.layer is None:
         say('this network has no exact evidence, since its last layer does not stand on the mean over '
@@ -275,12 +269,8 @@ def export(
 ) -> None: # Nothing; prints the folder, raises `BasegunError` where answers differ
     "Make files that can be served, each compared with what was trained."
     forget_cluster()
-    if Path(run).suffix == '.pkl':
-        raise BasegunError(f"'{run}' is a pickle, and opening a pickle runs whatever code is in it: give the folder "
-                           'of the run, whose weights are read without that')
     run = Run(run)
-    config = run.config
-    if not run.finished: raise BasegunError(f"'{run.path}' is not finished: start its training again with --resume")
+    config = run.open()
     if (then := config.versions.get('decoder', 1)) != DECODER:
         raise BasegunError(f"'{run.path}' was trained on photos as decoder {then} read them, and "
             f"this version has decoder {DECODER}: export with basegun-fastai as in its config.json, or train again")

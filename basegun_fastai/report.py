@@ -21,23 +21,20 @@ from .training.options import DEVICES
 from .trust.comparison import compare, comparison_fault
 from .trust.familiarity import read_bank
 from .trust.inspection import inspect_run
+from .trust.judge import Judge
 from .trust.predictions import metrics, read_predictions
 from .trust.run_page import run_page
 
 # %% ../nbs/report.ipynb #ef0b9409
-def _run_faults(run, option=''):
-    config, faults = attempt(lambda: run.config)
-    if faults: return [option + o for o in faults]
-    unfinished = f"{option}'{run.path}' is not finished: start its training again with --resume"
-    return [] if config.state == 'finished' else [unfinished]
+def _run_faults(run, option=''): return [option + o for o in attempt(run.open)[1]]
 
 def _data_faults(run, data):
     if not data.is_dir(): return [f"the photos of '{run.path}' are not in '{data}' any more: give --data, and the "
                                   'folder where they are']
     return layout_faults(data)
 
-def _check(run, before, data, out, workers, device):
-    "Raise all faults; returns the folder of the photos."
+def _photos_folder(run, before, data, out, workers, device):
+    "Find the folder of the photos; raises all faults."
     from basegun_fastai.model.device import usable_device
     faults, before_faults = _run_faults(run), _run_faults(before, '--against ') if before else []
     others = before_faults + worker_faults(workers) + attempt(usable_device, device)[1]
@@ -49,7 +46,7 @@ def _check(run, before, data, out, workers, device):
     return data
 
 # %% ../nbs/report.ipynb #13845e40
-def _read_photos(run, data):
+def _run_photos(run, data):
     "List the photos of a run; `train` is empty where its photos have changed."
     config = run.config
     table, parts = list_photos(data), config.dataset.parts
@@ -58,17 +55,17 @@ def _read_photos(run, data):
     if part_fingerprint(val) != parts.get('val', part_fingerprint(val)):
         raise BasegunError(f"the val photos in '{data}' are not those that '{run.path}' was judged on: give --data, "
                            'and a folder that has them')
-    if part_fingerprint(train) == parts.get('train', part_fingerprint(train)): return val, train.file.tolist()
+    if part_fingerprint(train) == parts.get('train', part_fingerprint(train)): return val, train
     say(f"the train photos in '{data}' are not those of the run any more: the page does not say whom val photos "
         'resemble')
-    return val, []
+    return val, train[:0]
 
-def _read_predictions(run, val):
+def _predictions_and_metrics(run, val):
     preds, numbers = read_predictions(run, run.config.classes), json.loads(run.metrics.read_bytes())
     if sorted(preds.files) != sorted(val.file) or metrics(preds)['per_class'] != numbers['per_class']:
         raise BasegunError(f"'{run.predictions}' and '{run.metrics}' are not of the same val photos: give the folder "
                            'of another run')
-    return preds
+    return preds, numbers
 
 # %% ../nbs/report.ipynb #2da6d654
 def report(
@@ -84,13 +81,11 @@ def report(
     run, before = Run(run), Run(against) if against else None
     again = run.path/f'report_{datetime.now():%Y-%m-%d_%H%M%S}.html'
     out = Path(out or (again if run.report.exists() else run.report))
-    data = _check(run, before, data, out, workers, device)
+    data = _photos_folder(run, before, data, out, workers, device)
     read_bank(run)  # which the page needs, so a damaged one is refused now
-    val, train = _read_photos(run, data)
-    preds = _read_predictions(run, val)
+    val, train = _run_photos(run, data)
+    preds, numbers = _predictions_and_metrics(run, val)
     comparison = compare(read_predictions(before, before.config.classes), preds) if before else None
-    from basegun_fastai.model.loaders import run_loaders
-    dls = run_loaders(run, data, val, workers, device)
-    inspection = inspect_run(run, dls, data, preds, train)
-    write_whole(out, run_page(run, data, preds, inspection, before and (before, comparison)))
+    inspection = inspect_run(Judge.of_run(run, data, val, workers, device), preds, train)
+    write_whole(out, run_page(run, data, preds, numbers, inspection, before and (before, comparison)))
     print(out)

@@ -43,14 +43,14 @@ from basegun_fastai.data.folders import list_photos  # noqa: E402
 from basegun_fastai.export import export  # noqa: E402
 from basegun_fastai.model.archs import architecture  # noqa: E402
 from basegun_fastai.model.learner import learner  # noqa: E402
-from basegun_fastai.model.loaders import dataloaders, run_loaders  # noqa: E402
+from basegun_fastai.model.loaders import dataloaders  # noqa: E402
 from basegun_fastai.model.weights import trained_model  # noqa: E402
 from basegun_fastai.base.record import Run# noqa: E402
 from basegun_fastai.train import train  # noqa: E402
 from basegun_fastai.training.callbacks import Checkpoint, EpochSeed, History, Memory, PlainTensors  # noqa: E402
 from basegun_fastai.training.fit import Stage, free_memory, largest_batch_size, out_of_memory  # noqa: E402
 from basegun_fastai.training.fit import stage_context, trial_step  # noqa: E402
-from basegun_fastai.trust.predictions import predictions  # noqa: E402
+from basegun_fastai.trust.judge import Judge  # noqa: E402
 
 HERE, TINY = Path(__file__).parent, bool(os.environ.get('BASEGUN_TINY'))
 DEVICE = 'cpu' if TINY else 'cuda'
@@ -274,9 +274,7 @@ def answers(folder):
     run, photos = Run(folder/'runs'/'judged'), list_photos(data)
     val, probabilities = photos[photos.split == 'val'], {}
     for device in ('cpu', DEVICE):
-        dls = run_loaders(run, data, val, device=device)
-        probabilities[device] = predictions(trained_model(run), dls, val.file.tolist()).probabilities
-        dls.valid.close()
+        probabilities[device] = Judge.of_run(run, data, val, device=device).predictions().probabilities
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as text: export(run.path)
     return [dict(what='largest difference of a probability, GPU and CPU',
                  difference=float(np.abs(probabilities['cpu'] - probabilities[DEVICE]).max())),

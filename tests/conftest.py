@@ -100,13 +100,16 @@ KINDS = ['autre_pistolet', 'fusil', 'revolver']
 
 
 def prediction_table(answers, classes=KINDS):
-    "Rows of (file, label, predicted, confidence), as `prediction_rows` makes them; the rest is left to the label."
-    import pandas as pd
-    rows = []
-    for file, label, predicted, confidence in answers:
-        probabilities = dict.fromkeys(classes, 0.) | {label: 1 - confidence} | {predicted: confidence}
-        rows.append([file, label, predicted, confidence, *probabilities.values()])
-    return pd.DataFrame(rows, columns=['file', 'label', 'predicted', 'confidence', *classes])
+    "`Predictions` of rows of (file, label, predicted, confidence); the rest is left to the label."
+    import numpy as np
+
+    from basegun_fastai.trust.predictions import Predictions
+    probabilities = np.full((len(answers), len(classes)), 1e-300)
+    for row, (_, label, predicted, confidence) in zip(probabilities, answers, strict=True):
+        row[classes.index(label)] = 1 - confidence or 1e-300
+        row[classes.index(predicted)] = confidence
+    labels = np.array([classes.index(o[1]) for o in answers], int)
+    return Predictions([o[0] for o in answers], list(classes), labels, np.log(probabilities))
 
 
 def as_arguments(**options):

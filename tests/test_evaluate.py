@@ -162,17 +162,17 @@ def test_evaluate_leaves_what_a_person_should_look_at(run, data, tmp_path):
         'confidence']
 
 
-def test_a_pickle_is_not_opened(run, data, tmp_path):
-    result = typed('evaluate', run.learner, data, '--out', tmp_path/'out')
-    assert result.returncode == 1 and not (tmp_path/'out').exists()
-    assert result.stderr == (f"basegun-fastai: '{run.learner}' is not the folder of a run: there is no config.json in "
-                             "it. Give a folder that `basegun-fastai train` left\n")
+@pytest.mark.parametrize('command', ['evaluate', 'report', 'export'])
+def test_a_pickle_is_opened_by_no_command(run, data, tmp_path, command):
+    result = typed(command, run.learner, *[data] * (command == 'evaluate'), '--out', tmp_path/'out.html')
+    assert result.returncode == 1 and 'runs whatever code is in it: give the folder of the run' in result.stderr
+    assert not any(tmp_path.iterdir())
 
 
-def test_photos_that_nobody_can_read_leave_nothing_to_judge(run, tmp_path):
-    folder = tmp_path/'bad'/run.config.classes[0]
-    folder.mkdir(parents=True)
-    (folder/'0.jpg').write_bytes(b'no photo')
+def test_photos_of_which_none_can_be_read_are_not_judged(run, tmp_path):
+    label = run.config.classes[0]
+    (tmp_path/'bad'/label).mkdir(parents=True)
+    (tmp_path/'bad'/label/'0.jpg').write_bytes(b'no photo')
     result = typed('evaluate', run.path, tmp_path/'bad', '--out', tmp_path/'none', '--skip-unreadable')
-    assert (result.returncode == 1 and result.stderr.strip().endswith('has no photo that can be read')
-            and not (tmp_path/'none').exists())
+    assert result.returncode == 1 and result.stderr.strip().endswith('has no photo that can be read')
+    assert not (tmp_path/'none').exists()

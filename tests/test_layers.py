@@ -14,7 +14,7 @@ WINGS = {
             'problems pages demo cache trained',
     'model': 'archs folding device optimiser scores augment ranks workers loaders hub weights learner',
     'trust': 'calibration familiarity levels worst features predictions confidence ood captions mistakes groups tables '
-             'evidence comparison steadiness neighbours inspection familiarity_page run_page',
+             'evidence comparison steadiness judge neighbours inspection familiarity_page run_page',
     'training': 'precision frozen callbacks initial_head options launching distributed fit setup finish',
     'commands': 'exported check split evaluate train predict report export',
     'serving': 'worker processes bodies measures middleware application server',

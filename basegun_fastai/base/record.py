@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -97,6 +98,9 @@ def _is_required(field): return field.default is MISSING and field.default_facto
 
 # %% ../../nbs/base/record.ipynb #7256c86d
 def _no_run(folder):
+    if folder.suffix == '.pkl':
+        return (f"'{folder}' is a pickle, and opening a pickle runs whatever code is in it: give the folder of the "
+                'run, whose weights are read without that')
     here = [o.parent.name for o in folder.glob('*/config.json')] if folder.is_dir() else []
     inside = f"; the runs in there are {name_some(sorted(here))}" if here else ''
     return (f"'{folder}' is not the folder of a run: there is no config.json in it{inside}. "
@@ -131,9 +135,9 @@ class Run(Tables):
         "Is there anything at the run's place?"
         return os.path.lexists(self.path)
 
-    @property
+    @cached_property
     def config(self) -> Config: # What `config.json` holds
-        "Read `config.json`; raises `BasegunError` where this folder is no run."
+        "Read `config.json`, once; raises `BasegunError` where this folder is no run."
         return _read_config(self)
 
     @property
@@ -146,6 +150,7 @@ class Run(Tables):
     ) -> None: # Nothing
         "Write `config.json`, whole."
         write_whole(self.config_file, json.dumps(config.to_json(), indent=2, ensure_ascii=False) + '\n')
+        self.config = config
 
     def tidy(self) -> None: # Nothing
         "Remove the unfinished files that a killed process left."
@@ -156,6 +161,12 @@ class Run(Tables):
 def resume_hint(self: Run) -> str: # Without an end
     "Say how a training that was interrupted goes on."
     return f'the same command with --name {self.path.name} --resume goes on'
+
+@patch
+def open(self: Run) -> Config: # What `config.json` holds
+    "Read the configuration of a run that can be asked; raises `BasegunError` if its training did not end."
+    if not self.finished: raise BasegunError(f"'{self.path}' is not finished: start its training again with --resume")
+    return self.config
 
 def run_name(
     architecture: str, # Name of the network

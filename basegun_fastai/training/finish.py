@@ -16,16 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import to_device
-from torch import nn
 
 from ..base.files import whole_file, write_whole
 from ..base.processes import say
 from ..base.record import Config, Run
 from ..base.text import csv_text, number_of
-from ..model.folding import folded, is_same
+from ..model.folding import is_same
 from ..model.loaders import evaluation_loaders
 from ..model.ranks import broadcast_weights, from_first
 from ..model.weights import fold_temperature, plain_state, trained_model, weights_bytes
@@ -34,10 +32,11 @@ from .setup import Setup
 from ..trust.calibration import fit_temperature
 from ..trust.familiarity import MAX_BANK, MAX_SIMILARITY_DIFFERENCE, Bank, bank_fault, no_familiarity
 from ..trust.familiarity import save_bank
-from ..trust.features import features, features_and_logits, has_features, similarity_of
+from ..trust.features import features_and_logits, has_features, similarity_of
 from ..trust.inspection import inspect_run
+from ..trust.judge import Judge
 from ..trust.neighbours import KnownFeatures
-from ..trust.predictions import Predictions, ood_predictions, predictions, with_familiarity
+from ..trust.predictions import Predictions, with_familiarity
 from ..trust.run_page import run_page
 from ..trust.steadiness import sample_evenly
 from ..trust.tables import write_tables
@@ -54,26 +53,26 @@ def save_weights(
     write_whole(run.weights, weights_bytes(plain_state(learn.model, config.architecture['classifier']), about))
 
 def verify_saved_weights(
-    run: Run, # With its weights in place
-    dls: DataLoaders, # Its `valid` side has the photos of `preds`
-    preds: Predictions, # What the network in memory said, its temperature in the logits
-    model: nn.Module, # That network
+    run: Run, # With its weights in place, for the message
+    trained: Judge, # Of the network in memory
+    saved: Judge, # Of the network that was written
+    preds: Predictions, # What the one in memory said, its temperature in the logits
     bank: np.ndarray|None = None, # Features of train photos, `(m, features)`, that similarities were computed with
 ) -> bool: # Do the weights give the same features? Raises `RuntimeError` if they give different predictions
     "Ask what was written."
-    dl, first = dls.valid, range(min(8, len(preds.labels)))
+    dl, first = trained.dls.valid, range(min(8, len(preds.labels)))
     dl.before_iter()
     photos = dl.after_batch(to_device(dl.create_batch([dl.do_item(o) for o in first]), dl.device))[0]
-    network, photos = trained_model(run), photos.as_subclass(torch.Tensor).cpu()
-    with torch.no_grad(): probs = network(photos).softmax(1).numpy()
+    photos = photos.as_subclass(torch.Tensor).cpu()
+    with torch.no_grad(): probs = saved.network(photos).softmax(1).numpy()
     difference = np.abs(probs - preds.probabilities[list(first)]).max()
     if not difference < 1e-4:
         raise RuntimeError(f"'{run.weights}' gives different predictions from the trained network: probabilities "
                            f"differ by {difference:.2g}")
-    if not has_features(network): return False
+    if not has_features(saved.network): return False
     with torch.no_grad():
-        expected = features_and_logits(model, photos.to(dls.device))[0].cpu()
-        actual = features_and_logits(network, photos)[0]
+        expected = features_and_logits(trained.network, photos.to(dl.device))[0].cpu()
+        actual = features_and_logits(saved.network, photos)[0]
     if expected.shape != actual.shape or not is_same(expected, actual): return False
     return bank is None or _same_similarities(actual, bank, preds.similarities[list(first)])
 
@@ -114,21 +113,18 @@ def _calibrate(learn, model, preds):
     return temperature, replace(preds, logits=preds.logits / temperature)
 
 # %% ../../nbs/training/finish.ipynb #98e3ea32
-def _bank_features(setup, model, dls):
+def _bank_features(setup, trained):
     "Some train photos, and their features in half precision, the same in every process."
     train = setup.photos[setup.photos.split == 'train']
-    files = train.file.to_numpy()[sample_evenly(train.label.to_numpy(), MAX_BANK)]
-    photos = [str(Path(setup.options.data)/o) for o in files]
+    files = train.file.to_numpy()[sample_evenly(train.label.to_numpy(), MAX_BANK)].tolist()
     say(f'features of {number_of(len(files), "train photo")}, for familiarity')
-    network = folded(model.to(dls.device).eval(), setup.architecture.size)
-    bank = from_first(lambda: np.vstack([*features(network, dls, photos, 'features')]).astype(np.float16))
-    return files.tolist(), bank
+    return files, from_first(lambda: np.vstack([*trained.features(files, 'features')]).astype(np.float16))
 
 def judge(
     config: Config, # Of the run
     setup: Setup, # Of the training
     learn: Learner, # Takes the weights of the first process
-) -> tuple: # Network, loaders, `Predictions` of `val`, and the files and features of the bank, which may be empty
+) -> tuple: # `Judge`, `Predictions` of `val`, and the files and features of the bank, which may be empty
     "Judge `val`, each of the processes that train together its part."
     broadcast_weights(learn.model)
     options, val, n = setup.options, setup.photos[setup.photos.split == 'val'], setup.shard[1]
@@ -136,14 +132,14 @@ def judge(
                              n * min(32, config.resolved.batch_size // n), options.workers, setup.device,
                              setup.photo_cache)
     model = copy.deepcopy(learn.model) if options.compile else learn.model
+    trained = Judge(model, setup.architecture, dls, val.file.tolist(), options.data)
     too_few = no_familiarity(len(val), options.unfamiliar_rate)
-    files, bank = ([], None) if too_few else _bank_features(setup, model, dls)
+    files, bank = ([], None) if too_few else _bank_features(setup, trained)
     say(f'judging {number_of(len(val), "val photo")}')
     dls.valid.shard = setup.shard
-    preds = predictions(model, dls, val.file.tolist(), bank)
-    dls.valid.close()
-    dls.valid.shard = (0, 1)  # what comes now is the first one's alone
-    return model, dls, preds, (files, bank)
+    preds = trained.predictions(bank)
+    dls.valid.shard = (0, 1)  # only the first one works from here on
+    return trained, preds, (files, bank)
 
 # %% ../../nbs/training/finish.ipynb #2a920fc3
 def _save_familiarity(run, preds, bank, same_features):
@@ -171,11 +167,11 @@ def _known_features(setup, memory, best, files, bank):
         return KnownFeatures(train.tolist(), memory.views.first_view())
     return None if bank is None else KnownFeatures(files, [bank.astype(np.float32)])
 
-def _write_report(run, setup, dls, preds, known):
+def _write_report(run, setup, saved, preds, numbers, known):
     say('writing report.html; --no-report leaves it to the command `report`')
-    data, train = setup.options.data, setup.photos.file[setup.photos.split == 'train'].tolist()
-    inspection = inspect_run(run, dls, data, preds, train, known, _forwards(setup) // PAGE_SHARE)
-    write_whole(run.report, run_page(run, data, preds, inspection))
+    train = setup.photos[setup.photos.split == 'train']
+    inspection = inspect_run(saved, preds, train, known, _forwards(setup) // PAGE_SHARE)
+    write_whole(run.report, run_page(run, setup.options.data, preds, numbers, inspection))
 
 # %% ../../nbs/training/finish.ipynb #9056b17f
 def finish(
@@ -188,19 +184,20 @@ def finish(
     "Keep the best weights, judge them, and write what a training leaves; of several processes, the first does."
     config, options = run.config, setup.options
     best = _keep_best(run, learn, memory)
-    model, dls, preds, (files, bank) = judge(config, setup, learn)
-    temperature, preds = _calibrate(learn, model, preds)
+    trained, preds, (files, bank) = judge(config, setup, learn)
+    temperature, preds = _calibrate(learn, trained.network, preds)
     save_weights(run, config, learn, best['epoch'])
-    same_features = verify_saved_weights(run, dls, preds, model, bank)
+    saved = replace(trained, network=trained_model(run))
+    same_features = verify_saved_weights(run, trained, saved, preds, bank)
     preds, table = _save_familiarity(run, preds, bank, same_features)
     save_learner(run, learn)
-    ood = ood_predictions(model, dls, ood_photos, None if table is None else bank) if ood_photos else None
+    ood = trained.ood_predictions(ood_photos, None if table is None else bank) if ood_photos else None
     if ood and table is not None: ood = with_familiarity(ood, table)
     numbers = write_tables(preds, run.path, ood, temperature=temperature, high_rate=options.high_rate,
                            shown_rate=options.shown_rate, unfamiliar_rate=options.unfamiliar_rate)
     run.save_config(replace(config, best=best))
     known = _known_features(setup, memory, best, files, bank) if same_features else None
-    if not options.no_report: _write_report(run, setup, dls, preds, known)
+    if not options.no_report: _write_report(run, setup, saved, preds, numbers, known)
     run.save_config(replace(config, state='finished', best=best))
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return numbers

@@ -14,13 +14,10 @@ from .captions import caption_font, fit_text, legible
 
 if TYPE_CHECKING:
     import torch
-    from fastai.data.core import DataLoaders
-
-    from basegun_fastai.model.archs import Architecture
 
 # %% auto #0
 __all__ = ['MAX_ERROR', 'BORDER', 'SCALE', 'OVERLAY_SIDE', 'dense_layer', 'evidence', 'coverage', 'misplaced_shares', 'colours',
-           'explanation_picture', 'confused_overlays']
+           'explanation_picture']
 
 # %% ../../nbs/trust/evidence.ipynb #7dfafa5b
 MAX_ERROR = 1e-4  # between a logit and what the evidence adds up to, as a share of the largest logit or of 1
@@ -77,7 +74,7 @@ def misplaced_shares(
     return float((positive * (1 - photo)).sum() / total), float((positive * (photo - middle)).sum() / total)
 
 # %% ../../nbs/trust/evidence.ipynb #65fd2c3b
-SCALE = 25.  # logits for which a colour is full
+SCALE, OVERLAY_SIDE = 25., 128  # logits for which a colour is full; pixels, as the photos of a contact sheet
 _COOL, _WARM = (np.array(o, np.float32) for o in ((40, 90, 200), (205, 50, 20)))
 
 def colours(
@@ -111,34 +108,3 @@ def explanation_picture(
     draw = ImageDraw.Draw(page)
     for i, text in enumerate(texts): draw.text((8, height + 14 + 22 * i), text, 'black', font)
     return page
-
-# %% ../../nbs/trust/evidence.ipynb #7e4a7bfb
-OVERLAY_SIDE = 128  # pixels, as the photos of a contact sheet
-
-def confused_overlays(
-    network: torch.nn.Module, # timm's, trained, with its temperature in the last layer
-    dls: DataLoaders, # As `loaders.run_loaders` makes them
-    architecture: Architecture, # Of the network
-    photos: list[str], # Files to explain
-    pairs: np.ndarray, # For each the class that was answered and the true one, shape `(n, 2)`, in index order
-) -> list[Image.Image]: # One a photo; none for a network without evidence
-    "Lay the evidence for wrong answers, against the true classes, over the photos."
-    import torch
-
-    from basegun_fastai.model.loaders import photos_loader
-    layer, overlays, pairs = dense_layer(network.cpu(), architecture.size) if photos else None, [], iter(pairs)
-    if layer is None: return []
-    network.to(dls.device)
-    mean, std = (np.array(o, np.float32) for o in (architecture.mean, architecture.std))
-    dl = photos_loader(dls, photos)
-    with torch.no_grad():
-        for (x,) in dl:
-            x = x.as_subclass(torch.Tensor)
-            maps = evidence(network.forward_features(x), layer).cpu().numpy()
-            squares = x.permute(0, 2, 3, 1).cpu().numpy() * std + mean  # what the network saw, decoded once
-            for places, square, (answer, truth) in zip(maps, squares, pairs, strict=False):
-                photo = Image.fromarray((square * 255).round().clip(0, 255).astype(np.uint8))
-                small = np.asarray(photo.resize((OVERLAY_SIDE,) * 2, Image.Resampling.BICUBIC))
-                overlays.append(colours(places[answer] - places[truth], small))
-    dl.close()
-    return overlays

@@ -6,24 +6,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..base.errors import BasegunError
-from ..base.processes import raise_if_interrupted
-from ..base.progress import progress
 from .familiarity import N_NEIGHBORS, Bank
 
 if TYPE_CHECKING:
     import torch
-    from fastai.data.core import DataLoaders
 
     from basegun_fastai.base.record import Run
 
 # %% auto #0
-__all__ = ['has_features', 'features_and_logits', 'similarity_of', 'with_similarity', 'raise_unless_bank_fits', 'features']
+__all__ = ['has_features', 'features_and_logits', 'similarity_of', 'with_similarity', 'raise_unless_bank_fits']
 
 # %% ../../nbs/trust/features.ipynb #f3eab071
 def has_features(
@@ -84,23 +80,3 @@ def raise_unless_bank_fits(
     if bank.features.shape[1] != width: raise BasegunError(
         f"'{run.familiarity}' has {bank.features.shape[1]} features, the network {width}: it belongs to another "
         'network. Copy it again from where the run was trained, or train again')
-
-# %% ../../nbs/trust/features.ipynb #efe2f610
-def features(
-    network: torch.nn.Module, # One that `has_features`, on the device of the loaders
-    dls: DataLoaders, # As `loaders.run_loaders` makes them
-    photos: list[str], # Files
-    what: str, # For the bar on a terminal
-) -> Iterator[np.ndarray]: # Batches of features of length 1, `float32` of shape `(n, features)`
-    "Compute the features of photos."
-    import torch
-
-    from basegun_fastai.model.loaders import photos_loader
-    dl = photos_loader(dls, photos)
-    try:
-        with torch.no_grad():
-            for (x,) in progress(dl, len(dl), what, 'batch'):
-                raise_if_interrupted()
-                pooled, _ = features_and_logits(network, x.as_subclass(torch.Tensor))
-                yield torch.nn.functional.normalize(pooled.float()).cpu().numpy()
-    finally: dl.close()

@@ -139,9 +139,9 @@ def write_groups(
     if many: say(f"--groups: more than {MAX_VALUES} values make no groups: {printable(', '.join(many))} left out")
     for column in groups.columns.drop(many):
         for value, part in pd.Series(n).groupby(groups[column].to_numpy()):
-            subset = Predictions([preds.files[o] for o in part], preds.classes, preds.labels[part], preds.logits[part])
-            numbers = metrics(subset)
-            unfamiliar = None if preds.familiarity is None else 1 - (preds.familiarity[part] >= unfamiliar_rate).mean()
+            group = preds.part(part)
+            numbers = metrics(group)
+            unfamiliar = None if group.familiarity is None else 1 - (group.familiarity >= unfamiliar_rate).mean()
             rows.append(dict(column=column, value=value, unfamiliar=unfamiliar) | {k: numbers[k] for k in _NUMBERS})
     table = pd.DataFrame(rows, columns=['column', 'value', *_NUMBERS, 'unfamiliar'])
     write_whole(Tables(folder).groups, table.to_csv(index=False, float_format='%.6f', lineterminator='\n'))

@@ -6,23 +6,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..base.record import Run
-from .evidence import confused_overlays
 from .features import has_features
+from .judge import Judge
 from .mistakes import suspect_labels
 from .neighbours import MAX_QUERIES, MAX_TRAIN, KnownFeatures, neighbours
-from .predictions import Predictions, prediction_rows
-from .steadiness import MAX_PHOTOS, VARIATIONS, sample_evenly, steadiness, varied_probabilities
-
-if TYPE_CHECKING:
-    from fastai.data.core import DataLoaders
+from .predictions import Predictions
+from .steadiness import MAX_PHOTOS, VARIATIONS, sample_evenly, steadiness
 
 # %% auto #0
 __all__ = ['MAX_SHOWN', 'worst_mistakes', 'least_familiar', 'Inspection', 'inspect_run']
@@ -56,15 +50,8 @@ class Inspection:
     overlays: dict[str, Image.Image]  # Evidence over each photo of both; none for a network without
     steadiness: pd.DataFrame  # As `steadiness.steadiness` tabulates it
     n_varied: int  # Of how many photos
-    neighbours: pd.DataFrame  # As `neighbours.neighbours` lists them; empty without train photos
+    neighbours: pd.DataFrame  # As `neighbours.neighbours` lists them, with a `train_label`; empty without train photos
     n_compared: tuple[int, int]  # Val and train photos that were compared for it
-
-def _overlays(run, dls, network, paths, preds, shown):
-    from basegun_fastai.model.archs import run_architecture
-    at = [i for i in shown if not preds.right[i]]
-    pairs = np.array([(preds.predicted[i], preds.labels[i]) for i in at])
-    maps = confused_overlays(network, dls, run_architecture(run.config), [paths[preds.files[i]] for i in at], pairs)
-    return dict(zip([preds.files[i] for i in at], maps, strict=False))  # none for a network without evidence
 
 def _sample(files, size, first=()):
     "At most `size` of `files`, those in `first` among them, always the same ones."
@@ -84,31 +71,24 @@ def _plan(train, known, n_classes, max_forwards):
 
 # %% ../../nbs/trust/inspection.ipynb #35926c61
 def inspect_run(
-    run: Run, # Its weights are in place
-    dls: DataLoaders, # As `loaders.run_loaders` makes them
-    data: Path, # The folder that all files are relative to
-    preds: Predictions, # What the network said of the val photos
-    train: list[str], # Train photos, relative to `data`; none leaves the neighbours out
+    judge: Judge, # With the weights of the run
+    preds: Predictions, # What it said of the val photos
+    train: pd.DataFrame, # Train photos, with `file` and `label`; none leaves the neighbours out
     known: KnownFeatures|None = None, # Of some of them
     max_forwards: int|None = None, # Train photos and variations that the network may be shown; empty sets no limit
 ) -> Inspection: # For the page
     "Ask a trained network again."
-    from basegun_fastai.model.archs import run_architecture
-    from basegun_fastai.model.folding import folded
-    from basegun_fastai.model.weights import trained_model
-    arch, network, index = run_architecture(run.config), trained_model(run), {o: i for i, o in enumerate(preds.files)}
-    paths = {o: str(Path(data)/o) for o in preds.files}
-    worst, suspects = worst_mistakes(preds), suspect_labels(prediction_rows(preds), preds.classes).iloc[:MAX_SHOWN]
-    strange = least_familiar(preds)
+    index, suspects = preds.index, suspect_labels(preds).iloc[:MAX_SHOWN]
+    worst, strange = worst_mistakes(preds), least_familiar(preds)
     shown = dict.fromkeys([*worst, *(index[o] for o in suspects.file), *strange])
-    overlays = _overlays(run, dls, network, paths, preds, shown)
-    known, unknown, n_varied = _plan(train if has_features(network) else [], known, len(preds.classes),
-                                        max_forwards)
-    fast, varied = folded(network.to(dls.device), arch.size), sample_evenly(preds.labels, n_varied)
-    probabilities = varied_probabilities(fast, arch, [paths[preds.files[i]] for i in varied], dls.device, dls.valid.bs)
-    table = steadiness(probabilities, [preds.classes[o] for o in preds.labels[varied]])
+    overlays = judge.overlays(preds, [i for i in shown if not preds.right[i]])
+    comparable = train.file.tolist() if has_features(judge.network) else []
+    known, unknown, n_varied = _plan(comparable, known, len(preds.classes), max_forwards)
+    varied = sample_evenly(preds.labels, n_varied)
+    table = steadiness(judge.varied([preds.files[i] for i in varied]), [preds.classes[o] for o in preds.labels[varied]])
     n = len(known.files) + len(unknown)
     queries = _sample(preds.files, MAX_QUERIES, [preds.files[i] for i in shown]) if n else []
-    rows = neighbours(fast, dls, {o: paths[o] for o in queries}, {o: str(Path(data)/o) for o in unknown}, known
-                      ) if n else pd.DataFrame(columns=['file', 'train_file', 'cosine'])
+    rows = neighbours(judge, queries, unknown, known) if n else pd.DataFrame(columns=['file', 'train_file', 'cosine'])
+    labels = pd.Series(train.label.to_numpy(object), train.file)
+    rows.insert(2, 'train_label', labels.reindex(rows.train_file).to_numpy(object))
     return Inspection(worst, strange, suspects, overlays, table, len(varied), rows, (len(queries), n))

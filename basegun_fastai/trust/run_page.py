@@ -5,7 +5,6 @@
 # %% ../../nbs/trust/run_page.ipynb #f8da6624
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -106,8 +105,6 @@ def _pairs(preds):
     return rows, len(pairs) - len(rows)
 
 # %% ../../nbs/trust/run_page.ipynb #f98f7675
-def _label(file): return file.split('/')[-2]  # its folder
-
 def _jpeg(image):
     out = BytesIO()
     image.save(out, 'JPEG', quality=70)
@@ -119,18 +116,18 @@ def _case(preds, index, inspection, message):
     resembled = rows[rows.file == file]
     return dict(file=file, label=preds.classes[preds.labels[index]], answer=preds.classes[preds.predicted[index]],
                 overlay=_jpeg(overlays[file]) if file in overlays else None, message=message,
-                resembled=[(o.train_file, _label(o.train_file), o.cosine) for o in resembled.itertuples()])
+                resembled=[(o.train_file, o.train_label, o.cosine) for o in resembled.itertuples()])
 
 def _mistakes(preds, inspection):
-    index, classes = {o: i for i, o in enumerate(preds.files)}, np.array(preds.classes)
+    index, classes = preds.index, np.array(preds.classes)
     worst = [_case(preds, i, inspection, f'{classes[preds.labels[i]]}, taken for {classes[preds.predicted[i]]} with '
                    f'{preds.confidences[i]:.3f}: {preds.files[i]}') for i in inspection.worst]
     suspects = [_case(preds, index[o.file], inspection, f'labelled {o.label}, perhaps {o.suggested}: the label has a '
                       f'probability of {o.quality:.3f}: {o.file}') for o in inspection.suspects.itertuples()]
     rows = inspection.neighbours
     first = rows.drop_duplicates('file').sort_values('cosine', ascending=False, kind='stable').iloc[:MAX_SHOWN]
-    closest = [dict(file=o.file, label=_label(o.file), train_file=o.train_file, train_label=_label(o.train_file),
-                    cosine=o.cosine) for o in first.itertuples()]
+    closest = [dict(file=o.file, label=classes[preds.labels[index[o.file]]], train_file=o.train_file,
+                    train_label=o.train_label, cosine=o.cosine) for o in first.itertuples()]
     explanation = ('Beside each photo is its evidence, then the three train photos that it resembles most.'
                    if inspection.overlays else
                    'This network does not end in a mean over places, so it has no evidence to show.')
@@ -185,11 +182,12 @@ def run_page(
     run: Run, # A run with all its tables
     data: Path, # The folder that all files are relative to
     preds: Predictions, # What its network said of the val photos
+    numbers: dict, # What its `metrics.json` holds
     inspection: Inspection, # What `inspect_run` returned
     against: tuple[Run, Comparison]|None = None, # Another run on the same val photos
 ) -> str: # HTML, with everything in it
     "Write a run as a page to look at."
-    values = _values(run, preds, inspection, *(against or (None, None)))
+    values = _values(run, preds, numbers, inspection, *(against or (None, None)))
     mistakes, differences = values['mistakes'], values['against']['differences'] if against else []
     cases = [*mistakes['worst'], *mistakes['suspects'], *mistakes['strange']]
     files = [file for o in values['pairs'] for file, _ in o['photos']]
@@ -198,9 +196,9 @@ def run_page(
     files += [file for o in mistakes['closest'] for file in (o['file'], o['train_file'])]
     return render('run.html', pictures(data, sorted({*files})), kind='report', **values)
 
-def _values(run, preds, inspection, before, comparison):
+def _values(run, preds, numbers, inspection, before, comparison):
     "What the templates name: a section of the page each, and the numbers that several of them show."
-    config, history, numbers = run.config, pd.read_csv(run.history), json.loads(run.metrics.read_bytes())
+    config, history = run.config, pd.read_csv(run.history)
     counts, (pairs, more_pairs) = config.dataset.counts, _pairs(preds)
     return dict(
         name=run.path.resolve().name, n_classes=len(preds.classes), counts=counts,

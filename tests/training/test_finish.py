@@ -36,12 +36,12 @@ def test_the_temperature_is_in_the_last_layer_and_nowhere_else(data, tmp_path):
     (dict(head_epochs=2, head_views=2, fine_tune_epochs=0), []),  # the features of the frozen body are those of the end
     (dict(head_epochs=1, head_views=1, fine_tune_epochs=4), ['features'] * 48)])  # the bank's are those of the page
 def test_nothing_is_computed_twice_at_the_end(data, weights, tmp_path, monkeypatch, capsys, options, shown):
-    from basegun_fastai.trust import features
+    from basegun_fastai.trust import judge
     counts = []
     def counting(dl, _, what, *__):
-        if what != 'features of val': counts.extend([what] * dl.n)
+        if what in ('features', 'features of train'): counts.extend([what] * dl.n)
         return dl
-    monkeypatch.setattr(features, 'progress', counting)
+    monkeypatch.setattr(judge, 'progress', counting)
     rate = dict(unfamiliar_rate=.1) if shown else dict(unfamiliar_rate=0)
     train(data, out=tmp_path, name='run', **TINY | dict(weights=str(weights), lr=1e-4) | options | rate)
     assert counts == shown

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
-from basegun_fastai.trust.evidence import SCALE, colours, confused_overlays, coverage, dense_layer, evidence
+from basegun_fastai.trust.evidence import SCALE, colours, coverage, dense_layer, evidence
 from basegun_fastai.trust.evidence import explanation_picture, misplaced_shares
 
 
@@ -88,15 +88,16 @@ def test_a_picture_takes_lines_of_any_length_and_script():
 
 def test_overlays_are_of_the_photos_and_pairs_that_are_asked_for(run, data):
     from basegun_fastai.data.folders import list_photos
-    from basegun_fastai.model.archs import run_architecture
-    from basegun_fastai.model.loaders import run_loaders
-    from basegun_fastai.model.weights import trained_model
-    arch, photos = run_architecture(run.config), [str(o) for o in sorted((data/'val').glob('*/*'))[::3]]
-    dls, net = run_loaders(run, data, list_photos(data, 'classes'), 0, 'cpu'), trained_model(run)
-    overlays = confused_overlays(net, dls, arch, photos, np.array([(0, 1)] * len(photos)))
-    against = confused_overlays(net, dls, arch, photos, np.array([(1, 0)] * len(photos)))
-    assert len(overlays) == len(photos) and all(o.size == (128, 128) for o in overlays)
-    for a, b in zip(overlays, against, strict=True):  # what speaks for one speaks against the other
+    from basegun_fastai.trust.judge import Judge
+    from basegun_fastai.trust.predictions import Predictions
+    judge = Judge.of_run(run, data, list_photos(data, 'classes'), 0, 'cpu')
+    n, classes = len(judge.files), run.config.classes
+    zero_as_one, one_as_zero = (Predictions(judge.files, classes, np.full(n, a), np.eye(6)[np.full(n, 1 - a)])
+                                for a in (0, 1))
+    indices = [*range(0, n, 3)]
+    overlays, against = (judge.overlays(o, indices) for o in (zero_as_one, one_as_zero))
+    assert [*overlays] == [judge.files[i] for i in indices] and all(o.size == (128, 128) for o in overlays.values())
+    for a, b in zip(overlays.values(), against.values(), strict=True):  # what speaks for one speaks against the other
         warmth = [(np.asarray(o, float)[..., 0] - np.asarray(o, float)[..., 2]).mean() for o in (a, b)]
         assert warmth[0] * warmth[1] < 0 or max(map(abs, warmth)) < 1
-    assert confused_overlays(net, dls, arch, [], np.empty((0, 2), int)) == []
+    assert judge.overlays(zero_as_one, []) == {}

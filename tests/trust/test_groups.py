@@ -75,7 +75,10 @@ def test_photos_without_a_row_are_counted(tmp_path, capsys):
 
 def test_a_table_of_predictions_with_a_column_more_is_understood(tmp_path, capsys):
     from basegun_fastai.base.files import write_whole
-    rows = prediction_table([(o, 'fusil', 'fusil', .9) for o in FILES]).assign(camera=list('xyz'))
+    from basegun_fastai.trust.levels import Levels
+    from basegun_fastai.trust.predictions import csv_rows
+    preds = prediction_table([(o, 'fusil', 'fusil', .9) for o in FILES])
+    rows = csv_rows(preds, Levels(None, None)).assign(camera=list('xyz'))
     write_whole(tmp_path/'g.csv', rows.to_csv(index=False, lineterminator='\n'))
     assert read_groups(tmp_path/'g.csv', FILES).camera.tolist() == list('xyz') and capsys.readouterr().err == ''
 

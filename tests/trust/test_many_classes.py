@@ -67,15 +67,15 @@ def make(folder, n):
     files, labels = photos(data, classes), np.arange(N) % n
     preds = Predictions(files, classes, labels, random.normal(size=(N, n)).astype(np.float32) * 3)
     run = finished_run(Path(folder)/'run', classes)
-    write_tables(preds, run.path)
+    numbers = write_tables(preds, run.path)
     write_mistakes(preds, data, run.path)
     columns = ['changed', 'confidence', *classes]
     steady = pd.DataFrame(random.random((len(VARIATIONS), len(columns))), list(VARIATIONS), columns)
-    neighbours = pd.DataFrame(columns=['file', 'train_file', 'cosine'])
+    neighbours = pd.DataFrame(columns=['file', 'train_file', 'train_label', 'cosine'])
     inspection = Inspection([0, 1], [], pd.DataFrame(columns=['file', 'label', 'suggested', 'quality', 'confidence']),
                             {}, steady, 9, neighbours, (0, 0))
     other = replace(preds, logits=random.normal(size=(N, n)).astype(np.float32) * 3)
-    page = run_page(run, data, preds, inspection, (run, compare(other, preds)))
+    page = run_page(run, data, preds, numbers, inspection, (run, compare(other, preds)))
     (Path(folder)/'page.html').write_text(page, encoding='utf-8')
     table = pd.DataFrame(dict(file=files, split='val', label=[classes[o] for o in labels], reason=''))
     summary = dict(counts=run.config.dataset.counts, photos=N, ok=N, warned=0, refused=0)

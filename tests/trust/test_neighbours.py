@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from basegun_fastai.data.folders import list_photos
-from basegun_fastai.model.loaders import run_loaders
-from basegun_fastai.model.weights import trained_model
 from basegun_fastai.trust.evidence import dense_layer
-from basegun_fastai.trust.neighbours import features, nearest, neighbours
+from basegun_fastai.trust.judge import Judge
+from basegun_fastai.trust.neighbours import nearest, neighbours
 from basegun_fastai.trust.predictions import read_predictions
 
 
@@ -31,15 +30,14 @@ def test_fewer_train_photos_than_neighbours_are_all_of_them():
 
 
 @pytest.fixture(scope='module')
-def trained(run, data):
-    return trained_model(run), run_loaders(run, data, list_photos(data, 'classes'), 0, 'cpu')
+def judge(run, data):
+    return Judge.of_run(run, data, list_photos(data, 'classes'), 0, 'cpu')
 
 
 @pytest.mark.slow
-def test_features_are_what_the_last_layer_decides_by(trained, run, data):
-    net, dls = trained
+def test_features_are_what_the_last_layer_decides_by(judge, run):
     preds = read_predictions(run, run.config.classes)
-    x, layer = np.vstack([*features(net, dls, [str(data/o) for o in preds.files], '')]), dense_layer(net, 32)
+    x, layer = np.vstack([*judge.features(preds.files, '')]), dense_layer(judge.network, 32)
     assert np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
     weight, bias = (o.detach().numpy() for o in (layer.weight, layer.bias))
     logits = np.log(preds.probabilities)
@@ -50,13 +48,13 @@ def test_features_are_what_the_last_layer_decides_by(trained, run, data):
 
 
 @pytest.mark.slow
-def test_a_photo_that_is_in_train_too_is_its_own_neighbour(trained, data):
-    net, dls = trained
-    val, train = ({o.relative_to(data).as_posix(): str(o) for o in sorted((data/split).glob('*/*'))}
+def test_a_photo_that_is_in_train_too_is_its_own_neighbour(run, copy):
+    leak, again = sorted((copy/'val').glob('*/*'))[7], copy/'train'/'revolver'/'again.jpg'
+    again.write_bytes(leak.read_bytes())
+    val, train = ([o.relative_to(copy).as_posix() for o in sorted((copy/split).glob('*/*'))]
                   for split in ('val', 'train'))
-    leak = [*val][7]
-    rows = neighbours(net, dls, val, train | {'train/copy.jpg': val[leak]})
-    best = rows.drop_duplicates('file').set_index('file')
-    assert len(rows) == 3 * len(val) and best.loc[leak].train_file == 'train/copy.jpg'
+    rows = neighbours(Judge.of_run(run, copy, list_photos(copy, 'classes'), 0, 'cpu'), val, train)
+    best, leak = rows.drop_duplicates('file').set_index('file'), val[7]
+    assert len(rows) == 3 * len(val) and best.loc[leak].train_file == 'train/revolver/again.jpg'
     assert best.loc[leak].cosine == pytest.approx(1, abs=1e-5) and best.cosine.idxmax() == leak
     for _, part in rows.groupby('file'): assert part.cosine.is_monotonic_decreasing

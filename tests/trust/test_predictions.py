@@ -2,6 +2,7 @@
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,16 @@ def predictions(n, classes):
 def test_what_follows_from_all_answers_is_computed_once(name):
     preds = predictions(10, 3)
     assert getattr(preds, name) is getattr(preds, name)  # a page asks for it once a photo
+
+
+def test_a_part_has_the_answers_of_its_photos():
+    preds = replace(predictions(10, 3), similarities=np.arange(10.), familiarity=np.arange(10.) / 10)
+    assert preds.probabilities.shape == (10, 3)  # computed before, and not for the part
+    part = preds.part([7, 2])
+    assert part.files == ['7.jpg', '2.jpg'] and (part.probabilities == preds.probabilities[[7, 2]]).all()
+    assert (part.labels == preds.labels[[7, 2]]).all() and part.similarities.tolist() == [7, 2]
+    assert part.familiarity.tolist() == [.7, .2] and preds.part(slice(8, 99)).index == {'8.jpg': 0, '9.jpg': 1}
+    assert predictions(4, 3).part([0]).similarities is None and not preds.part([]).files
 
 
 def test_a_confusion_matrix_is_counted_in_parts():

@@ -15,8 +15,8 @@ from PIL import Image
 
 from basegun_fastai.base.record import Run
 from basegun_fastai.data.folders import list_photos
-from basegun_fastai.model.loaders import run_loaders
 from basegun_fastai.trust.inspection import inspect_run
+from basegun_fastai.trust.judge import Judge
 from basegun_fastai.trust.predictions import Predictions, read_predictions
 from basegun_fastai.trust.run_page import MAX_OF_PAIR, _against, run_page
 from basegun_fastai.trust.steadiness import VARIATIONS, sample_evenly
@@ -139,19 +139,19 @@ def test_nothing_sticks_out_of_the_page(pages, name, width, tmp_path):
     assert width_of(pages[name][0].report, tmp_path, width) in range(300, width + 1)
 
 
-def judged(run, data, preds, out, train=()):
-    "The page of a run whose network would have given other answers."
+def judged(run, data, preds, out, split):
+    "The page of a run whose network would have given other answers, compared with the photos of a split."
     shutil.copytree(run.path, out)
-    other = Run(out)
-    write_tables(preds, out)
-    dls = run_loaders(other, data, list_photos(data, 'classes'), 0, 'cpu')
-    return run_page(other, data, preds, inspect_run(other, dls, data, preds, [*train]))
+    other, photos = Run(out), list_photos(data)
+    judge = Judge.of_run(other, data, photos[photos.split == 'val'], 0, 'cpu')
+    numbers = write_tables(preds, out)
+    return run_page(other, data, preds, numbers, inspect_run(judge, preds, photos[photos.split == split]))
 
 
 def test_a_run_without_mistakes_says_so(two, tmp_path):
     preds = read_predictions(two, two.config.classes)
     perfect = Predictions(preds.files, preds.classes, preds.labels, 9 * np.eye(2)[preds.labels])
-    page = BeautifulSoup(judged(two, two.path.parent/'data', perfect, tmp_path/'run'), 'html.parser')
+    page = BeautifulSoup(judged(two, two.path.parent/'data', perfect, tmp_path/'run', 'none'), 'html.parser')
     text = page.get_text()
     assert 'No val photo is answered wrongly.' in text and 'No label is suspicious.' in text
     assert not page.find(id='confusion').find_all('a') and not page.find_all(attrs={'data-file': True})
@@ -171,8 +171,7 @@ def test_a_page_of_twelve_classes_and_2000_val_photos_is_small(twelve, tmp_path)
     for i, o in enumerate(files): os.link(tmp_path/f'{i % 8}.jpg', data/o)
     predicted = np.where(random.random(2000) < 1 / 3, random.integers(0, 12, 2000), labels)
     preds = Predictions(files, TYPOLOGIES, labels, np.eye(12)[predicted] * random.uniform(2, 6, (2000, 1)))
-    text = judged(twelve, data, preds, tmp_path/'run', [o.relative_to(data).as_posix()
-                                                         for o in sorted((data/'train').glob('*/*'))])
+    text = judged(twelve, data, preds, tmp_path/'run', 'train')
     page = BeautifulSoup(text, 'html.parser')
     assert len(page.find(id='confusion').find_all('a')) > 100 and len(page.find_all('img')) > 300
     assert len(text.encode()) < 5e6
@@ -183,10 +182,10 @@ def test_two_runs_on_one_page(two):
     preds, data = read_predictions(two, two.config.classes), two.path.parent/'data'
     better = replace(preds, logits=np.where(np.arange(len(preds.files))[:, None] % 2, 9 * np.eye(2)[preds.labels],
                                             preds.logits))
-    dls = run_loaders(two, data, list_photos(data, 'classes'), 0, 'cpu')
-    comparison = compare(preds, better)
-    page = BeautifulSoup(run_page(two, data, better, inspect_run(two, dls, data, better, []), (two, comparison)),
-                         'html.parser')
+    photos, numbers = list_photos(data, 'classes'), json.loads(two.metrics.read_bytes())
+    comparison, judge = compare(preds, better), Judge.of_run(two, data, photos, 0, 'cpu')
+    page = BeautifulSoup(run_page(two, data, better, numbers, inspect_run(judge, better, photos[:0]),
+                                  (two, comparison)), 'html.parser')
     for label in two.config.classes:
         cells = [o.get_text() for o in page.find('tr', attrs={'data-against': label}).find_all('td')]
         at = preds.labels == two.config.classes.index(label)
