@@ -736,6 +736,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'basegun_fastai/model/loaders.py'),
                                               'basegun_fastai.model.loaders.evaluation_loaders': ( 'model/loaders.html#evaluation_loaders',
                                                                                                    'basegun_fastai/model/loaders.py'),
+                                              'basegun_fastai.model.loaders.items_of': ( 'model/loaders.html#items_of',
+                                                                                         'basegun_fastai/model/loaders.py'),
                                               'basegun_fastai.model.loaders.photos_loader': ( 'model/loaders.html#photos_loader',
                                                                                               'basegun_fastai/model/loaders.py'),
                                               'basegun_fastai.model.loaders.run_loaders': ( 'model/loaders.html#run_loaders',

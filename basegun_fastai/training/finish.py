@@ -115,12 +115,12 @@ def _calibrate(learn, model, preds):
 def _bank_features(setup, model, dls):
     "Some train photos, and their features in half precision, the same in every process."
     train = setup.photos[setup.photos.split == 'train']
-    files = train.file.to_numpy()[sample_evenly(train.label.to_numpy(), MAX_BANK)]
-    photos = [str(Path(setup.options.data)/o) for o in files]
+    some = train.iloc[sample_evenly(train.label.to_numpy(), MAX_BANK)]
+    files, rows = some.file.tolist(), some.index.to_numpy()
     say(f'features of {number_of(len(files), "train photo")}, for familiarity')
     network = folded(model.to(dls.device).eval(), setup.architecture.size)
-    bank = from_first(lambda: np.vstack([*features(network, dls, photos, 'features')]).astype(np.float16))
-    return files.tolist(), bank
+    bank = from_first(lambda: np.vstack([*features(network, dls, rows, 'features')]).astype(np.float16))
+    return files, bank
 
 def judge(
     config: Config, # Of the run

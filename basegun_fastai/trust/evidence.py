@@ -119,7 +119,7 @@ def confused_overlays(
     network: torch.nn.Module, # timm's, trained, with its temperature in the last layer
     dls: DataLoaders, # As `loaders.run_loaders` makes them
     architecture: Architecture, # Of the network
-    photos: list[str], # Files to explain
+    photos: list, # To explain, as `loaders.photos_loader` takes them
     pairs: np.ndarray, # For each the class that was answered and the true one, shape `(n, 2)`, in index order
 ) -> list[Image.Image]: # One a photo; none for a network without evidence
     "Lay the evidence for wrong answers, against the true classes, over the photos."

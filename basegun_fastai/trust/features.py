@@ -89,7 +89,7 @@ def raise_unless_bank_fits(
 def features(
     network: torch.nn.Module, # One that `has_features`, on the device of the loaders
     dls: DataLoaders, # As `loaders.run_loaders` makes them
-    photos: list[str], # Files
+    photos: list, # As `loaders.photos_loader` takes them
     what: str, # For the bar on a terminal
 ) -> Iterator[np.ndarray]: # Batches of features of length 1, `float32` of shape `(n, features)`
     "Compute the features of photos."

@@ -59,11 +59,11 @@ class Inspection:
     neighbours: pd.DataFrame  # As `neighbours.neighbours` lists them; empty without train photos
     n_compared: tuple[int, int]  # Val and train photos that were compared for it
 
-def _overlays(run, dls, network, paths, preds, shown):
+def _overlays(run, dls, network, items, preds, shown):
     from basegun_fastai.model.archs import run_architecture
     at = [i for i in shown if not preds.right[i]]
     pairs = np.array([(preds.predicted[i], preds.labels[i]) for i in at])
-    maps = confused_overlays(network, dls, run_architecture(run.config), [paths[preds.files[i]] for i in at], pairs)
+    maps = confused_overlays(network, dls, run_architecture(run.config), [items[i] for i in at], pairs)
     return dict(zip([preds.files[i] for i in at], maps, strict=False))  # none for a network without evidence
 
 def _sample(files, size, first=()):
@@ -95,20 +95,22 @@ def inspect_run(
     "Ask a trained network again."
     from basegun_fastai.model.archs import run_architecture
     from basegun_fastai.model.folding import folded
+    from basegun_fastai.model.loaders import items_of
     from basegun_fastai.model.weights import trained_model
     arch, network, index = run_architecture(run.config), trained_model(run), {o: i for i, o in enumerate(preds.files)}
-    paths = {o: str(Path(data)/o) for o in preds.files}
+    items = items_of(dls, preds.files)
     worst, suspects = worst_mistakes(preds), suspect_labels(prediction_rows(preds), preds.classes).iloc[:MAX_SHOWN]
     strange = least_familiar(preds)
     shown = dict.fromkeys([*worst, *(index[o] for o in suspects.file), *strange])
-    overlays = _overlays(run, dls, network, paths, preds, shown)
+    overlays = _overlays(run, dls, network, items, preds, shown)
     known, unknown, n_varied = _plan(train if has_features(network) else [], known, len(preds.classes),
                                         max_forwards)
     fast, varied = folded(network.to(dls.device), arch.size), sample_evenly(preds.labels, n_varied)
-    probabilities = varied_probabilities(fast, arch, [paths[preds.files[i]] for i in varied], dls.device, dls.valid.bs)
+    files = [Path(data)/preds.files[i] for i in varied]
+    probabilities = varied_probabilities(fast, arch, files, dls.device, dls.valid.bs)
     table = steadiness(probabilities, [preds.classes[o] for o in preds.labels[varied]])
     n = len(known.files) + len(unknown)
     queries = _sample(preds.files, MAX_QUERIES, [preds.files[i] for i in shown]) if n else []
-    rows = neighbours(fast, dls, {o: paths[o] for o in queries}, {o: str(Path(data)/o) for o in unknown}, known
-                      ) if n else pd.DataFrame(columns=['file', 'train_file', 'cosine'])
+    rows = neighbours(fast, dls, {o: items[index[o]] for o in queries}, dict(zip(unknown, items_of(dls, unknown),
+                      strict=True)), known) if n else pd.DataFrame(columns=['file', 'train_file', 'cosine'])
     return Inspection(worst, strange, suspects, overlays, table, len(varied), rows, (len(queries), n))
