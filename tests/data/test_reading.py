@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from basegun_fastai.data import photo
 from basegun_fastai.data.reading import Readers, answer, answers
 
 CRASHES = '''
@@ -49,6 +50,13 @@ def names(folder): return sorted(o.name for o in folder.iterdir())
 @pytest.mark.parametrize('workers', [1, 2, 5])
 def test_answers_come_in_order_whatever_the_number_of_processes(photos, workers):
     assert [o['width'] for o in answers(photos, names(photos), workers=workers)] == list(range(60, 100))
+
+
+@pytest.mark.parametrize('task', ['examine', 'crops'])
+def test_a_photo_is_opened_once(photos, monkeypatch, task):
+    opened, plain = [], photo.format_of
+    monkeypatch.setattr(photo, 'format_of', lambda content: opened.append(content) or plain(content))
+    assert answer(photos/'00.png', task)['form'] == 'PNG' and len(opened) == 1
 
 
 @pytest.mark.usefixtures('crashing')
