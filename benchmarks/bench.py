@@ -130,11 +130,12 @@ def loading(folder):
         num_workers=cores())
     files = [folder/o for o in table[table.split == 'train'].file]
     def ours(cache, listed):
-        squares = open_cache(folder, [(ARCH.before_crop, table[table.split == 'train'])], cache)
+        squares = open_cache(folder, [(ARCH.before_crop, table[table.split == 'train']),
+                                      (ARCH.size, table[table.split == 'val'])], cache)
         return dataloaders(folder, ARCH, photos=listed, batch_size=8, photo_cache=squares, workers=cores()).train
     def first():
         with TemporaryDirectory() as empty: return timed(drained, ours(empty, table))
-    listed = pd.concat([table] * MANY, ignore_index=True)  # an epoch long enough to be timed
+    listed = pd.concat([table] * MANY)  # the rows again and again: an epoch long enough to be timed
     warm = ours(caches.name, listed)
     drained(warm)
     squares = np.stack([pixels(o, ARCH.before_crop) for o in files])

@@ -132,75 +132,75 @@ def _unfilled(squares):
     return max(0, status.st_size - status.st_blocks * 512)
 
 # %% ../../nbs/data/cache.ipynb #1ef46edd
-_NO_PLACES = np.empty(0, np.uint64), np.empty(0, np.int64)  # keys, sorted, and numbers of file and place
-
-def _key(name): return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), 'little')
-
-def _with_places(before, keys, places):
-    "Add places; of two for one key the first is taken, and where two names have one key, neither."
-    twice = [o for o, n in zip(*np.unique(keys, return_counts=True), strict=True) if n > 1]
-    keys, places = keys[~np.isin(keys, twice)], places[~np.isin(keys, twice)]
-    keys, first = np.unique(np.concatenate([before[0], keys]), return_index=True)
-    return keys, np.concatenate([before[1], places])[first]
-
-# %% ../../nbs/data/cache.ipynb #683a4f89
 class PhotoCache:
-    "The squares of a training's photos, by the name of the file and the side."
+    "The photos of a table, by row: where each lies, what it shows, and where its squares are kept."
 
     def __init__(self,
-        data: Path, # The folder that the names are relative to
+        data: Path, # The folder that `table.file` is relative to
+        table: pd.DataFrame, # Photos, as `list_photos` lists them; a row's number is its index
     ):
-        self.data, self.files, self.places = '' if Path(data) == Path('.') else f'{Path(data)}{os.sep}', [], {}
+        n = table.index.max() + 1 if len(table) else 0
+        codes, classes = pd.factorize(table.label)
+        self.data, self.files, self.labels = Path(data), np.empty(n, object), np.empty(n, object)
+        self.files[table.index], self.labels[table.index] = table.file, np.asarray(classes, object)[codes]
+        self.squares, self.places = [], {}  # by side, for each row: number of the file and of the place in it
         self.full = mmap.mmap(-1, 1)  # one byte that the worker processes share: was it said that the disk is full?
 
     def __reduce__(self):
         if get_spawning_popen() is None: return type(None), ()  # a saved learner reads photos as they are
-        return _reopen, (self.data, [o.file or o for o in self.files], self.places)
+        table = pd.DataFrame(dict(file=self.files, label=self.labels)).dropna()
+        return _reopen, (self.data, table, [o.file or o for o in self.squares], self.places)
 
-    def add(self,
-        table: pd.DataFrame, # Photos, with the digests of `known_contents`
-        files: list, # Where their places are, all of one side: `SquareFile`, or what stands for one
-    ) -> None: # Nothing
-        "Note where the squares of some photos are."
-        if not len(table): return
-        needed, side = _digests(table), files[0].side
-        keys = np.fromiter((_key(o) for o in table.file), np.uint64, len(table))
-        for squares in files:
-            number, digests = len(self.files), squares.digests
-            self.files.append(squares)
-            at = np.searchsorted(digests, needed).clip(max=len(digests) - 1)
-            here = digests[at] == needed
-            self.places[side] = _with_places(self.places.get(side, _NO_PLACES), keys[here], number << 32 | at[here])
+    def path(self,
+        row: int, # Of the table
+    ) -> Path: # Its file
+        "Say where a photo lies."
+        return self.data/self.files[row]
 
-    def __call__(self,
-        photo: Path|str|bytes, # A file, or the bytes of one
-        side: int, # Width and height of the square
-    ) -> np.ndarray: # `uint8` of shape `(side, side, 3)`; raises `UnreadablePhoto`, `ChangedPhoto`
-        "Be `photo.pixels`, and remember."
-        at = self._place(photo, side)
-        if at is None: return pixels(photo, side)
-        squares, place = self.files[at[0]], at[1]
-        if (square := squares.read(place)) is not None: return square
-        return self._fill(squares, place, photo, side)
+    def rows(self,
+        table: pd.DataFrame, # Some of the photos
+    ) -> np.ndarray: # `int64`; raises `ValueError` for the photos of another table
+        "Take the rows of photos out of a table."
+        rows = table.index.to_numpy()
+        if len(rows) and (rows.max() >= len(self.files) or (self.files[rows] != table.file.to_numpy()).any()):
+            raise ValueError('these photos are not those that squares are kept of: make places for all of them')
+        return rows
+
+# %% ../../nbs/data/cache.ipynb #683a4f89
+@patch
+def add(self: PhotoCache,
+    table: pd.DataFrame, # Some of the photos, with the digests of `known_contents`
+    files: list, # Where their places are, all of one side: `SquareFile`, or what stands for one
+) -> None: # Nothing
+    "Note where the squares of some photos are."
+    rows, needed = self.rows(table), _digests(table)
+    places = self.places.setdefault(files[0].side, np.full((len(self.files), 2), -1, np.int32))
+    for squares in files:
+        at = np.searchsorted(squares.digests, needed).clip(max=len(squares.digests) - 1)
+        here = (squares.digests[at] == needed) & (places[rows, 0] < 0)
+        places[rows[here]] = np.column_stack([np.full(here.sum(), len(self.squares)), at[here]])
+        self.squares.append(squares)
+
+@patch
+def __call__(self: PhotoCache,
+    row: int, # Of the table
+    side: int, # Width and height of the square
+) -> np.ndarray: # `uint8` of shape `(side, side, 3)`; raises `UnreadablePhoto`, `ChangedPhoto`
+    "Be `photo.pixels`, and remember."
+    number, place = self.places[side][row].tolist() if side in self.places else (-1, -1)
+    if number < 0: return pixels(self.path(row), side)
+    square = self.squares[number].read(place)
+    return self._fill(self.squares[number], place, self.path(row), side) if square is None else square
 
 # %% ../../nbs/data/cache.ipynb #1a3dd396
 class ChangedPhoto(BasegunError):
     "Say which photo is no longer the one that was examined."
 
 @patch
-def _place(self: PhotoCache, photo, side):
-    "Number of the file and of the place in it; nothing where there is none."
-    if isinstance(photo, bytes) or not str(photo).startswith(self.data): return None
-    keys, places = self.places.get(side, _NO_PLACES)
-    key = _key(str(photo)[len(self.data):])
-    i = np.searchsorted(keys, np.uint64(key))
-    return divmod(int(places[i]), 1 << 32) if i < len(keys) and keys[i] == key else None
-
-@patch
 def _fill(self: PhotoCache, squares, place, photo, side):
     try: content = photo_bytes(photo)
-    except OSError as err: raise UnreadablePhoto(photo, err.strerror or str(err)) from err
-    except ValueError as err: raise UnreadablePhoto(photo, str(err)) from err
+    except (OSError, ValueError) as err:
+        raise UnreadablePhoto(photo, getattr(err, 'strerror', None) or str(err)) from err
     if hashlib.sha256(content).digest() != squares.digest(place):
         raise ChangedPhoto(printable(f"'{photo}' has changed since the command began"))
     square = pixels(content, side)
@@ -211,9 +211,9 @@ def _fill(self: PhotoCache, squares, place, photo, side):
         say(f"'{squares.file.parent}': {err.strerror}. Photos that are not prepared yet are read anew in each epoch")
     return square
 
-def _reopen(data, files, places):
-    photo_cache = PhotoCache(data.removesuffix(os.sep))
-    try: photo_cache.files = [SquareFile(o) if isinstance(o, Path) else o for o in files]
+def _reopen(data, table, squares, places):
+    photo_cache = PhotoCache(data, table)
+    try: photo_cache.squares = [SquareFile(o) if isinstance(o, Path) else o for o in squares]
     except (OSError, ValueError) as err: say(f'photos are read as they are: {err}')
     else: photo_cache.places = places
     return photo_cache
@@ -279,15 +279,15 @@ class _NoSquares:
     def write(self, *_): pass
 
 def open_cache(
-    data: Path, # The folder that the names of the photos are relative to
+    data: Path, # The folder that `file` is relative to
     parts: list[tuple[int, pd.DataFrame]], # Each side with its photos, as `known_contents` describes them
     cache: str|Path = 'auto', # 'auto', 'off', or a folder
 ) -> PhotoCache: # Perhaps one that keeps nothing; raises `BasegunError` for a folder with too little room
     "Make places for the squares of a training, and find those that are there."
+    photo_cache = PhotoCache(data, pd.concat([o[['file', 'label']] for _, o in parts]))
     auto, parts = str(cache) == 'auto', [(side, table) for side, table in parts if len(table)]
     folder = cache_home()/'squares' if auto else Path(cache)
     files = None if str(cache) == 'off' else _open_files(folder, auto, data, parts)
-    photo_cache = PhotoCache(data)
     for side, table in parts:
         photo_cache.add(table, files[side] if files else [_NoSquares(side, np.unique(_digests(table)))])
     return photo_cache

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DECODED', 'MAX_SIDE', 'NEUTRAL', 'MAX_SCANS', 'MAX_HEIC_BYTES', 'MIN_DRAFT_SCALE',
            'DECODER', 'Photo', 'MAX_NAME', 'TooLarge', 'photo_bytes', 'UnreadablePhoto', 'NotAPhoto', 'PhotoTooLarge',
-           'MissingDecoder', 'read_photo', 'photo_header', 'in_square', 'pixels']
+           'MissingDecoder', 'described_photo', 'read_photo', 'in_square', 'pixels']
 
 # %% ../../nbs/data/photo.ipynb #b9334c8e
 import os
@@ -137,6 +137,7 @@ def _heic(content):
 
 # %% ../../nbs/data/photo.ipynb #a3bbe009
 def _open(content):
+    "The format of a photo, and the photo, not decoded yet."
     name = format_of(content)
     if name == 'PNG': content = needed_chunks(content)
     openers = dict(HEIC=_heic, TIFF=open_tiff)
@@ -151,7 +152,7 @@ def _open(content):
         if all(isinstance(o, int) for o in tile): _raise_above(MAX_DECODED, tile, 'its tiles have')
     if name == 'BMP' and image.tile[0][0] == 'bmp_rle':
         raise ValueError('it is a run-length encoded BMP: save it as PNG')
-    return image
+    return name, image
 
 # %% ../../nbs/data/photo.ipynb #f47b9ac6
 MIN_DRAFT_SCALE = 1.6  # a scaled JPEG's side to that which is needed
@@ -225,21 +226,22 @@ def _failures(source):
         raise _KINDS.get(type(err), UnreadablePhoto)(name, str(err) or type(err).__name__) from err
 
 # %% ../../nbs/data/photo.ipynb #a45010cc
+def described_photo(
+    source: Photo, # A file, or the bytes of one
+    side: int|None = None, # Pixels of the longest side; empty leaves the photo as large as it is
+) -> tuple[tuple, Image.Image]: # One of `FORMATS`, width and height as stored; and what `read_photo` returns
+    "Read a photo, and say what it claims to be."
+    with _failures(source):
+        name, image = _open(_content(source))
+        with image: return (name, *image.size), _fit(image, side)
+
+# %% ../../nbs/data/photo.ipynb #359f796e
 def read_photo(
     source: Photo, # A file, or the bytes of one
     side: int|None = None, # Pixels of the longest side; empty leaves the photo as large as it is
 ) -> Image.Image: # RGB and upright; raises `UnreadablePhoto`, and `TypeError` for what is no `Photo`
     "Read a photo upright and whole, in any of `FORMATS`."
-    with _failures(source), _open(_content(source)) as image: return _fit(image, side)
-
-# %% ../../nbs/data/photo.ipynb #359f796e
-def photo_header(
-    source: Photo, # A file, or the bytes of one
-) -> tuple[str, int, int]: # One of `FORMATS`, and width and height in pixels as stored; raises `UnreadablePhoto`
-    "Say what a photo claims to be, without decoding it."
-    with _failures(source):
-        content = _content(source)
-        with _open(content) as image: return format_of(content), *image.size
+    return described_photo(source, side)[1]
 
 # %% ../../nbs/data/photo.ipynb #23c6c573
 def in_square(

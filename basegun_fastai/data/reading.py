@@ -22,7 +22,7 @@ from ..base.processes import processes, raise_if_interrupted
 from .phash import SIDE, aspect_and_hue, phash, thumbnail
 from .blank import blank
 from .crops import crop_record, trim
-from .photo import UnreadablePhoto, photo_bytes, photo_header, read_photo
+from .photo import UnreadablePhoto, described_photo, photo_bytes, read_photo
 
 # %% ../../nbs/data/reading.ipynb #14ff6e9b
 def _digest(image): return int(hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16], 16)
@@ -31,8 +31,7 @@ def _examine(path, crops=False):
     content = photo_bytes(path)
     digest = hashlib.sha256(content).hexdigest()
     try:
-        form, width, height = photo_header(content)
-        photo = read_photo(content, 2 * SIDE)
+        (form, width, height), photo = described_photo(content, 2 * SIDE)
     except UnreadablePhoto as err: return dict(digest=digest, reason=err.reason)
     thumb = thumbnail(photo)
     record = crop_record(photo, thumb, trim(photo, content)).tobytes().hex() if crops else ''

@@ -122,13 +122,13 @@ def overlays(self: Judge,
     "Lay the evidence for wrong answers, against the true classes, over the photos."
     import torch
 
-    from basegun_fastai.model.loaders import photos_loader
+    from basegun_fastai.model.loaders import items_of, photos_loader
     arch, files = self.architecture, [preds.files[i] for i in indices]
     layer, overlays, pending = dense_layer(self.network.cpu(), arch.size) if files else None, {}, iter(indices)
     if layer is None: return {}
     self.network.to(self.dls.device)
     mean, std = (np.array(o, np.float32) for o in (arch.mean, arch.std))
-    dl = photos_loader(self.dls, self.paths(files))
+    dl = photos_loader(self.dls, items_of(self.dls, files))
     with torch.no_grad():
         for (x,) in dl:
             x = x.as_subclass(torch.Tensor)
@@ -151,8 +151,8 @@ def features(self: Judge,
     "Compute the features of photos, by a network that `has_features`."
     import torch
 
-    from basegun_fastai.model.loaders import photos_loader
-    network, dl = self.fast, photos_loader(self.dls, self.paths(files))
+    from basegun_fastai.model.loaders import items_of, photos_loader
+    network, dl = self.fast, photos_loader(self.dls, items_of(self.dls, files))
     try:
         with torch.no_grad():
             for (x,) in progress(dl, len(dl), what, 'batch'):

@@ -30,6 +30,7 @@ from basegun_fastai.data.cache import ChangedPhoto, SquareFile, make_square_file
 from basegun_fastai.data.contents import fingerprint, known_contents
 from basegun_fastai.data.folders import list_photos
 from basegun_fastai.data.photo import UnreadablePhoto, pixels
+from basegun_fastai.model.loaders import PhotoSquare
 
 pytestmark = pytest.mark.slow
 
@@ -46,9 +47,9 @@ data, table, side, folder = pickle.load(open(sys.argv[1], 'rb'))
 print('ready', flush=True)
 sys.stdin.readline()
 made = open_cache(data, [(side, table)], folder)
-for o in table.file:
+for o in table.index:
     if not sys.stdin.readline(): break
-    made(f'{data}/{o}', side)
+    made(o, side)
     print(o, flush=True)
 '''
 
@@ -116,10 +117,10 @@ def make_read_only(disk): subprocess.run(['mount', '-o', 'remount,ro', disk], ch
 def opened(data, table, folder, side=SIDE): return open_cache(data, [(side, table)], folder)
 
 
-def read(cache, data, table): return {o: cache(Path(data)/o, SIDE) for o in table.file}
+def read(cache, table, side=SIDE): return {file: cache(row, side) for row, file in table.file.items()}
 
 
-def squares(data, table, folder): return read(opened(data, table, folder), data, table)
+def squares(data, table, folder): return read(opened(data, table, folder), table)
 
 
 def filled(data, table, folder):
@@ -252,7 +253,7 @@ def test_a_cache_below_a_file_is_refused(data, tmp_path):
 
 
 def test_off_keeps_nothing(data, table, home, expected):
-    assert same(read(opened(data, table, 'off'), data, table), expected) and not home.exists()
+    assert same(read(opened(data, table, 'off'), table), expected) and not home.exists()
 
 
 def test_two_processes_fill_one_file_at_once(filling, table, expected, tmp_path):
@@ -287,18 +288,18 @@ def test_what_a_killed_process_has_filled_is_used(filling, data, table, expected
 
 @pytest.mark.parametrize('there', [True, False])
 def test_a_spawned_process_reads_the_same_squares(data, table, expected, tmp_path, monkeypatch, capfd, there):
-    (tmp_path/'asking.py').write_text('import numpy as np\ndef ask(out, made, photos, side):\n'
-                                      '    np.save(out, [made(o, side) for o in photos])\n')
+    (tmp_path/'asking.py').write_text('import numpy as np\ndef ask(out, made, rows, side):\n'
+                                      '    np.save(out, [made(o, side) for o in rows])\n')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, 'asking', raising=False)
-    file, where, names = filled(data, table, tmp_path/'cache'), NOWHERE if there else data, table.file[::9].tolist()
+    file, where, some = filled(data, table, tmp_path/'cache'), NOWHERE if there else data, table[::9]
     place = opened(where, table, tmp_path/'cache')
     if not there: file.unlink()
     process = multiprocessing.get_context('spawn').Process(target=importlib.import_module('asking').ask, args=(
-        tmp_path/'found.npy', place, [f'{where}/{o}' for o in names], SIDE))
+        tmp_path/'found.npy', place, some.index.tolist(), SIDE))
     process.start()
     process.join(60)
-    assert process.exitcode == 0 and (np.load(tmp_path/'found.npy') == [expected[o] for o in names]).all()
+    assert process.exitcode == 0 and (np.load(tmp_path/'found.npy') == [expected[o] for o in some.file]).all()
     assert ('photos are read as they are' in capfd.readouterr().err) == (not there)
 
 
@@ -369,7 +370,7 @@ def test_a_file_that_is_cut_while_it_is_used_harms_nothing(data, table, expected
     file = filled(data, table, tmp_path)
     place = opened(data, table, tmp_path)
     os.truncate(file, length)
-    for _ in range(2): assert same(read(place, data, table), expected)
+    for _ in range(2): assert same(read(place, table), expected)
 
 
 def test_squares_of_another_decoder_are_not_used(data, table, expected, tmp_path, monkeypatch, capsys):
@@ -389,7 +390,7 @@ def test_a_named_folder_with_too_little_room_is_an_error(data, disk, tmp_path):
 def test_auto_takes_half_of_the_room_and_a_named_folder_all(data, table, disk, monkeypatch, capsys):
     monkeypatch.setenv('XDG_CACHE_HOME', str(disk))
     place = opened(data, table, 'auto', 80)
-    assert not any(o.file for o in place.files) and 'half of what is free' in capsys.readouterr().err
+    assert not any(o.file for o in place.squares) and 'half of what is free' in capsys.readouterr().err
     assert opened(data, table, disk, 80) and opened(data, table, 'auto', 40) and not capsys.readouterr().err
 
 
@@ -402,9 +403,9 @@ def test_no_room_for_the_file_itself_leaves_nothing(data, table, disk):
 
 def test_a_disk_that_fills_up_is_told_once(data, table, expected, disk, capsys):
     place, first = opened(data, table, disk), table.head(5)
-    read(place, data, first)
+    read(place, first)
     fill_up(disk)
-    for _ in range(2): assert same(read(place, data, table), expected)
+    for _ in range(2): assert same(read(place, table), expected)
     text = capsys.readouterr().err
     assert len(text.splitlines()) == 1 and 'No space left' in text and str(disk) in text
     (disk/'filler').unlink()
@@ -419,7 +420,7 @@ def test_a_disk_that_fills_up_is_told_twice_at_most_by_two_workers(data, table, 
         for _ in range(2):
             assert len(list(dls.train)) == 3
             calls = torch.cat([x for x, _ in dls.valid]).permute(0, 2, 3, 1)
-            assert np.array_equal((calls * 255).round(), [pixels(o, 32) for o in dls.valid.items])
+            assert np.array_equal((calls * 255).round(), [pixels(dls.photos.path(o), 32) for o in dls.valid.items])
     assert 1 <= capfd.readouterr().err.count('No space left') <= 2 and kept(disk) < 72
 
 
@@ -445,7 +446,7 @@ def test_a_full_cache_on_a_read_only_disk_is_used(data, table, expected, disk, c
 
 
 def test_a_cache_on_a_read_only_disk_that_is_not_full_is_told_once(data, table, expected, disk, capsys):
-    read(opened(data, table, disk), data, table.head(40))
+    read(opened(data, table, disk), table.head(40))
     make_read_only(disk)
     assert same(squares(data, table, disk), expected) and len(capsys.readouterr().err.splitlines()) == 1
 
@@ -489,9 +490,9 @@ def test_a_worker_says_in_one_line_that_a_photo_has_changed(copy, table, tmp_pat
 
 def test_a_photo_that_is_replaced_after_its_first_reading_stays_what_was_examined(copy, table, expected, tmp_path):
     place = opened(copy, table, tmp_path/'cache')
-    read(place, copy, table)
+    read(place, table)
     replace(copy/ONE, copy/OTHER)
-    assert same(read(place, copy, table), expected)
+    assert same(read(place, table), expected)
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -542,7 +543,7 @@ def test_odd_photos_are_kept(odd, tmp_path, capsys):
     cache, right = tmp_path/'cache \udce9', {o: pixels(odd/o, 24) for o in table.file}
     for data in (odd, Path(NOWHERE)):
         place = open_cache(data, [(24, table[table.split == o]) for o in ('train', 'val')], cache)  # of one side
-        assert same({o: place(data/o, 24) for o in table.file}, right)
+        assert same(read(place, table, 24), right)
     [file] = cache.iterdir()
     assert kept(cache) == 20 == SquareFile(file).photos and not capsys.readouterr().err
 
@@ -554,19 +555,33 @@ def test_a_training_on_odd_photos(odd, tmp_path):
 
 
 def test_what_has_no_place_is_read_as_it_is(data, table, expected, tmp_path):
-    place, other = opened(data, table[table.split == 'val'], tmp_path/'cache'), tmp_path/'0002.jpg'
+    place, other = two_sides(data, table, tmp_path/'cache'), tmp_path/'0002.jpg'
     shutil.copy(data/ONE, other)
-    for o in (data/ONE, other, str(other), other.read_bytes()): assert np.array_equal(place(o, SIDE), expected[ONE])
-    assert np.array_equal(place(data/JUDGED, 20), pixels(data/JUDGED, 20)) and kept(tmp_path/'cache') == 0
+    square = PhotoSquare(SIDE, SIDE, place)
+    for o in (data/ONE, other, str(other), other.read_bytes()):
+        assert np.array_equal(square(o, split_idx=1).permute(1, 2, 0), expected[ONE])
+    judged = table.index[table.file == JUDGED][0]
+    for side in (20, SIDE): assert np.array_equal(place(judged, side), pixels(data/JUDGED, side))
+    assert kept(tmp_path/'cache') == 0
 
 
 def test_a_photo_elsewhere_is_not_taken_for_one_of_the_same_name(data, table, expected, tmp_path, monkeypatch):
     place = opened(data, table, tmp_path/'cache')
-    read(place, data, table)
+    read(place, table)
     (tmp_path/ONE).parent.mkdir(parents=True)
     shutil.copy(data/OTHER, tmp_path/ONE)
     monkeypatch.chdir(tmp_path)
-    assert np.array_equal(place(ONE, SIDE), expected[OTHER])
+    for o in (ONE, Path(ONE)): assert np.array_equal(PhotoSquare(SIDE, SIDE, place)(o, split_idx=1).permute(1, 2, 0),
+                                                     expected[OTHER])
+
+
+@pytest.mark.parametrize('other', [
+    lambda table: table.assign(file=table.file.tolist()[::-1]), lambda table: table.reset_index(drop=True),
+    lambda table: table.set_index(table.index + 1)])
+def test_rows_of_another_table_are_refused(data, table, other):
+    place = opened(data, table[1:], 'off')
+    assert place.rows(table[5:9]).tolist() == [5, 6, 7, 8]
+    with pytest.raises(ValueError, match='are not those'): place.rows(other(table[1:]))
 
 
 def test_data_may_be_the_working_folder(data, table, expected, tmp_path, monkeypatch):
@@ -582,7 +597,7 @@ def test_the_cache_is_listed_and_cleared_under_a_training(home, data, expected):
     assert '1 data set,' in result.stdout and str(home/'squares') in result.stdout and tree(home) == before
     result = typed('cache', '--clear')
     assert result.returncode == 0 and 'removed' in result.stdout and not [o for o in home.rglob('*') if o.is_file()]
-    assert same(read(place, NOWHERE, table), expected)
+    assert same(read(place, table), expected)
     assert 'nothing is kept' in typed('cache').stdout
 
 
@@ -590,7 +605,7 @@ def test_a_place_is_filled_after_the_cache_was_cleared(home, data, table, expect
     place = opened(data, table, 'auto')
     assert typed('cache', '--clear').returncode == 0 and not any((home/'squares').iterdir())
     files = counter(monkeypatch)
-    for _ in range(2): assert same(read(place, data, table), expected)
+    for _ in range(2): assert same(read(place, table), expected)
     assert len(files) == 72
 
 

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from profiles import PATCHES
 
 from basegun_fastai.data.formats import FORMATS, format_of
-from basegun_fastai.data.photo import NEUTRAL, MissingDecoder, UnreadablePhoto, photo_header, read_photo
+from basegun_fastai.data.photo import NEUTRAL, MissingDecoder, UnreadablePhoto, described_photo, read_photo
 
 
 def box(brand, *others): return struct.pack('>I', 16 + 4 * len(others)) + b'ftyp' + brand + bytes(4) + b''.join(others)
@@ -91,7 +91,7 @@ def close(actual, wanted, by=2):
 @pytest.mark.parametrize('options', [{}, dict(bits=10), dict(bits=12), dict(chroma=420), dict(quality=-1)])
 def test_a_heic_reads_as_what_was_written(options):
     content = heic(three(), **options)
-    assert photo_header(content) == ('HEIC', 144, 48)
+    assert described_photo(content)[0] == ('HEIC', 144, 48)
     close(centres(read_photo(content)), PATCHES)
     close(centres(read_photo(content, 72)), PATCHES)
 
@@ -104,13 +104,13 @@ def test_a_heic_is_turned_once(turns):
     assert exif in content  # it says it, and so do HEIF's own properties
     wanted = three() if turns == 1 else three().transpose(_TURNS[turns])
     read = read_photo(content)
-    assert photo_header(content)[1:] == read.size == wanted.size
+    assert described_photo(content)[0][1:] == read.size == wanted.size
     assert np.abs(np.asarray(read).astype(int) - np.asarray(wanted)).mean() < 3
 
 
 def test_of_several_pictures_in_a_heic_the_first_is_read():
     content = heic(three(), Image.new('RGB', (30, 20), 'blue'), Image.new('RGB', (300, 200), 'red'))
-    assert photo_header(content) == ('HEIC', 144, 48)
+    assert described_photo(content)[0] == ('HEIC', 144, 48)
     close(centres(read_photo(content)), PATCHES)
 
 
@@ -123,7 +123,7 @@ def test_a_heic_with_transparency_shows_neutral():
 def test_a_heic_in_tiles_is_one_photo():
     content = tiled([heic(Image.new('RGB', (64, 64), o)) for o in (*PATCHES, (20, 20, 200))], 2, 2, 100, 90)
     photo = read_photo(content)
-    assert photo_header(content) == ('HEIC', 100, 90) and photo.size == (100, 90)
+    assert described_photo(content)[0] == ('HEIC', 100, 90) and photo.size == (100, 90)
     close([photo.getpixel(o) for o in ((9, 9), (90, 9), (9, 80), (90, 80))], (*PATCHES, (20, 20, 200)))
 
 

@@ -16,7 +16,7 @@ from test_odd_photos import chunk, photos, png, saved, strips, twelve_bits
 
 from basegun_fastai.data.formats import FORMATS
 from basegun_fastai.data.photo import _TURNS, MAX_BYTES, NEUTRAL, MissingDecoder, NotAPhoto, PhotoTooLarge
-from basegun_fastai.data.photo import UnreadablePhoto, photo_header, pixels, read_photo
+from basegun_fastai.data.photo import UnreadablePhoto, described_photo, pixels, read_photo
 
 UNDO = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
 
@@ -275,7 +275,7 @@ def test_a_photo_comes_in_whatever_holds_bytes(tmp_path):
                tmp_path/'photo', str(tmp_path/'photo')]
     for source in sources:
         assert (pixels(source, 32) == pixels(content, 32)).all()
-        assert isinstance(source, BytesIO) or photo_header(source)[0] == 'JPEG'
+        assert isinstance(source, BytesIO) or described_photo(source)[0][0] == 'JPEG'
     with open(tmp_path/'photo', 'rb') as file: assert (pixels(file, 32) == pixels(content, 32)).all()
     for source in (bytearray(b'no'), memoryview(b'no'), BytesIO(b'no')):
         with pytest.raises(NotAPhoto, match="these bytes': its content is none of") as error: pixels(source, 32)
@@ -311,7 +311,7 @@ def test_a_stream_is_read_to_its_end_and_from_where_it_stands():
     (np.zeros((2000, 1000, 3), np.uint8), 'numpy.ndarray'), (Image.new('RGB', (9, 9)), 'PIL.Image.Image'),
     (Upload(), r'.*Upload: `await` its read\(\)'), (type('x' * 3_000_000, (), {})(), '')])
 def test_what_no_photo_can_be_given_as_is_named_by_its_type(source, words):
-    for read in (lambda: pixels(source, 32), lambda: photo_header(source)):
+    for read in (lambda: pixels(source, 32), lambda: described_photo(source)):
         with pytest.raises(TypeError, match=f'not of type {words}') as error: read()
         assert len(str(error.value)) < 1000
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from basegun_fastai.base.pool import Process
+from basegun_fastai.data import photo
 from basegun_fastai.data.reading import POOL, answer, answers
 
 CRASHES = '''
@@ -50,6 +51,13 @@ def names(folder): return sorted(o.name for o in folder.iterdir())
 @pytest.mark.parametrize('workers', [1, 2, 5])
 def test_answers_come_in_order_whatever_the_number_of_processes(photos, workers):
     assert [o['width'] for o in answers(photos, names(photos), workers=workers)] == list(range(60, 100))
+
+
+@pytest.mark.parametrize('task', ['examine', 'crops'])
+def test_a_photo_is_opened_once(photos, monkeypatch, task):
+    opened, plain = [], photo.format_of
+    monkeypatch.setattr(photo, 'format_of', lambda content: opened.append(content) or plain(content))
+    assert answer(photos/'00.png', task)['form'] == 'PNG' and len(opened) == 1
 
 
 @pytest.mark.usefixtures('crashing')

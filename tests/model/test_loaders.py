@@ -1,6 +1,8 @@
 "What the network sees: the whole gun, never mirrored, always augmented in training and never elsewhere."
+import pickle
+import shutil
 import tracemalloc
-from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 from basegun_fastai.data.cache import open_cache
 from basegun_fastai.data.contents import known_contents
 from basegun_fastai.data.folders import list_photos
-from basegun_fastai.model.loaders import dataloaders, evaluation_loaders
+from basegun_fastai.model.loaders import dataloaders, evaluation_loaders, items_of
 
 
 def test_validation_has_no_randomness(data):
@@ -26,7 +28,7 @@ def test_validation_shows_the_pixels_of_the_decoder(data):
     from basegun_fastai.data.photo import pixels
     dls = dataloaders(data, sized(48, 54, mean=(0, 0, 0), std=(1, 1, 1)), batch_size=8, workers=0)
     calls = torch.cat([x for x, _ in dls.valid]).permute(0, 2, 3, 1) * 255
-    expected = np.stack([pixels(o, 48) for o in dls.valid.items])
+    expected = np.stack([pixels(dls.photos.path(o), 48) for o in dls.valid.items])
     assert np.abs(np.asarray(calls) - expected).max() < .01
 
 
@@ -34,7 +36,7 @@ def test_the_split_and_the_classes_are_the_folders(data):
     dls, table = dataloaders(data, sized(32, 36), batch_size=8, workers=0), list_photos(data)
     for split, dl in (('train', dls.train), ('val', dls.valid)):
         mine = table[table.split == split]
-        assert [Path(o).relative_to(data).as_posix() for o in dl.items] == mine.file.tolist()
+        assert [dls.photos.path(o) for o in dl.items] == [data/o for o in mine.file]
         assert [dls.vocab[y] for _, y in dl.dataset] == mine.label.tolist()
 
 
@@ -60,6 +62,29 @@ def test_judging_keeps_the_order_of_the_table(data):
                              7, 0)
     labels = torch.cat([y for _, y in dls.valid])
     assert [dls.vocab[o] for o in labels] == table.label.tolist()
+
+
+def test_items_are_the_rows_of_the_table_and_the_files_of_other_photos(data):
+    table = list_photos(data)
+    train, val = (table[table.split == o] for o in ('train', 'val'))
+    dls = evaluation_loaders(data, sized(32, 36), val, sorted(val.label.unique()), 7, 0)
+    files = [*val.file[::-1], *train.file[:3]]
+    items = items_of(dls, files)
+    assert items == [*val.index[::-1], *(data/o for o in train.file[:3])]
+    squares = torch.cat([x for x, in dls.test_dl(items)])
+    assert torch.equal(squares, torch.cat([x for x, in dls.test_dl([data/o for o in files])]))
+
+
+def test_saved_loaders_hold_no_photo_and_name_a_class_after_its_folder(data, tmp_path):
+    mac = normalize('NFD', 'fusil à pompe')
+    for split in ('train', 'val'):
+        for label, source in ((mac, 'revolver'), ('b', 'pistolet')):
+            shutil.copytree(next((data/split).glob(f'{source}*')), tmp_path/split/label)
+    dls, table = dataloaders(tmp_path, sized(32, 36), batch_size=8, workers=0), list_photos(tmp_path)
+    saved = pickle.dumps(dls.new_empty())
+    assert not [o for o in table.file if o.rsplit('/', 1)[1].encode() in saved] and str(tmp_path).encode() not in saved
+    dl = pickle.loads(saved).test_dl([tmp_path/o for o in table.file], with_labels=True)
+    assert [dls.vocab[o] for _, y in dl for o in y] == table.label.tolist()
 
 
 @pytest.mark.slow

@@ -70,8 +70,9 @@ def test_each_photo_is_seen_once_an_epoch_and_validated_once(data, workers):
 
 def test_processes_of_a_machine_fill_one_cache_each_photo_once(data, tmp_path):
     tiny, photos = architecture('test_efficientnet', size=32), known_contents(data, list_photos(data))
-    train = photos[photos.split == 'train']
-    caches = [open_cache(data, [(tiny.before_crop, train)], tmp_path/'cache') for _ in range(2)]
+    train, val = (photos[photos.split == o] for o in ('train', 'val'))
+    sides = [(tiny.before_crop, train), (tiny.size, val)]
+    caches = [open_cache(data, sides, tmp_path/'cache') for _ in range(2)]
     filled = []
     for o in caches:
         fill = o._fill
@@ -81,7 +82,7 @@ def test_processes_of_a_machine_fill_one_cache_each_photo_once(data, tmp_path):
             dls = dataloaders(data, tiny, photos, 16, 0, 'cpu', photo_cache, shard=(rank, 2))
             dls.train.rng.seed(epoch)
             for _ in dls.train: pass
-    assert len(filled) == len(set(filled)) == len(train)
+    assert {*filled} >= {str(data/o) for o in train.file} and len(filled) - len(train) <= 1  # fastai reads one of val
 
 
 def uneven(copy):
