@@ -151,7 +151,7 @@ def _end_out_of_memory(run, config, error):
 # %% ../nbs/train.ipynb #91156c31
 def _keep_what_was_best(run, config, learn):
     "Write the best weights so far; returns what to say of it."
-    from basegun_fastai.training.callbacks import newest_checkpoint
+    from basegun_fastai.training.checkpoint import newest_checkpoint
     from basegun_fastai.training.finish import save_weights
     saved = newest_checkpoint(run, config.started)
     if not saved: return 'no epoch had ended before that'

@@ -47,7 +47,8 @@ from basegun_fastai.model.loaders import dataloaders, run_loaders  # noqa: E402
 from basegun_fastai.model.weights import trained_model  # noqa: E402
 from basegun_fastai.run import Run  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
-from basegun_fastai.training.callbacks import Checkpoint, EpochSeed, History, Memory, PlainTensors  # noqa: E402
+from basegun_fastai.training.callbacks import EpochSeed, History, Memory, PlainTensors  # noqa: E402
+from basegun_fastai.training.checkpoint import Checkpoint  # noqa: E402
 from basegun_fastai.training.fit import Stage, free_memory, largest_batch_size, out_of_memory  # noqa: E402
 from basegun_fastai.training.fit import stage_context, trial_step  # noqa: E402
 from basegun_fastai.trust.predictions import predictions  # noqa: E402

@@ -13,7 +13,7 @@ WINGS = {
     'model': 'archs folding device optimiser scores augment ranks workers loaders hub weights learner',
     'trust': 'calibration familiarity levels worst features predictions confidence ood captions mistakes groups tables '
              'evidence comparison steadiness neighbours inspection familiarity_page run_page',
-    'training': 'precision frozen callbacks initial_head options launching distributed fit setup finish',
+    'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup finish',
     'commands': 'exported check split evaluate train predict report export',
     'serving': 'worker processes bodies measures middleware application server',
     'cli': 'serve cli',

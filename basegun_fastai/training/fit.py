@@ -23,8 +23,8 @@ from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage, to_device
 from fastcore.basics import noop
 
-from .callbacks import Checkpoint, Curves, EpochSeed, History, Memory, PlainTensors, Progress
-from .callbacks import WeightAverage, newest_checkpoint, restore
+from .callbacks import Curves, EpochSeed, History, Memory, PlainTensors, Progress, WeightAverage
+from .checkpoint import Checkpoint, newest_checkpoint, restore
 from ..core import BasegunError, rank, say, world_size
 from ..data.contents import progress
 from ..run import Run
