@@ -23,7 +23,8 @@ from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage, to_device
 from fastcore.basics import noop
 
-from .callbacks import Curves, EpochSeed, History, Memory, PlainTensors, Progress, WeightAverage
+from .callbacks import BestWeights, Curves, EpochSeed, History, Interruptible, Memory, NanGuard
+from .callbacks import PlainTensors, Progress, ValAnswers, WeightAverage
 from .checkpoint import Checkpoint, newest_checkpoint, restore
 from ..core import BasegunError, rank, say, world_size
 from ..data.contents import progress
@@ -92,9 +93,11 @@ def _begin_stage(learn, stage, saved, memory, interrupted):
     learn.model.load_state_dict(memory.best['weights'])
 
 def _stage_callbacks(learn, stage, memory, before, interrupted):
-    return [History(memory, stage.name, before, learn.pretrained),
+    answers = ValAnswers() if learn.pretrained else None
+    notes = [NanGuard(), History(memory, stage.name, before)] + ([answers] if answers else [])
+    return [*notes, Interruptible(), BestWeights(memory, answers),
             *([WeightAverage(interrupted.get('average'))] if stage.average else []),
-            *([DataParallel()] if stage.together else [])]
+            *([DataParallel(notes)] if stage.together else [])]
 
 def _follow_first(learn, memory):
     "Take over what the first process has learnt alone."
