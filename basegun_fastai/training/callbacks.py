@@ -83,7 +83,8 @@ class NanGuard(Callback):
         "Take what the first process has seen that saw something bad."
         each = self.bad.new_zeros(world_size(), 2)
         each[rank()] = self.bad
-        self.bad = total(each)[(each[:, 0] > 0).int().argmax()]
+        each = total(each)
+        self.bad = each[(each[:, 0] > 0).int().argmax()]
 
 class Interruptible(Callback):
     "Stop a training where a signal asks for it."
