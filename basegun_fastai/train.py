@@ -6,216 +6,25 @@
 __all__ = ['train', 'lr_find']
 
 # %% ../nbs/train.ipynb #95d8c7f1
-import json
-import os
-import shutil
-import sys
 from contextlib import nullcontext
-from dataclasses import asdict, replace
-from datetime import datetime
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import replace
 
 from .base.errors import BasegunError, raise_faults
-from .base.files import first_free, hold, hold_first, out_faults, whole_folder, write_whole
+from .base.files import first_free, hold, hold_first, out_faults, write_whole
 from .base.parameters import takes
-from .base.processes import forget_cluster, is_launched, rank, say, worker_faults, world_size
-from .base.record import Config, Run, run_name
-from .base.text import number_of
-from .data.cache import ChangedPhoto, cache_faults, open_cache
-from .data.contents import describe_photos
-from .data.folders import folder_fault, ignored_lines, layout_faults, list_photos
-from .data.photo import DECODER, UnreadablePhoto
-from .data.problems import readable_photos
-from .data.trained import inherited_photos, save_trained_photos, were_trained_on
-from .model.archs import EFFICIENTNETS
+from .base.processes import forget_cluster, is_launched, rank, say
+from .base.record import Run, run_name
 from .training.options import Options
-from .trust.ood import read_ood_photos
-
-# %% ../nbs/train.ipynb #19b7c91c
-def _from_first(make):
-    "What the first of the processes that train together makes, in all of them."
-    if world_size() == 1: return make()
-    from basegun_fastai.model.ranks import from_first
-    return from_first(make)
-
-def _list_photos(data):
-    table = list_photos(data)
-    parts = ' and '.join(f'{n} {o}' for o, n in table.split.value_counts().items())
-    say(f"{number_of(len(table))} in {number_of(table.label.nunique(), 'class', 'classes')}: {parts}")
-    for line in ignored_lines(data): say(line)
-    return table
-
-# %% ../nbs/train.ipynb #acca8279
-def _early_faults(options, faults):
-    "Those that nothing slow has to be done for."
-    ood_fault = folder_fault(options.not_a_gun) if options.not_a_gun is not None else None
-    return [*options.faults(), *worker_faults(options.workers), *layout_faults(options.data),
-            *cache_faults(options.cache, options.data), *([f'--not-a-gun: {ood_fault}'] if ood_fault else []), *faults]
-
-def _read_photos(options, table):
-    if world_size() == 1: return readable_photos(options.data, table, options.skip_unreadable)
-    from basegun_fastai.training.distributed import examine_together
-    if rank(): examine_together(options.data)
-    return _from_first(lambda: readable_photos(options.data, table, options.skip_unreadable, examine_together))
-
-def _prepare(options, faults):
-    "Judge everything, then read every photo; returns setup, photos with digests, and files left aside."
-    faults = _early_faults(options, faults)
-    is_known = options.arch in EFFICIENTNETS and options.weights in ('imagenet', 'none') and options.device != 'cuda'
-    if is_known: raise_faults(faults)
-    # the first sign of life, before seconds of imports
-    table = None if faults else _from_first(lambda: _list_photos(options.data))
-    from basegun_fastai.model.device import set_threads
-    from basegun_fastai.training.setup import Setup, check_network
-    set_threads()
-    arch, device = check_network(options, faults)
-    photos, skipped = _read_photos(options, table)
-    train, val = photos[photos.split == 'train'], photos[photos.split == 'val']
-    if n := int(were_trained_on(val, inherited_photos(options.weights)).sum()):
-        say(f'warning: --weights were trained on {n} of the {number_of(len(val), "val photo")}, so the numbers will be '
-            'too good. Split the photos as they were split for those weights, or begin from imagenet')
-    photo_cache = open_cache(options.data, [(arch.before_crop, train), (arch.size, val)], options.cache)
-    setup = Setup(options, arch, device, photos[['file', 'label', 'split']], photo_cache, (rank(), world_size()))
-    return setup, photos, skipped
-
-# %% ../nbs/train.ipynb #41d0cc90
-def _versions():
-    names = ('basegun-fastai', 'fastai', 'timm', 'torch', 'torchvision', 'numpy', 'pillow', 'scikit-learn')
-    return {o: version(o) for o in names} | dict(python=sys.version.split()[0], decoder=DECODER)
-
-def _begin(run, setup, photos, skipped):
-    options, command = setup.options, [Path(sys.argv[0]).name, *sys.argv[1:]]
-    config = Config('running', datetime.now().isoformat(), options.to_json(), setup.resolve(),
-                    asdict(setup.architecture), sorted(photos.label.unique()), skipped, describe_photos(photos),
-                    options.seed, _versions(), command)
-    with whole_folder(run.path) as folder:
-        save_trained_photos(Run(folder), photos[photos.split == 'train'], options.weights)
-        Run(folder).save_config(config)
-    return config
-
-def _resume(run, setup, photos):
-    config = run.config
-    options, resolved = setup.options, config.resolved
-    if differences := options.differences(config, describe_photos(photos), setup.device,
-                                              setup.threads): raise BasegunError(
-        f"'{run.path}' cannot be continued: " + '\n  '.join(['', *differences]).strip()
-        + '\nGive what it was begun with, or begin another run with another --name')
-    run.tidy()
-    if resolved.processes != options.processes:
-        say(f'begun in {number_of(resolved.processes, "process", "processes")}, going on in {options.processes}')
-        config = replace(config, resolved=replace(resolved, processes=options.processes, threads=setup.threads))
-        run.save_config(config)
-    if config.versions != _versions():
-        say(f'begun with {config.versions}, going on with {_versions()}: results may differ')
-    return config
-
-def _open(run, setup, photos, skipped, resuming):
-    return _from_first(lambda: _resume(run, setup, photos) if resuming else _begin(run, setup, photos, skipped))
-
-# %% ../nbs/train.ipynb #e6871d56
-def _fit(run, config, setup, learn):
-    "Train; returns nothing where memory does not suffice."
-    from basegun_fastai.training.fit import Stage, fit, out_of_memory
-    try:
-        return fit(learn, [Stage(**o) for o in config.resolved.stages], run, config.seed, config.started,
-                   setup.options.compile, setup.classifier())
-    except (RuntimeError, MemoryError) as err:
-        if config.resolved.batch_size < 4 * config.resolved.processes or not out_of_memory(err): raise
-        if config.resolved.processes > 1: _end_out_of_memory(run, config, err)
-
-def _halved(config):
-    resolved, n = config.resolved, config.resolved.processes
-    return replace(config, resolved=replace(
-        resolved, batch_size=resolved.batch_size // (2 * n) * n,
-        halved_from=[*(resolved.halved_from or []), resolved.batch_size]))
-
-def _halve(run, config):
-    half = _halved(config)
-    say(f'out of memory with batches of {config.resolved.batch_size}: going on with batches of '
-        f'{half.resolved.batch_size} from the last finished epoch')
-    run.save_config(half)
-    return half
-
-def _end_out_of_memory(run, config, error):
-    "Let all processes end, since the others wait for this one; they begin again with smaller batches."
-    half, text = _halved(config), f'out of memory with batches of {config.resolved.batch_size}: '
-    size = half.resolved.batch_size
-    if not run.exists: raise BasegunError(f'{text}begin another run with --batch-size {size}') from error
-    run.save_config(half)
-    raise BasegunError(f'{text}{run.resume_hint} with batches of {size} from the last finished epoch') from error
-
-# %% ../nbs/train.ipynb #91156c31
-def _keep_what_was_best(run, config, learn):
-    "Write the best weights so far; returns what to say of it."
-    from basegun_fastai.training.callbacks import newest_checkpoint
-    from basegun_fastai.training.finish import save_weights
-    saved = newest_checkpoint(run, config.started)
-    if not saved: return 'no epoch had ended before that'
-    learn.model.load_state_dict(saved['best']['weights'])
-    save_weights(run, config, learn, saved['best']['epoch'])
-    return f"epoch {saved['best']['epoch']} was the best before that, and its weights are in '{run.weights}'"
-
-def _stop(run, config, learn, error):
-    "Keep the best weights of a training whose loss is no number any more, and raise."
-    if rank(): raise error
-    kept_text = _keep_what_was_best(run, config, learn)
-    raise BasegunError(f"'{run.path}' stops: {error}; {kept_text}. Begin another run with a smaller rate, such as "
-                       f'--lr {config.resolved.lr / 10:g}') from error
+from .training.training import Training, early_faults
 
 # %% ../nbs/train.ipynb #34c26216
-def _fit_and_finish(run, config, setup, ood_photos):
-    from basegun_fastai.model.workers import seed_all
-    from basegun_fastai.training.callbacks import Diverged
-    from basegun_fastai.training.finish import finish, judge
-    from basegun_fastai.training.fit import free_memory
-    memory, learn, resume = None, None, f'{run.resume_hint} from the last finished epoch'
-    try:
-        while not memory:
-            if learn:
-                config, learn = _halve(run, config), None
-                free_memory()
-            seed_all(config.seed, 0)
-            learn = setup.learner(config.resolved.batch_size)
-            memory = _fit(run, config, setup, learn)
-        return judge(config, setup, learn) if rank() else finish(run, setup, learn, memory, ood_photos)
-    except Diverged as err: _stop(run, config, learn, err)
-    except (UnreadablePhoto, ChangedPhoto) as err:
-        raise BasegunError(f'{err}. When it is back as it was, {resume}') from err
-    except KeyboardInterrupt:
-        if 'BASEGUN_LAUNCHED' not in os.environ: say(f'interrupted: {resume}')  # else the launcher says so
-        raise
-
-def _finished(run):
-    say(f"'{run.path}' is finished: nothing to do")
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
-    return json.loads(run.metrics.read_bytes())
-
 def _launch(options):
     from basegun_fastai.training.launching import gpu_faults, launch
     run = Run(_run_path(options))
-    raise_faults(_early_faults(options, _run_faults(run, options)) + gpu_faults(options))
+    raise_faults(early_faults(options, _run_faults(run, options)) + gpu_faults(options))
     launch(replace(options, name=run.path.name), run)
 
 # %% ../nbs/train.ipynb #9424f70c
-def _train(run, options, faults):
-    "Train, and return the numbers."
-    resuming, finished = _from_first(lambda: (options.resume and run.exists, options.resume and run.exists
-                                              and run.finished))
-    if finished: return _finished(run) if rank() == 0 else None
-    setup, photos, skipped = _prepare(options, faults)
-    ood_photos = None
-    if options.not_a_gun is not None and rank() == 0:
-        ood_photos = read_ood_photos(options.not_a_gun, options.skip_unreadable, {*photos.digest})
-    if options.head_epochs is None and not options.pretrained:
-        say('--weights none: nothing to transfer, so the head stage is skipped')
-    config = _open(run, setup, photos, skipped, resuming)
-    del photos  # what is known of their contents is in the configuration
-    where = f' in {options.processes} processes' if options.processes > 1 else ''
-    say(f'{setup.architecture.timm_name} at {setup.architecture.size} pixels on the {setup.device}{where}, batches of '
-        f'{config.resolved.batch_size}, --lr {config.resolved.lr:.2g}')
-    return _fit_and_finish(run, config, setup, ood_photos)
-
 def _run_faults(run, options):
     if options.resume and run.exists: return []
     return out_faults(run.path, options.data, '--name, or --resume to continue it', '--out')
@@ -232,11 +41,17 @@ def _run(options):
     path = _run_path(options)
     faults = _run_faults(Run(path), options) if rank() == 0 else []
     with _hold(path, options, options.faults() + faults) as held:
-        run = Run(_from_first(lambda: held))
-        numbers = _train(run, options, faults)
+        training = Training(options, Run(held))
+        if training.finished: say(f"'{training.run.path}' is finished: nothing to do")
+        else:
+            training.check(faults)
+            training.read()
+            training.open()
+            training.fit()
+        numbers = training.finish()
     if rank(): return
     from basegun_fastai.trust.tables import summary
-    print(summary(numbers, run.path))
+    print(summary(numbers, training.run.path))
 
 # %% ../nbs/train.ipynb #040665e0
 @takes(Options)
@@ -253,10 +68,12 @@ def train(
 
 # %% ../nbs/train.ipynb #e3d2e121
 def _find_rate(run, options, faults):
-    setup, _, _ = _prepare(options, faults)
+    training = Training(options, run)
+    training.check(faults)
+    training.read()
     from basegun_fastai.training.fit import plot_rates
     from basegun_fastai.training.setup import warn_of_finder
-    curve, suggestion = setup.rate(setup.batch_size())
+    curve, suggestion = training.setup.rate(training.setup.batch_size())
     run.path.mkdir(parents=True)
     write_whole(run.rates, curve.to_csv(index=False, lineterminator='\n'))
     write_whole(run.rates_picture, plot_rates(curve, suggestion))

@@ -41,13 +41,13 @@ from fastai.vision.learner import vision_learner  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from basegun_fastai.data.cache import open_cache  # noqa: E402
-from basegun_fastai.training.callbacks import EpochSeed, History, Memory, PlainTensors, Progress  # noqa: E402
+from basegun_fastai.training.callbacks import EpochSeed, Memory, PlainTensors, Progress  # noqa: E402
 from basegun_fastai.data.contents import known_contents  # noqa: E402
 from basegun_fastai.base.files import write_whole# noqa: E402
 from basegun_fastai.base.processes import cores# noqa: E402
 from basegun_fastai.data.folders import list_photos  # noqa: E402
 from basegun_fastai.data.demo import GUNS, draw_photo  # noqa: E402
-from basegun_fastai.training.fit import Stage, stage_context  # noqa: E402
+from basegun_fastai.training.fit import Stage, stage_callbacks, stage_context  # noqa: E402
 from basegun_fastai.training.frozen import FrozenBodyForward  # noqa: E402
 from basegun_fastai.training.precision import stage_precision  # noqa: E402
 from basegun_fastai.model.loaders import dataloaders  # noqa: E402
@@ -189,8 +189,8 @@ def our_arm(learn, stage, stack, *timers):
     def arm():
         begun = time.perf_counter()
         with learn.no_bar(), learn.no_logging():
-            learn.fit_one_cycle(1, 1e-3, cbs=[EpochSeed(0, 0), PlainTensors(), History(Memory(), stage.name, 0),
-                                              Progress(1), *callbacks, *timers])
+            learn.fit_one_cycle(1, 1e-3, cbs=[*stage_callbacks(learn, stage, 0, Memory()), Progress(1), *callbacks,
+                                              *timers])
         return statistics.median(timers[0].seconds) if timers else time.perf_counter() - begun
     return arm
 

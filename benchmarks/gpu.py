@@ -47,9 +47,10 @@ from basegun_fastai.model.loaders import dataloaders  # noqa: E402
 from basegun_fastai.model.weights import trained_model  # noqa: E402
 from basegun_fastai.base.record import Run# noqa: E402
 from basegun_fastai.train import train  # noqa: E402
-from basegun_fastai.training.callbacks import Checkpoint, EpochSeed, History, Memory, PlainTensors  # noqa: E402
+from basegun_fastai.training.callbacks import Memory  # noqa: E402
+from basegun_fastai.training.checkpoint import Checkpoint  # noqa: E402
 from basegun_fastai.training.fit import Stage, free_memory, largest_batch_size, out_of_memory  # noqa: E402
-from basegun_fastai.training.fit import stage_context, trial_step  # noqa: E402
+from basegun_fastai.training.fit import stage_callbacks, stage_context, trial_step  # noqa: E402
 from basegun_fastai.trust.judge import Judge  # noqa: E402
 
 HERE, TINY = Path(__file__).parent, bool(os.environ.get('BASEGUN_TINY'))
@@ -108,8 +109,7 @@ def ours(data, photos, cache, arch, batch_size, precision, compiled=False):
     if compiled: learn.model.compile()
     with ExitStack() as stack:
         callbacks = stack.enter_context(stage_context(learn, stage, 0, Path('.')))
-        seconds = epochs(learn, [EpochSeed(0, 0), PlainTensors(), History(Memory(), 'fine-tune', 0), *callbacks],
-                         3 if compiled else 2)
+        seconds = epochs(learn, [*stage_callbacks(learn, stage, 0, Memory()), *callbacks], 3 if compiled else 2)
     for dl in dls.loaders: dl.close()
     return len(dls.train) * batch_size / seconds
 
@@ -257,10 +257,11 @@ def waits(folder):
         order = 1000
         def after_batch(self): torch.cuda.set_sync_debug_mode('warn' if 2 < self.iter < 12 and self.training else 0)
         def after_train(self): torch.cuda.set_sync_debug_mode(0)
-    callbacks = [EpochSeed(0, 0), PlainTensors(), History(Memory(), 'fine-tune', 0), Watched()]
+    stage = Stage('fine-tune', 1, 1e-4, 1e-4, 'bfloat16')
+    callbacks = [*stage_callbacks(learn, stage, 0, Memory()), Watched()]
     with warnings.catch_warnings(record=True) as heard, ExitStack() as stack:
         warnings.simplefilter('always')
-        more = stack.enter_context(stage_context(learn, Stage('fine-tune', 1, 1e-4, 1e-4, 'bfloat16'), 0, Path('.')))
+        more = stack.enter_context(stage_context(learn, stage, 0, Path('.')))
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-4, cbs=[*callbacks, *more])
         places = [f'{Path(o.filename).name}:{o.lineno}' for o in heard if 'synchronizing' in str(o.message)]
     for dl in dls.loaders: dl.close()

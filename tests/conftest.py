@@ -138,6 +138,21 @@ def run(data, tmp_path_factory):
     return Run(out/'whole')
 
 
+def fitted(data, out, name='fitted', **options):
+    """A training without its end, which takes most of a short one's time: `memory` has rows and best weights, `config`
+    what was decided, and `finish()` does the rest.
+    """
+    from basegun_fastai.base.record import Run
+    from basegun_fastai.training.options import Options
+    from basegun_fastai.training.training import Training
+    training = Training(Options(data=data, out=out, name=name, **TINY | options), Run(Path(out)/name))
+    training.check([])
+    training.read()
+    training.open()
+    training.fit()
+    return training
+
+
 def forget_familiarity(run):
     "Make a copy of a run one of an older version, which had no familiarity."
     import json

@@ -8,6 +8,7 @@ import pytest
 
 import basegun_fastai
 from basegun_fastai.base.errors import MAX_LINE, BasegunError, raise_faults
+from basegun_fastai.base.pool import Died
 from basegun_fastai.base.processes import Terminated
 from basegun_fastai.data.photo import UnreadablePhoto
 from basegun_fastai.training.launching import ProcessEnded
@@ -20,7 +21,7 @@ def exceptions():
             if inspect.isclass(o) and issubclass(o, BaseException) and o.__module__ == name]
 
 
-MORE = {ProcessEnded: ('a message', -9)}
+MORE = {ProcessEnded: ('a message', -9), Died: (-9, 'a message')}
 EXCEPTIONS = exceptions()
 PLACES = ["photos/a.jpg", "photos/it's: a.jpg", 'photos/a\nb.jpg', '']
 
@@ -41,6 +42,12 @@ def test_an_error_crosses_processes_whole(kind):
         error.note = 'kept'
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is kind and str(again) == str(error) and vars(again) == vars(error)
+
+
+def test_a_message_is_what_it_was_when_fastai_has_put_words_before_it():
+    error = BasegunError('the loss is nan')
+    error.args = ('Exception occured in `NanGuard` when calling event `after_loss`:\n\tthe loss is nan',)
+    assert str(error) == str(pickle.loads(pickle.dumps(error))) == 'the loss is nan'
 
 
 def test_a_line_of_a_message_keeps_its_beginning_and_its_end():

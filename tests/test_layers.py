@@ -15,7 +15,8 @@ WINGS = {
     'model': 'archs folding device optimiser scores augment ranks workers loaders hub weights learner',
     'trust': 'calibration familiarity levels worst features predictions confidence ood captions mistakes groups tables '
              'evidence comparison steadiness judge neighbours inspection familiarity_page run_page',
-    'training': 'precision frozen callbacks initial_head options launching distributed fit setup finish',
+    'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup finish '
+                'training',
     'commands': 'exported check split evaluate train predict report export',
     'serving': 'worker processes bodies measures middleware application server',
     'cli': 'serve cli',
@@ -25,7 +26,8 @@ ORDER = [o if wing in ('commands', 'cli') else f'{wing}.{o}' for wing, names in 
 BASE = [o for o in ORDER if o.startswith('base.')]
 PACKAGES = ['basegun_fastai', *(f'basegun_fastai.{o}' for o in WINGS if (PACKAGE/o).is_dir())]
 HEAVY = {'torch', 'fastai', 'timm', 'torchvision', 'sklearn'}
-LIGHT = [o for o in ORDER if o.split('.')[0] not in ('model', 'training')] + ['model.archs', 'training.options']
+LIGHT = [o for o in ORDER if o.split('.')[0] not in ('model', 'training')]
+LIGHT += ['model.archs', 'training.options', 'training.training']
 
 
 def path(name):

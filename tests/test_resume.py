@@ -54,7 +54,7 @@ def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
 
 def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained, data, weights, tmp_path, monkeypatch,
     capsys):
-    from basegun_fastai.training.callbacks import Checkpoint
+    from basegun_fastai.training.checkpoint import Checkpoint
     from basegun_fastai.train import train
     options = TINY | dict(head_epochs=2, fine_tune_epochs=2, weights=str(weights), out=tmp_path, name='broken off',
                           resume=True)

@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, WHOLE, as_arguments, tree, typed
+from conftest import TINY, WHOLE, as_arguments, fitted, tree, typed
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import basegun_fastai.train as train_module
 from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.base.record import Run
 from basegun_fastai.train import lr_find, train
 from basegun_fastai.training.callbacks import EpochSeed
+from basegun_fastai.training.training import Training
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +157,15 @@ def test_two_runs_with_one_seed_are_identical_and_workers_change_nothing(run, da
         same(run, Run(tmp_path/f'workers {workers}'))
 
 
+def test_a_training_without_its_end_has_the_weights_that_the_end_keeps(run, data, tmp_path):
+    training = fitted(data, tmp_path, **WHOLE)
+    assert not training.run.finished and not training.run.weights.exists()
+    best, kept = training.memory.best['weights'], load_file(run.weights)
+    assert all(torch.equal(best[f'0.model.{k}'], v) for k, v in kept.items() if not k.startswith('classifier.'))
+    assert training.finish() == json.loads(run.metrics.read_bytes()) and training.run.finished
+    same(run, training.run)
+
+
 def test_another_seed_gives_another_run(run, data, tmp_path):
     train(data, out=tmp_path, name='other', seed=1, **WHOLE)
     assert Run(tmp_path/'other').weights.read_bytes() != run.weights.read_bytes()
@@ -169,7 +178,7 @@ def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, monkeypatch, capsy
     train(data, lr=rate, name='given', fine_tune_epochs=1, **options)
     same(Run(tmp_path/'auto'), Run(tmp_path/'given'))
     capsys.readouterr()
-    monkeypatch.setattr('basegun_fastai.data.contents.Bar.each', -1)  # a line for each batch instead of a minute
+    monkeypatch.setattr('basegun_fastai.base.progress.Bar.each', -1)  # a line for each batch instead of a minute
     lr_find(data, name='found', **options)
     output = capsys.readouterr()
     assert float(output.out) == pytest.approx(rate, rel=.01)
@@ -270,14 +279,14 @@ CHANGES = dict(vanishes=None, shrinks=slice(500), differs=slice(-1))
 @pytest.mark.parametrize('change', CHANGES)
 def test_a_photo_that_changes_during_training_is_named_and_put_back_for_the_rest(copy, tmp_path, monkeypatch, change):
     photo = copy/'train'/'revolver'/'0004.jpg'
-    content, begin = photo.read_bytes(), train_module._begin
-    def begin_and_change(*args):
+    content, begin = photo.read_bytes(), Training._begin
+    def begin_and_change(training):
         photo.unlink()
         if change != 'vanishes': photo.write_bytes(content[CHANGES[change]])
-        return begin(*args)
+        return begin(training)
     options = TINY | dict(workers=2, head_epochs=0, fine_tune_epochs=1, out=tmp_path, name='disk', cache='off')
     with monkeypatch.context() as patch, pytest.raises(BasegunError) as error:
-        patch.setattr(train_module, '_begin', begin_and_change)
+        patch.setattr(Training, '_begin', begin_and_change)
         train(copy, **options)
     reason = 'No such file or directory' if change == 'vanishes' else 'has changed since the command began'
     assert f'{photo}' in str(error.value) and reason in str(error.value) and len(str(error.value).splitlines()) == 1

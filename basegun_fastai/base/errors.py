@@ -28,7 +28,10 @@ class BasegunError(Exception):
     def __init__(self,
         message: str, # What was given, what is wrong, what to type next; of a longer line only both ends are kept
     ):
-        super().__init__('\n'.join(map(shortened, str(message).split('\n'))))
+        self.message = '\n'.join(map(shortened, str(message).split('\n')))
+        super().__init__(self.message)
+
+    def __str__(self): return self.message  # fastai puts its own words before those of a callback's exception
 
 # %% ../../nbs/base/errors.ipynb #c616cdef
 MAX_FAULTS = 40  # lines: a thousand classes may each have one

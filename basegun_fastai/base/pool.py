@@ -47,8 +47,10 @@ class Died(Exception):
         code: int, # As subprocess has it: the exit code, or a signal below 0
         stderr: str = '', # What came there, if that was kept
     ):
-        super().__init__(signal.Signals(-code).name if code < 0 else f'exit code {code}')
+        super().__init__(code, stderr)
         self.code, self.killed, self.stderr = code, code in (-signal.SIGKILL, -signal.SIGTERM), stderr
+
+    def __str__(self): return signal.Signals(-self.code).name if self.code < 0 else f'exit code {self.code}'
 
 def _wait(file, event, until):
     poll = select.poll()

@@ -26,7 +26,7 @@ from ..base.errors import BasegunError
 from ..base.files import cache_home, inside_fault, read_at, sync
 from ..base.parameters import FOLDER
 from ..base.processes import say
-from ..base.text import printable
+from ..base.text import number_of, printable
 from .contents import decoder_version
 from .photo import UnreadablePhoto, photo_bytes, pixels
 
@@ -307,16 +307,16 @@ def cache(
     folder: FOLDER = None, # The DIR of train's --cache (default: where auto keeps them)
 ) -> None: # Nothing; prints a table on stdout
     "List what is kept of photos, so that they are not read again, or remove it."
-    folder = cache_home()/'squares' if folder is None else Path(folder)
-    if not folder.is_dir() and folder != cache_home()/'squares':
-        raise BasegunError(f"--folder '{folder}': no such folder")
-    squares, memories = (_cache_files(folder), sorted((cache_home()/'contents').glob('*.npz'))
-                         if folder == cache_home()/'squares' else [])
+    default = cache_home()/'squares'
+    folder = default if folder is None else Path(folder)
+    if folder != default and not folder.is_dir(): raise BasegunError(f"--folder '{folder}': no such folder")
+    squares = _cache_files(folder)
+    memories = sorted((cache_home()/'contents').glob('*.npz')) if folder == default else []
     if not squares + memories: return print(f"nothing is kept in '{folder}'")
     print(f'{folder}\n{"pixels":>6} {"MiB":>10}  last write')
     for file in squares: print(_line(file))
     if memories:
-        print(f"and what was read of {len(memories)} data set{'s'[:len(memories) > 1]}, in '{cache_home()/'contents'}'")
+        print(f"and what was read of {number_of(len(memories), 'data set')}, in '{cache_home()/'contents'}'")
     size = sum(o.stat().st_blocks * 512 for o in squares + memories)
     for file in squares + memories if clear else []: file.unlink(missing_ok=True)
     print(f"{size / 2**20:.1f} MiB {'removed' if clear else 'in all; --clear removes them'}")

@@ -27,13 +27,18 @@ from ..base.errors import BasegunError
 from ..base.processes import GRACE, rank, world_size
 from ..base.text import number_of
 from ..data.contents import examine
-from ..model.ranks import from_first, gather, total
+from ..model.ranks import from_first, total, totals
 from .callbacks import Diverged
 
 # %% ../../nbs/training/distributed.ipynb #08a25cbf
 class DataParallel(Callback):
     "Take each step together with the other processes."
-    order = 40  # before the recorder and the history, which note what all processes did
+    order = 40  # before the recorder and what notes the loss, since both want that of all processes
+
+    def __init__(self,
+        notes: list[Callback], # Their `reduce` puts together what each process noted in an epoch
+    ):
+        self.notes = notes
 
     def before_train(self):
         self.parallel = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
@@ -60,16 +65,11 @@ def _sum_counts(self: DataParallel):
         counts = torch.zeros(n, n, dtype=torch.int64) if o.counts is None else o.counts
         o.counts = total(counts.to(self.dls.device))
 
-def _sums(*numbers, device):
-    return total(torch.stack([torch.as_tensor(o, dtype=torch.float64) for o in numbers]).to(device)).tolist()
-
 @patch
 def after_train(self: DataParallel):
     self.parallel._remove_autograd_hooks()
     self.parallel = None
     self._sum_counts()
-    history = self.history
-    history.total, history.count = _sums(history.total, history.count, device=self.dls.device)
 
 @patch
 def before_validate(self: DataParallel):
@@ -78,15 +78,9 @@ def before_validate(self: DataParallel):
 @patch
 def after_validate(self: DataParallel):
     self._sum_counts()
-    loss, answers, dl = self.recorder.loss, self.history.val_answers, self.dls.valid
-    states = [None] * world_size()
-    dist.all_gather_object(states, self.history.bad if self.history.bad is None else self.history.bad.tolist())
-    self.history.bad = next((torch.tensor(o) for o in states if o and o[0]), None)
-    loss.total, loss.count = _sums(loss.total, loss.count, device=self.dls.device)
-    if not self.history.calibrated: return
-    empty = torch.zeros(0, len(self.dls.vocab)), torch.zeros(0, dtype=torch.int64)
-    columns = [torch.cat(o) for o in zip(*answers, strict=True)] if answers else empty
-    self.history.val_answers = [tuple(gather(o.to(self.dls.device), dl.n, dl.bs) for o in columns)]
+    loss = self.recorder.loss
+    loss.total, loss.count = totals(loss.total, loss.count, device=self.dls.device)
+    for o in self.notes: o.reduce()
 
 # %% ../../nbs/training/distributed.ipynb #958237a9
 def examine_together(

@@ -1,4 +1,4 @@
-"The mean of the weights, and which epoch is kept."
+"What stops a training, the mean of the weights, and which epoch is kept."
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelStepException
@@ -8,6 +8,7 @@ from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.workers import seed_all
+from basegun_fastai.training.callbacks import NanGuard
 from basegun_fastai.training.fit import Stage, fit
 
 pytestmark = pytest.mark.slow
@@ -75,3 +76,29 @@ def test_a_step_that_is_left_out_counts_for_nothing_in_the_mean(trained):
         def after_fit(self): self.counts.append(self.weight_average.state['steps'])
     learn, _ = trained(True, LeftOut())
     assert LeftOut.counts == [2 * (len(learn.dls.train) - 1)]
+
+
+def test_one_process_has_nothing_to_put_together(trained, tmp_path):
+    class PutTogether(Callback):
+        order = 40  # as `DataParallel`
+        def after_validate(self):
+            for o in (self.nan_guard, self.history, self.val_answers): o.reduce()
+    memories = [trained(True)[1]]
+    (tmp_path/'True').rename(tmp_path/'before')
+    memories.append(trained(True, PutTogether())[1])
+    rows, others = ([{k: v for k, v in row.items() if k != 'seconds'} for row in o.rows] for o in memories)
+    assert rows == others
+    best, other = (o.best.pop('weights') for o in memories)
+    assert all(torch.equal(other[k], v) for k, v in best.items()) and memories[0].best == memories[1].best
+
+
+@pytest.mark.parametrize(('own', 'theirs', 'first'), [
+    ([0., .5], [2., float('inf')], [2., float('inf')]), ([3., 9.], [2., float('inf')], [3., 9.]),
+    ([0., .5], [0., .25], [0., .5])])
+def test_a_process_takes_what_the_first_one_has_seen_that_saw_something_bad(monkeypatch, own, theirs, first):
+    for name, value in dict(BASEGUN_WORLD_SIZE='2', BASEGUN_RANK='0').items(): monkeypatch.setenv(name, value)
+    monkeypatch.setattr('basegun_fastai.training.callbacks.total', lambda o: o + torch.tensor([[0., 0.], theirs]))
+    guard = NanGuard()
+    guard.bad = torch.tensor(own)
+    guard.reduce()
+    assert guard.bad.tolist() == first

@@ -12,7 +12,7 @@ from basegun_fastai.train import train
 
 @pytest.mark.slow
 def test_the_temperature_is_in_the_last_layer_and_nowhere_else(data, tmp_path):
-    from basegun_fastai.training.callbacks import newest_checkpoint
+    from basegun_fastai.training.checkpoint import newest_checkpoint
     from basegun_fastai.training.finish import finish
     calls = {}
     def watched(run, setup, learn, memory, *rest):

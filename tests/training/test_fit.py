@@ -1,4 +1,4 @@
-"The trials: what they find, and that they try what the training will do."
+"What is left of a training, what happens in its stages, and the trials: that they try what the training will do."
 import pytest
 import torch
 
@@ -6,14 +6,36 @@ from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders
+from basegun_fastai.training.callbacks import Memory
 from basegun_fastai.training.fit import Stage, find_rate, largest_batch_size, largest_power_of_two, out_of_memory
-from basegun_fastai.training.fit import plan_stages, trial_step
+from basegun_fastai.training.fit import plan_stages, remaining, stage_callbacks, trial_step
 
 ARCH = architecture('test_efficientnet', size=32)
 
 
 @pytest.fixture
 def learn(data): return learner(dataloaders(data, ARCH, batch_size=16, workers=0), ARCH, 'none')
+
+
+@pytest.mark.parametrize(('epochs_done', 'left'), [
+    (0, [('head', 0, 0), ('fine-tune', 2, 0)]), (1, [('head', 0, 1), ('fine-tune', 2, 0)]), (2, [('fine-tune', 2, 0)]),
+    (4, [('fine-tune', 2, 2)]), (5, []), (6, [])])
+def test_what_is_left_of_a_training(epochs_done, left):
+    stages = plan_stages(2, 3, .01, True)
+    assert [(stage.name, *epochs) for stage, *epochs in remaining(stages, epochs_done)] == left
+
+
+@pytest.mark.parametrize(('pretrained', 'average', 'world_size', 'more'), [
+    (False, False, 1, set()), (True, False, 1, {'ValAnswers'}), (True, True, 1, {'ValAnswers', 'WeightAverage'}),
+    (True, True, 2, {'ValAnswers', 'WeightAverage', 'DataParallel'})])
+def test_a_stage_has_the_callbacks_that_it_needs_and_processes_put_together_all_that_they_note(
+        learn, monkeypatch, pretrained, average, world_size, more):
+    monkeypatch.setenv('BASEGUN_WORLD_SIZE', str(world_size))
+    learn.pretrained = pretrained
+    callbacks = stage_callbacks(learn, Stage('fine-tune', 1, .1, .1, average=average), 42, Memory())
+    names = {type(o).__name__ for o in callbacks}
+    assert names - {'EpochSeed', 'PlainTensors', 'Interruptible', 'NanGuard', 'History', 'BestWeights'} == more
+    if world_size > 1: assert callbacks[-1].notes == [o for o in callbacks if hasattr(type(o), 'reduce')]
 
 
 @pytest.mark.parametrize('limit', [0, 1, 2, 3, 63, 64, 65, 5000])

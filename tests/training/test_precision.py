@@ -9,7 +9,7 @@ from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.workers import seed_all
 from basegun_fastai.train import train
-from basegun_fastai.training.callbacks import Checkpoint, newest_checkpoint
+from basegun_fastai.training.checkpoint import Checkpoint, newest_checkpoint
 from basegun_fastai.training.fit import Stage, fit
 from basegun_fastai.training.precision import stage_precision
 
