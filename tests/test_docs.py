@@ -84,6 +84,14 @@ def test_public_names_have_docstrings_and_docments(module):
     assert not missing, missing
 
 
+@pytest.mark.parametrize('module', ORDER)
+def test_docments_say_more_than_the_name_and_the_type(module):
+    source = path(module).read_text()
+    assert not [f'{name}{place}: {docment}' for name, node in public(ast.parse(source))
+                for place, o, annotation, docment in commented(node, source.splitlines())
+                if docment and annotation and says_nothing(module, o, annotation, docment)]
+
+
 @pytest.mark.parametrize(('parameter', 'nothing'), [
     ('run: Run # A run', True), ('run: Run # A finished run', False), ('config: Config # Of the run', True),
     ('names: list[str] # Names', True), ('names: list[str] # Files', False), ('learn: Learner # fastai\'s', True),
