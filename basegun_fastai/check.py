@@ -93,7 +93,7 @@ def check(
     report: FILE = None, # File to write a page to look at, as HTML
     size: whole(1) = 224, # Photos whose longest side has fewer pixels count as small; give your model's input
     workers: whole(1) = None, # Processes that read photos (default: one a core)
-) -> None: # Nothing; prints a summary, raises `BasegunError` where a training would be spoilt
+) -> None: # Prints a summary, raises `BasegunError` where a training would be spoilt
     "Say what is in a data set and what is wrong with it."
     data = Path(data)
     faults = missing_folders(data) or file_faults(json, data, '--json', '.json') + file_faults(report, data,

@@ -82,7 +82,7 @@ def _command_parser(name, function):
 # %% ../nbs/cli.ipynb #197ab9a4
 def run_command(
     arguments: list[str], # What follows `basegun-fastai` on the command line
-) -> None: # Nothing; raises what the command's function raises, and `SystemExit` for help (0) and wrong usage (2)
+) -> None: # Raises what the command's function raises, and `SystemExit` for help (0) and wrong usage (2)
     "Run the command that `arguments` name."
     parser = _parser()
     command = parser.parse_args(arguments[:1]).command
@@ -164,7 +164,7 @@ def _use_utf8():
 
 def main(
     command: Callable[[], None]|None = None, # What to run; empty for what was typed
-) -> None: # Nothing; ends the process with its exit code
+) -> None: # Ends the process with its exit code
     "Be the program `basegun-fastai`."
     _use_utf8()
     open_streams()

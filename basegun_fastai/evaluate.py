@@ -50,7 +50,7 @@ def unknown_classes(
 # %% ../nbs/evaluate.ipynb #cd18ba81
 def provenance(
     table: pd.DataFrame, # Photos to judge on, as `known_contents` describes them
-    config: Config, # Of the run
+    config: Config,
     n_trained: int|None = None, # How many of them the run was trained on, if it tells
 ) -> str: # One line
     "Say how photos are related to those of a training."
@@ -129,7 +129,7 @@ def evaluate(
     device: one_of(DEVICES) = 'auto', # Where to judge; auto takes a GPU that is there
     not_a_gun: FOLDER = None, # Folder of photos without guns, to see that they come out low
     groups: FILE = None, # CSV with a column `file` as in predictions-val.csv: numbers by its other columns
-) -> None: # Nothing; prints accuracy, precision, recall and the folder, raises `BasegunError`
+) -> None: # Prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
     forget_cluster()
     run, data = Run(run), Path(data)

@@ -266,7 +266,7 @@ def export(
     run: Path, # Folder that `train` left
     out: FOLDER = None, # Folder to make for model.onnx and model.json; default: RUN/exported
     data: FOLDER = None, # Folder with the photos of the training (default: where they were then)
-) -> None: # Nothing; prints the folder, raises `BasegunError` where answers differ
+) -> None: # Prints the folder, raises `BasegunError` where answers differ
     "Make files that can be served, each compared with what was trained."
     forget_cluster()
     run = Run(run)

@@ -232,7 +232,7 @@ MAX_LOG_DIFFERENCE = .01  # between logarithms of probabilities
 
 def make_probe(
     network: bytes, # model.onnx
-    photo: bytes, # Of one photo
+    photo: bytes, # Content of its file
     size: int, # Width and height of what the network takes
 ) -> str: # For its metadata under 'probe'
     "Note what a network answers to a photo."
@@ -244,7 +244,7 @@ def make_probe(
 # %% ../nbs/exported.ipynb #2cbf752b
 def read_probe(
     file: Path, # model.onnx
-    session: onnxruntime.InferenceSession, # Of it
+    session: onnxruntime.InferenceSession, # What `open_session` made of that file
     about: dict, # What `read_description` returned
 ) -> tuple[np.ndarray, np.ndarray, float|None]: # A square `(1, size, size, 3)`, probabilities `(classes,)`, similarity
     "Read the photo that a network carries, as this machine decodes it."
@@ -271,7 +271,7 @@ def verify_same_answers(
     actual: np.ndarray, # Probabilities `(classes,)` here
     expected: np.ndarray, # And there
     similarities: tuple[float, float]|None = None, # The same, of familiarity; empty for a model without it
-) -> None: # Nothing; raises `BasegunError`
+) -> None: # Raises `BasegunError`
     "Make sure that this machine answers like the one that exported the model."
     here, there = (np.log(np.maximum(o, 1e-12)) for o in (actual, expected))
     difference = np.abs(here - there).max()

@@ -245,7 +245,7 @@ def predict(
     out: FILE = None, # File for the rows, which must not exist; empty writes them to stdout as they come
     json: bool = False, # Write a JSON object a line instead of CSV
     explain: FOLDER = None, # Folder to make for a picture of each photo with the evidence for its answer
-) -> None: # Nothing; raises `BasegunError` at the end where a photo could not be read
+) -> None: # Raises `BasegunError` at the end where a photo could not be read
     "Say what each photo shows, a row a photo."
     exported, photos = Path(exported), [Path(o) for o in photos]
     out, explain = out and Path(out), explain and Path(explain)

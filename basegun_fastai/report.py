@@ -75,7 +75,7 @@ def report(
     out: FILE = None, # HTML file to write; default: RUN/report.html, or RUN/report_<date>_<time>.html if that exists
     workers: whole(0) = None, # Processes that read photos; default: one a core, at most 16
     device: one_of(DEVICES) = 'auto', # Where to ask the network; auto takes a GPU that is there
-) -> None: # Nothing; prints the file, raises `BasegunError`
+) -> None: # Prints the file, raises `BasegunError`
     "Write a run as one page to look at."
     forget_cluster()
     run, before = Run(run), Run(against) if against else None

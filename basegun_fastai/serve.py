@@ -120,7 +120,7 @@ def serve(
     no_page: bool = False, # Leave out the page at /
     allow_origin: ORIGINS = (), # Other sites whose pages may send requests
     api_key_file: FILE = None, # Holds the key that every request must send as Authorization: Bearer KEY
-) -> None: # Nothing, when SIGTERM or ctrl-C has ended it; raises `BasegunError`
+) -> None: # Returns when SIGTERM or ctrl-C has ended it; raises `BasegunError`
     "Answer over HTTP what photos show."
     exported = Path(exported)
     key, faults = _key(api_key_file)

@@ -125,7 +125,7 @@ def split(
     skip_unreadable: bool = False, # Leave photos aside that cannot be read
     conflicts: one_of(CONFLICTS) = 'error', # What becomes of a photo under two labels; leave-out takes no copy of it
     workers: whole(1) = None, # Processes that read photos (default: one a core)
-) -> None: # Nothing; prints the counts and OUT, raises `BasegunError`
+) -> None: # Prints the counts and OUT, raises `BasegunError`
     "Make a fixed split out of class folders, with photos that look alike on one side."
     photos, out = Path(photos), Path(out)
     faults = out_faults(out, photos, 'OUT') + value_faults(split, dict(val=val, seed=seed, conflicts=conflicts,

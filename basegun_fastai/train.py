@@ -57,7 +57,7 @@ def _run(options):
 @takes(Options)
 def train(
     options: Options, # By name; `data` and `arch` may come first, without
-) -> None: # Nothing; prints accuracy, precision, recall and the run's folder, raises `BasegunError`
+) -> None: # Prints accuracy, precision, recall and the run's folder, raises `BasegunError`
     "Train a classifier on two folders of photos, judge it, and leave a run folder."
     if is_launched():
         from basegun_fastai.training.distributed import join
@@ -85,7 +85,7 @@ def _find_rate(run, options, faults):
 @takes(Options, but='train_only')
 def lr_find(
     options: Options, # By name; `data` and `arch` may come first, without
-) -> None: # Nothing; prints the suggested rate, raises `BasegunError`
+) -> None: # Prints the suggested rate, raises `BasegunError`
     "Find a learning rate: leave its curve as lr-find.csv and lr-find.png, and print the suggestion."
     if is_launched(): raise BasegunError('lr-find is one process: start it without torchrun')
     forget_cluster()

@@ -38,7 +38,7 @@ MAX_FAULTS = 40  # lines: a thousand classes may each have one
 
 def raise_faults(
     faults: list[str], # One complete message a fault; empty means that nothing is wrong
-) -> None: # Nothing; raises `BasegunError` with every message when there is one
+) -> None: # Raises `BasegunError` with every message when there is one
     "Raise one `BasegunError` that holds all the `faults`, or the first of very many."
     more = [f'and {len(faults) - MAX_FAULTS} more: mend these first'] if len(faults) > MAX_FAULTS else []
     if faults: raise BasegunError('\n'.join([*faults[:MAX_FAULTS], *more]))

@@ -36,7 +36,7 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 def sync(
     descriptor: int, # Of an open file or folder
-) -> None: # Nothing; raises `OSError` where writing failed
+) -> None: # Raises `OSError` where writing failed
     "Have the disk write what it holds, as far as it can be asked to."
     try: os.fsync(descriptor)
     except OSError as err:
@@ -184,7 +184,7 @@ def read_at(
     descriptor: int, # Of an open file
     buffers: Sequence[bytearray|memoryview], # Filled one after the other, as far as the file goes
     offset: int, # In bytes
-) -> None: # Nothing; raises `OSError`
+) -> None: # Raises `OSError`
     "Read from `offset` on, wherever the file stands."
     if hasattr(os, 'preadv'):
         os.preadv(descriptor, buffers, offset)

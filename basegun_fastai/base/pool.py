@@ -81,7 +81,7 @@ def _read_stdin(n):
 def answer_questions(
     opened: Callable, # Returns a record and what answers: of a question and its bytes it makes records with bytes
     memory: int, # Bytes that the program may take beside what it has once it is open
-) -> None: # Nothing; ends with the standard input
+) -> None: # Ends with the standard input
     "Be the program of a `Process`."
     file = os.fdopen(os.dup(1), 'wb')
     sys.stderr = os.fdopen(os.dup(2), 'w', buffering=1)  # for what Python says of a mistake of ours
@@ -129,12 +129,12 @@ class Process:
         "Is it there, and from the environment that there is now?"
         return self.lives and self.environment == _environment()
 
-    def kill(self) -> None: # Nothing
+    def kill(self) -> None:
         "Kill it for good; whoever waits for its answer hears of it."
         self.retired = True
         if self.popen is not None: self.popen.kill()
 
-    def end(self) -> None: # Nothing
+    def end(self) -> None:
         "Kill it, and wait until it is gone; nobody may be asking it."
         if self.popen is None: return
         with self.popen: self.popen.kill()
@@ -225,7 +225,7 @@ def _put(self: Pool, processes):
         self.timer.start()
 
 @patch
-def end(self: Pool) -> None: # Nothing
+def end(self: Pool) -> None:
     "End the processes that nobody is asking."
     with self.lock:
         for o in self.free: o.end()

@@ -28,7 +28,7 @@ class Terminated(KeyboardInterrupt):
 GRACE = 5  # seconds in which a process that was asked to end does so
 _signals = []
 
-def ignore_signals() -> None: # Nothing
+def ignore_signals() -> None:
     "Ignore SIGTERM and ctrl-C while this process is ending, but end at once at one that comes after `GRACE`."
     latest = time.monotonic() + GRACE
     def end_late(number, _):
@@ -41,7 +41,7 @@ def _raise_signal(number, _):
     raise _signals[0]
 
 # %% ../../nbs/base/processes.ipynb #ad3d613c
-def handle_signals() -> None: # Nothing
+def handle_signals() -> None:
     "Let SIGTERM and ctrl-C end this process by an exception that cannot get lost."
     _signals.clear()
     for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, _raise_signal)
@@ -52,7 +52,7 @@ def handle_signals() -> None: # Nothing
     sys.unraisablehook = hook
 
 # %% ../../nbs/base/processes.ipynb #660817a8
-def raise_if_interrupted() -> None: # Nothing; raises what `handle_signals` noted, `Terminated` or `KeyboardInterrupt`
+def raise_if_interrupted() -> None: # Raises what `handle_signals` noted, `Terminated` or `KeyboardInterrupt`
     "End here if a signal has asked for it."
     if _signals: raise _signals[0]
 
@@ -81,7 +81,7 @@ def forget_cluster() -> str|None: # The `WORLD_SIZE` that was in the environment
 # %% ../../nbs/base/processes.ipynb #96974a3b
 _closed = []
 
-def open_streams() -> None: # Nothing
+def open_streams() -> None:
     "Lead the standard streams that are closed to nowhere."
     for number, (name, mode) in enumerate(dict(stdin='r', stdout='w', stderr='w').items()):
         if getattr(sys, name) is not None: continue
@@ -102,7 +102,7 @@ def is_closed(
 # %% ../../nbs/base/processes.ipynb #bc853a72
 def say(
     text: str, # A line of progress or a warning
-) -> None: # Nothing
+) -> None:
     "Print `text` on stderr at once, in the first of several processes that train together."
     if rank() != 0: return
     try: print(text, file=sys.stderr, flush=True)
@@ -138,7 +138,7 @@ def home() -> Path: # / for a user that the system does not know, as Docker has 
     except RuntimeError: return Path(os.sep)
 
 # %% ../../nbs/base/processes.ipynb #f0a1b2c4
-def set_home() -> None: # Nothing
+def set_home() -> None:
     "Set HOME and the user's name where libraries look for them in vain: for a user that is in no /etc/passwd."
     os.environ.setdefault('HOME', str(home()))
     try: getpass.getuser()
@@ -200,7 +200,7 @@ def processes(
     return max(1, min(cores(root), room))
 
 # %% ../../nbs/base/processes.ipynb #bf7148da
-def limit_threads() -> None: # Nothing
+def limit_threads() -> None:
     "Set OMP_NUM_THREADS where this process may use fewer processors than it sees, and nobody has set it."
     if cores() < (os.cpu_count() or 1): os.environ.setdefault('OMP_NUM_THREADS', str(cores()))
 
@@ -220,7 +220,7 @@ def worker_faults(
 # %% ../../nbs/base/processes.ipynb #2f7976cc
 def limit_memory(
     more: int, # Bytes of address space that this process may take beside what it has
-) -> None: # Nothing
+) -> None:
     "Let this process grow so far and no further."
     if not Path('/proc/self/statm').exists(): return
     import resource

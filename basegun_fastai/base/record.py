@@ -147,12 +147,12 @@ class Run(Tables):
 
     def save_config(self,
         config: Config, # What `config.json` is to hold
-    ) -> None: # Nothing
+    ) -> None:
         "Write `config.json`, whole."
         write_whole(self.config_file, json.dumps(config.to_json(), indent=2, ensure_ascii=False) + '\n')
         self.config = config
 
-    def tidy(self) -> None: # Nothing
+    def tidy(self) -> None:
         "Remove the unfinished files that a killed process left."
         for file in [*self.path.glob('.*.tmp'), *self.checkpoints.glob('.*.tmp')]: file.unlink(missing_ok=True)
 

@@ -86,7 +86,7 @@ class SquareFile:
 def write(self: SquareFile,
     place: int, # Index into `digests`
     square: np.ndarray, # `uint8` of shape `(side, side, 3)`
-) -> None: # Nothing; raises `OSError` where there is no room
+) -> None: # Raises `OSError` where there is no room
     "Fill a place."
     if not self.opened.writable(): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     record = self._sum(place, square).to_bytes(8) + square.tobytes()
@@ -171,7 +171,7 @@ class PhotoCache:
 def add(self: PhotoCache,
     table: pd.DataFrame, # Some of the photos, with the digests of `known_contents`
     files: list, # Where their places are, all of one side: `SquareFile`, or what stands for one
-) -> None: # Nothing
+) -> None:
     "Note where the squares of some photos are."
     rows, needed = self.rows(table), _digests(table)
     places = self.places.setdefault(files[0].side, np.full((len(self.files), 2), -1, np.int32))
@@ -261,10 +261,8 @@ def _open_files(folder, auto, data, parts):
         folder.mkdir(parents=True, exist_ok=True)
         files, missing, need = _places(folder, parts)
         free = shutil.disk_usage(folder).free // (2 if auto else 1)
-        if need > free:
-            return _no_cache(folder, auto,
-                             f"{_size(need)} are needed, {_size(free)} {'(half of what is free) ' if auto else ''}can "
-                             "be had")
+        half = ' (half of what is free)' if auto else ''
+        if need > free: return _no_cache(folder, auto, f'{_size(need)} are needed, {_size(free)}{half} can be had')
         for side, digests in missing.items(): files[side].append(make_square_file(folder, side, digests))
     except OSError as err: return _no_cache(folder, auto, err.strerror)
     return files
@@ -305,7 +303,7 @@ def _line(file):
 def cache(
     clear: bool = False, # Remove all of it; a training that is using it goes on
     folder: FOLDER = None, # The DIR of train's --cache (default: where auto keeps them)
-) -> None: # Nothing; prints a table on stdout
+) -> None: # Prints a table on stdout
     "List what is kept of photos, so that they are not read again, or remove it."
     default = cache_home()/'squares'
     folder = default if folder is None else Path(folder)

@@ -99,9 +99,7 @@ def decoder_version() -> str: # Ours, Pillow's and that of its JPEG library
     "Name the decoder: what another one made of a photo is not used."
     return f"{DECODER} {version('pillow')} {features.version('libjpeg_turbo')}"
 
-def index_file(
-    data: Path, # A data set
-) -> Path: # In `$XDG_CACHE_HOME`, or `~/.cache`
+def index_file(data: Path) -> Path: # In `$XDG_CACHE_HOME`, or `~/.cache`
     "Say where the contents of a data set are remembered."
     place = hashlib.sha256(os.fsencode(Path(data).resolve())).hexdigest()[:16]
     return cache_home()/'contents'/f'{place}.npz'
@@ -120,11 +118,11 @@ def file_stamps(
     return stamps
 
 def save_index(
-    data: Path, # A data set
+    data: Path,
     table: pd.DataFrame, # What `examine` or `known_contents` returned
     before: np.ndarray, # What `file_stamps` returned before it was read
     since: int, # When reading began, in nanoseconds
-) -> None: # Nothing
+) -> None:
     "Note the contents of a data set, for the next time."
     keep = (before[:, 2] > 0) & (before[:, 1:3].max(1) < since - 2 * 10**9) & (table.digest != '').to_numpy()
     table_kept, out = table[keep], io.BytesIO()

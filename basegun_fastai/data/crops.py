@@ -120,7 +120,7 @@ class CropRecords:
 
     def add(self,
         content: bytes, # A `RECORD`; empty for a photo that cannot be read
-    ) -> None: # Nothing
+    ) -> None:
         "Add the next photo's."
         self.file.write(content or bytes(RECORD.itemsize))
         self.n += 1

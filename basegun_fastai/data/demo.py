@@ -183,7 +183,7 @@ def demo_data(
     out: Path, # Folder to make; it must not exist
     photos_per_class: whole(4) = 60, # Photos of each class in train/; val/ gets a third of them, at least 4
     seed: whole(0) = 42, # Random seed; another one draws another data set
-) -> None: # Nothing; raises `BasegunError`
+) -> None: # Raises `BasegunError`
     "Draw a data set of guns to try the other commands on: OUT/train/<class>/* and OUT/val/<class>/*."
     out = Path(out)
     faults = [f"'{out}' exists: give a folder that is not there yet"] if out.exists() else []
@@ -196,7 +196,7 @@ def demo_data(
 def draw_small_set(
     out: Path, # Folder to make
     photos_per_class: int = 8, # Of train/; val/ gets 4
-) -> None: # Nothing
+) -> None:
     "Draw a data set for a lesson: small photos of all classes, and no odd kinds of file."
     for label, _, numbers, stem in _places(out, photos_per_class, 4):
         draw_photo(label, np.random.default_rng(numbers), (320, 240)).save(stem.with_suffix('.jpg'))

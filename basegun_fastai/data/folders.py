@@ -256,9 +256,7 @@ class Problem:
     message: str  # What is wrong, and what to do
 
 # %% ../../nbs/data/folders.ipynb #4c163054
-def odd_problems(
-    data: Path, # A data set
-) -> list[Problem]: # One for each key of `ODD_FILES` that has files
+def odd_problems(data: Path) -> list[Problem]: # One for each key of `ODD_FILES` that has files
     "Say which files in a data set are odd."
     return [Problem('odd-file', 'error' if why == 'nested' else 'warning', files,
                     f"{number_of(len(files), 'file')} {ODD_FILES[why]}")

@@ -76,7 +76,7 @@ def smallest_classes(
     return sorted(sorted(total, key=lambda o: (total[o], o))[:most])
 
 def check_page(
-    data: Path, # A data set
+    data: Path,
     table: pd.DataFrame, # What `examine` returned
     problems: list[Problem], # What is wrong with it, worst first
     summary: dict, # `counts`, `photos`, `ok`, `warned` and `refused`, as `check --json` has them

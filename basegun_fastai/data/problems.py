@@ -74,7 +74,7 @@ def same_problems(
 
 # %% ../../nbs/data/problems.ipynb #8c80b565
 def near_duplicate_problems(
-    data: Path, # A data set
+    data: Path,
     table: pd.DataFrame, # What `examine` returned
     same: list[pd.DataFrame], # What `same_photos` returned: these are worse than alike
     workers: int|None = None, # Processes; empty means one a core
@@ -92,9 +92,7 @@ def near_duplicate_problems(
     return problems
 
 # %% ../../nbs/data/problems.ipynb #7c3f3b6c
-def name_problems(
-    data: Path, # A data set
-) -> list[Problem]: # `class-mismatch` warnings
+def name_problems(data: Path) -> list[Problem]: # `class-mismatch` warnings
     "Say which classes a reader, or another system, takes for another class."
     labels, problems = {split: classes(Path(data)/split) for split in SPLITS}, []
     def warn(names, message):
@@ -109,9 +107,7 @@ def name_problems(
                       'its folder in train/ and in val/')
     return problems
 
-def folder_problems(
-    data: Path, # A data set
-) -> list[Problem]: # Of the kinds `empty-class`, `class-mismatch` and `odd-file`
+def folder_problems(data: Path) -> list[Problem]: # Of the kinds `empty-class`, `class-mismatch` and `odd-file`
     "Say what is wrong with the folders and names of a data set."
     data, problems = Path(data), []
     for kind, messages in (('class-mismatch', twin_folders), ('class-mismatch', unwritable_classes),

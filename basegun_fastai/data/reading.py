@@ -75,7 +75,7 @@ MAX_SECONDS, MAX_MEMORY = 60, 3 * 2**30
 def _answers(question, _):
     for o in question['names']: yield answer(os.path.join(question['folder'], o), question['task']), b''
 
-def run_worker() -> None: # Nothing; ends with its standard input
+def run_worker() -> None: # Ends with its standard input
     "Be the program that answers questions about photos."
     answer_questions(lambda: ({}, _answers), MAX_MEMORY)
 

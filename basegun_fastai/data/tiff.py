@@ -40,7 +40,7 @@ MAX_NUMBERS = 2**18  # in the tags
 
 def raise_for_tags(
     content: bytes, # A TIFF
-) -> None: # Nothing; raises `ValueError` for what takes too much memory, and for a raw file
+) -> None: # Raises `ValueError` for what takes too much memory, and for a raw file
     "Refuse a file by its tags."
     if content[:4] == b'MM\0+': raise ValueError('it is a big-endian BigTIFF: save it as PNG')
     numbers = 0

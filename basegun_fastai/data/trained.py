@@ -55,7 +55,7 @@ def save_trained_photos(
     run: Run, # Takes `train-photos.npy`
     train: pd.DataFrame, # Its train photos, as `known_contents` describes them
     weights: str|Path, # What its body started with
-) -> None: # Nothing
+) -> None:
     "Note which photos a run is trained on, and those that its weights know."
     content = io.BytesIO()
     np.save(content, np.unique(np.vstack([photo_digests(train), inherited_photos(weights)]), axis=0))

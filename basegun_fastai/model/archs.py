@@ -26,7 +26,7 @@ EFFICIENTNETS = {                          # name: (timm's name with the tag of 
 }
 
 # %% ../../nbs/model/archs.ipynb #80c7aba2
-def archs() -> None: # Nothing; prints a table on stdout
+def archs() -> None: # Prints a table on stdout
     "List the EfficientNets with their sizes and weights."
     print(f"{'name':16} {'input':>5} {'before crop':>11}  weights (--weights imagenet)")
     for name, (timm_name, size, before_crop) in EFFICIENTNETS.items():
@@ -74,9 +74,7 @@ def architecture(
     return replace(arch, size=size, before_crop=round(size * before_crop / own_size))
 
 # %% ../../nbs/model/archs.ipynb #b05762ce
-def run_architecture(
-    config: Config, # Of a run
-) -> Architecture: # The network as it was trained
+def run_architecture(config: Config) -> Architecture: # The network as it was trained
     "Read the architecture of a run."
     record = {o.name: config.architecture[o.name] for o in fields(Architecture)}
     return Architecture(**record | dict(mean=tuple(record['mean']), std=tuple(record['std'])))

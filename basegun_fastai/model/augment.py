@@ -22,7 +22,7 @@ class FitInFrame:
 
     def before_call(self,
         x: torch.Tensor, # A batch; nothing is drawn from it
-    ) -> None: # Nothing
+    ) -> None:
         "Draw nothing."
 
     def __call__(self, coords):
@@ -43,7 +43,7 @@ class Perspective:
 
     def before_call(self,
         x: torch.Tensor, # A batch
-    ) -> None: # Nothing
+    ) -> None:
         "Draw two tilts for each photo."
         up, side = torch.empty(2, len(x)).uniform_(-self.max_shift, self.max_shift)
         corners = torch.tensor([[-1., -1], [-1, 1], [1, -1], [1, 1]]).expand(len(x), 4, 2)
@@ -76,7 +76,7 @@ class Reframe(AffineCoordTfm):
     def before_call(self,
         b: torch.Tensor, # The batch
         split_idx: int|None, # 0 in training
-    ) -> None: # Nothing
+    ) -> None:
         "Draw an angle and a tilt for each photo of a training batch, and which photos get none."
         self.do = False
         if split_idx != 0: return

@@ -45,7 +45,7 @@ def usable_device(
     return 'cpu'
 
 # %% ../../nbs/model/device.ipynb #686153c8
-def set_threads() -> None: # Nothing
+def set_threads() -> None:
     "Calculate with as many threads as OMP_NUM_THREADS says, also where there are fewer processors."
     n = os.environ.get('OMP_NUM_THREADS', '')
     if n.isdecimal() and int(n): torch.set_num_threads(int(n))

@@ -46,7 +46,7 @@ def _written(folder):
 @contextmanager
 def while_bytes_come(
     folder: Path, # Where the download is written; perhaps not there yet
-) -> Iterator[None]: # Of a context: nothing; raises `HubSilence` once its files do not grow for `MAX_SILENCE` seconds
+) -> Iterator[None]: # Raises `HubSilence` once its files do not grow for `MAX_SILENCE` seconds
     "End what is done in the context once nothing comes; only the main thread has such an alarm."
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'setitimer'): return (yield)
     most = _written(folder)  # what breaks off and begins again is nothing new

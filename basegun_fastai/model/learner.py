@@ -49,7 +49,7 @@ class BatchNormInference(Callback):
 
 def batch_norm_inference(
     body: nn.Module, # Changed in place
-) -> None: # Nothing
+) -> None:
     "Put all BatchNorm layers of a body in inference mode."
     for layer in body.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm): layer.eval()  # timm's and the synchronised ones too
@@ -78,7 +78,7 @@ def balanced_weights(
 # %% ../../nbs/model/learner.ipynb #031970f8
 def learner(
     dls: DataLoaders, # As `loaders.dataloaders` makes them
-    architecture: Architecture, # The network
+    architecture: Architecture,
     weights: str|Path = 'imagenet', # 'imagenet' (downloaded once), 'none', or a file
     head: str = 'linear', # One of `archs.HEADS`
     path: Path = '.', # Folder where fastai would save things; never the data

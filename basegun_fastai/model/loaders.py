@@ -47,7 +47,7 @@ class PhotoSquare(RandTransform):
     def before_call(self,
         b: np.integer|Path|str|bytes, # noqa: ARG002 A row, a file, or the bytes of one; fastai passes it by this name
         split_idx: int|None, # 0 in training
-    ) -> None: # Nothing
+    ) -> None:
         "Choose the size by the split."
         self.side = self.before_crop if split_idx == 0 else self.size
 
@@ -127,7 +127,7 @@ def evaluation_loaders(
 
 # %% ../../nbs/model/loaders.ipynb #7e10d6f6
 def run_loaders(
-    run: Run, # A run
+    run: Run,
     data: Path, # The folder that `photos.file` is relative to
     photos: pd.DataFrame, # Photos to judge on
     workers: int|None = None, # Processes that read photos

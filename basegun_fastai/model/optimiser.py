@@ -26,7 +26,7 @@ class AdamW(Optimizer):
 
     def step(self,
         closure: None = None, # Not supported, as in fastai
-    ) -> None: # Nothing
+    ) -> None:
         "Move all parameters that have a gradient."
         if closure is not None: raise NotImplementedError('fastai optimisers take no closure')
         for group, hyper in zip(self.param_lists, self.hypers, strict=True):
@@ -45,7 +45,7 @@ class AdamW(Optimizer):
                 beta1=hyper['mom'], beta2=hyper['sqr_mom'], lr=hyper['lr'], weight_decay=hyper['wd'] if decays else 0.,
                 eps=hyper['eps'], maximize=False)
 
-    def zero_grad(self) -> None: # Nothing
+    def zero_grad(self) -> None:
         "Forget the gradients; the next ones need no addition."
         for group in self.param_lists:
             for p in group: p.grad = None

@@ -78,7 +78,7 @@ def from_first(
 
 def broadcast_weights(
     model: nn.Module, # Changed in place in all processes but the first
-) -> None: # Nothing
+) -> None:
     "Give the first process's weights and statistics to all."
     if world_size() == 1: return
     with torch.no_grad():

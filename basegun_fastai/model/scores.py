@@ -55,13 +55,13 @@ class Score(Metric):
     ):
         self.title, self.score, self.counts = name, score, None
 
-    def reset(self) -> None: # Nothing
+    def reset(self) -> None:
         "Begin an epoch."
         self.counts = None
 
     def accumulate(self,
         learn: Learner, # With a batch's `pred` and `yb`
-    ) -> None: # Nothing
+    ) -> None:
         "Count a batch."
         counts = confusion_counts(learn.yb[0].as_subclass(Tensor), learn.pred.detach().as_subclass(Tensor))
         self.counts = counts if self.counts is None else self.counts + counts
@@ -82,7 +82,7 @@ class SmoothLoss(AvgSmoothLoss):
 
     def accumulate(self,
         learn: Learner, # With a batch's `loss`
-    ) -> None: # Nothing
+    ) -> None:
         "Take a batch's loss in."
         loss = learn.loss.detach().float().mean().as_subclass(Tensor)
         self.count += 1
@@ -93,7 +93,7 @@ class MeanLoss(AvgLoss):
 
     def accumulate(self,
         learn: Learner, # With a batch's `loss` and `yb`
-    ) -> None: # Nothing
+    ) -> None:
         "Take a batch's loss in."
         self.total = self.total + learn.loss.detach().float().mean().as_subclass(Tensor) * len(learn.yb[0])
         self.count += len(learn.yb[0])

@@ -79,7 +79,7 @@ def weight_faults(
 
 # %% ../../nbs/model/weights.ipynb #e2a47b93
 def weights_file(
-    architecture: Architecture, # The network
+    architecture: Architecture,
     weights: str|Path, # 'imagenet', 'none', or a file
 ) -> Path|None: # Empty for 'none'; raises `BasegunError` where the hub's cannot be had
     "Give the file that the weights are in, downloaded if need be."
@@ -87,7 +87,7 @@ def weights_file(
     return hub_file(architecture.timm_name) if weights == 'imagenet' else Path(weights)
 
 def check_weights(
-    architecture: Architecture, # The network
+    architecture: Architecture,
     weights: str|Path, # 'imagenet', 'none', or a file
 ) -> Path|None: # As `weights_file`; raises `BasegunError` for weights that cannot be had or do not fit
     "Make sure that the weights are there and fit."
@@ -103,7 +103,7 @@ class PretrainedClassifier(nn.Linear):
     classes = None  # their names, where the file tells them
 
 def pretrained_classifier(
-    architecture: Architecture, # The network
+    architecture: Architecture,
     weights: str|Path, # 'imagenet' or a file, of which `check_weights` knows that it fits
 ) -> PretrainedClassifier|None: # Empty where the weights came without
     "Load the last dense layer that the weights came with."
@@ -142,13 +142,13 @@ def plain_state(
 def fold_temperature(
     model: nn.Sequential, # The learner's model: body and head; changed in place
     temperature: float, # What its logits are divided by
-) -> None: # Nothing
+) -> None:
     "Put a temperature into the last dense layer."
     dense = model[1][-1]
     with torch.no_grad(): dense.weight.div_(temperature), dense.bias.div_(temperature)
 
 def plain_model(
-    architecture: Architecture, # The network
+    architecture: Architecture,
     state: dict[str, torch.Tensor], # What `plain_state` made
 ) -> nn.Module: # timm's network in evaluation mode, on the CPU
     "Make the plain timm network and give it its weights, every one of them."

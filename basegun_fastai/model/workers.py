@@ -30,7 +30,7 @@ def seed_all(
     seed: int, # The run's seed
     epoch: int, # Which epoch, over all stages; 0 is before the first
     dls: DataLoaders|None = None, # Loaders whose shuffling is seeded too
-) -> None: # Nothing
+) -> None:
     "Set every source of randomness by the `seed`, the `epoch` and the process's rank alone."
     epoch_seed, own_seed = (int(hashlib.sha256(f'{seed} {epoch}{o}'.encode()).hexdigest()[:8], 16)
                             for o in ('', f' {rank()}' if rank() else ''))
@@ -86,7 +86,7 @@ class Loader(TfmdDL):
     "fastai's loader, with workers that stay alive and copies that do not wait."
     _workers, shard = (), (0, 1)  # the rank of the process that these photos are for, and how many processes there are
 
-    def close(self) -> None: # Nothing
+    def close(self) -> None:
         "Let the worker processes go; the next epoch would begin new ones."
         if self._workers: self._workers.clear()
 

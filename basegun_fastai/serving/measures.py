@@ -51,7 +51,7 @@ class Measures:
 @patch
 def count(self: Measures,
     answer: Answer, # That somebody gets
-) -> None: # Nothing
+) -> None:
     "Count an answer."
     self.answers.labels(answer.label, answer.level).inc()
     self.confidences.append(answer.confidence)

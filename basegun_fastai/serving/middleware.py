@@ -31,7 +31,7 @@ _DOCS = {'Content-Security-Policy': "default-src 'self'; script-src 'self' 'unsa
 
 def write_line(
     line: dict, # Of the log
-) -> None: # Nothing
+) -> None:
     "Print a line as JSON."
     print(json.dumps(line, ensure_ascii=False), flush=True)
 
@@ -42,7 +42,7 @@ class LineHandler(logging.Handler):
 
     def emit(self,
         record: logging.LogRecord, # Of any library
-    ) -> None: # Nothing
+    ) -> None:
         "Write one."
         error = ''.join(traceback.format_exception(*record.exc_info)) if record.exc_info else None
         line = dict(time=_now(), level=record.levelname.lower(), message=record.getMessage(), error=error)

@@ -63,7 +63,7 @@ class Processes:
         "Count the processes that live."
         return sum(o.about is not None for o in self.all)
 
-    async def start(self) -> None: # Nothing; raises `BasegunError` where a process does not start
+    async def start(self) -> None: # Raises `BasegunError` where a process does not start
         "Start all, and wait until each has its model."
         try: await asyncio.gather(*(_waited(self, o.start) for o in self.all))
         except (Died, OSError) as err:
@@ -161,7 +161,7 @@ async def ask(self,
     if 'reason' in reply: raise UnreadablePhoto('it', reply['reason'])
     return reply | dict(answer=Answer(*reply['answer'])), picture
 
-async def end(self) -> None: # Nothing
+async def end(self) -> None:
     "End all."
     self.ending = True
     for o in self.all: o.kill()

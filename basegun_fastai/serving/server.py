@@ -127,6 +127,6 @@ class Server(uvicorn.Server):
             server_header=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=IDLE_SECONDS, proxy_headers=False))
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]: # Nothing is done
+    def capture_signals(self) -> Iterator[None]:
         "Leave signals alone."
         yield

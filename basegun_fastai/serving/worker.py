@@ -39,6 +39,6 @@ def _opened():
                  line=no_familiarity_line(model.about))
     return about, lambda question, photo: [_reply(model, photo, **question)]
 
-def run_worker() -> None: # Nothing; ends with its standard input
+def run_worker() -> None: # Ends with its standard input
     "Answer the photos that come in, as a program; arguments: the folder of an exported model, and threads."
     answer_questions(_opened, MAX_MEMORY)

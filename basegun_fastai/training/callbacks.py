@@ -79,7 +79,7 @@ class NanGuard(Callback):
     def after_train(self): self._raise_if_bad()
     def after_validate(self): self._raise_if_bad()
 
-    def reduce(self) -> None: # Nothing
+    def reduce(self) -> None:
         "Take what the first process has seen that saw something bad."
         each = self.bad.new_zeros(world_size(), 2)
         each[rank()] = self.bad
@@ -116,7 +116,7 @@ class History(Callback):
         self.total = self.total + self.loss.detach().as_subclass(torch.Tensor) * len(self.yb[0])
         self.count += len(self.yb[0])
 
-    def reduce(self) -> None: # Nothing
+    def reduce(self) -> None:
         "Sum up the losses of all processes."
         self.total, self.count = totals(self.total, self.count, device=self.dls.device)
 
@@ -152,7 +152,7 @@ class ValAnswers(Callback):
         "Join the batches."
         return [torch.cat(o) for o in zip(*self.batches, strict=True)]
 
-    def reduce(self) -> None: # Nothing
+    def reduce(self) -> None:
         "Put together the answers of all processes, in the order of the photos."
         none, dl = (torch.zeros(0, len(self.dls.vocab)), torch.zeros(0, dtype=torch.int64)), self.dls.valid
         columns = self.joined() if self.batches else none
@@ -245,7 +245,7 @@ class Curves(Callback):
         self.writers['val'].add_figure('confusion matrix', plot_confusion_matrix(counts), row['epoch'])
         for writer in self.writers.values(): writer.flush()
 
-    def grid(self) -> None: # Nothing
+    def grid(self) -> None:
         "Write a grid of augmented training photos, as the network sees them."
         dl = self.dls.train
         # tells the transforms that this is training
@@ -255,7 +255,7 @@ class Curves(Callback):
         photos = torch.as_tensor(dl.decode(batch)[0]).cpu() / 255            # decoded to levels from 0 to 255
         self.writers['train'].add_image('augmented photos', make_grid(photos, 4), 0)
 
-    def close(self) -> None: # Nothing
+    def close(self) -> None:
         "Finish the event files."
         for writer in self.writers.values(): writer.close()
 

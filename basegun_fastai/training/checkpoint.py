@@ -81,7 +81,7 @@ def restore(
     learn: Learner, # Frozen or unfrozen as it was when the checkpoint was saved
     saved: dict, # What `newest_checkpoint` returned
     optimiser: bool, # False at the start of a stage, which begins with a fresh optimiser
-) -> None: # Nothing
+) -> None:
     "Put the weights, and the optimiser's state, back into a learner."
     learn.model.to(learn.dls.device).load_state_dict(saved['model'], strict=True)
     if not optimiser: return

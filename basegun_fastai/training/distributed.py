@@ -119,7 +119,7 @@ def _wait_for_the_end(error):
 @contextmanager
 def join(
     device: str, # As `--device`
-) -> Iterator[None]: # Of a context: nothing; raises `BasegunError` where there are more processes than GPUs
+) -> Iterator[None]: # Raises `BasegunError` where there are more processes than GPUs
     "Be one of the processes that `base.processes.is_launched` tells of, until the context ends."
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
     handler = get_error_handler()

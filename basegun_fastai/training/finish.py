@@ -47,7 +47,7 @@ def save_weights(
     config: Config, # Its configuration
     learn: Learner, # With the weights to keep
     epoch: int, # Whose they are
-) -> None: # Nothing
+) -> None:
     "Write a learner's weights."
     about = dict(architecture=config.architecture, classes=config.classes, epoch=epoch)
     write_whole(run.weights, weights_bytes(plain_state(learn.model, config.architecture['classifier']), about))
@@ -83,8 +83,8 @@ def _same_similarities(pooled, bank, expected):
 # %% ../../nbs/training/finish.ipynb #526c8b2b
 def save_learner(
     run: Run, # Takes `learner.pkl`
-    learn: Learner, # fastai's
-) -> None: # Nothing
+    learn: Learner,
+) -> None:
     "Write what `load_learner` opens."
     with whole_file(run.learner) as file:
         try: learn.export(Path(file.name).resolve(), pickle_module=pickle)
@@ -121,8 +121,8 @@ def _bank_features(setup, trained):
     return files, from_first(lambda: np.vstack([*trained.features(files, 'features')]).astype(np.float16))
 
 def judge(
-    config: Config, # Of the run
-    setup: Setup, # Of the training
+    config: Config,
+    setup: Setup,
     learn: Learner, # Takes the weights of the first process
 ) -> tuple: # `Judge`, `Predictions` of `val`, and the files and features of the bank, which may be empty
     "Judge `val`, each of the processes that train together its part."
@@ -176,7 +176,7 @@ def _write_report(run, setup, saved, preds, numbers, known):
 # %% ../../nbs/training/finish.ipynb #9056b17f
 def finish(
     run: Run, # Takes everything; its configuration is in place
-    setup: Setup, # Of the training
+    setup: Setup,
     learn: Learner, # As it was trained
     memory: Memory, # Rows and best weights
     ood_photos: list[str]|None = None, # Photos of other things

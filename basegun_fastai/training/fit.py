@@ -233,7 +233,7 @@ def trial_step(
     stage: Stage, # The heaviest one
     side: int, # Width and height of training photos before the augmentation
     batch_size: int, # Photos in the batch
-) -> None: # Nothing; raises `torch.OutOfMemoryError` where it does not fit
+) -> None: # Raises `torch.OutOfMemoryError` where it does not fit
     "Take two full training steps on a made-up batch."
     device, frozen = learn.dls.device, stage.name == 'head'
     model = copy.deepcopy(learn.model).to(device).train()
@@ -263,7 +263,7 @@ def out_of_memory(
     "Was there too little memory?"
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(o in str(error) for o in _OUT_OF_MEMORY)
 
-def free_memory() -> None: # Nothing
+def free_memory() -> None:
     "Give back what nobody uses any more, so that what follows finds it in one piece."
     gc.collect()
     torch.cuda.empty_cache()

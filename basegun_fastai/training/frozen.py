@@ -65,7 +65,7 @@ class FrozenBodyForward:
 def forward_only(
     body: nn.Module, # Frozen, on its device
     precision: str, # 'float32', 'bfloat16' or 'float16'
-) -> Iterator[None]: # Of a context: nothing
+) -> Iterator[None]:
     "Let a frozen body go forward as fast as it can, until the context ends."
     body.forward = FrozenBodyForward(body, precision)
     try: yield
@@ -82,7 +82,7 @@ class Views:
 
     def add(self,
         batches: Iterable, # Pairs of features `(n, features)` and labels `(n,)`, all photos in order
-    ) -> None: # Nothing; raises `OSError` where there is no room
+    ) -> None: # Raises `OSError` where there is no room
         "Add a view of every photo."
         labels = []
         for features, batch_labels in batches:
@@ -184,7 +184,7 @@ def on_features(
     views: int, # Augmented views of each train photo, 1 or more
     seed: int, # The run's seed
     folder: Path, # On a disk with room
-) -> Iterator[None]: # Of a context: nothing
+) -> Iterator[None]:
     "Let a learner train on features instead of photos, until the context ends."
     photos = learn.dls
     learn.dls = feature_loaders(learn, views, seed, folder)

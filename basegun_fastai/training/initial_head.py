@@ -29,7 +29,7 @@ def _features(learn, dl, what):
 def set_initial_head(
     learn: Learner, # Its head is one dense layer, and changed in place; its body goes forward
     classifier: PretrainedClassifier, # From the body's features to the classes of the weights
-) -> None: # Nothing
+) -> None:
     "Make each class's row of the head the mean of the classifier's rows, weighed by what it says of the train photos."
     learn.model.eval()
     head, device = learn.model[1][-1], learn.dls.device

@@ -92,7 +92,7 @@ _NO_HEARTBEAT = dict(keep_alive_interval=10**9)  # seconds
 def launch(
     options: Options, # With a name
     run: Run, # Where it trains
-) -> None: # Nothing; raises `ProcessEnded` where a process fails, and what a signal asks for
+) -> None: # Raises `ProcessEnded` where a process fails, and what a signal asks for
     "Train in several processes on this machine."
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

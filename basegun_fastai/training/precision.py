@@ -47,7 +47,7 @@ class Precision(MixedPrecision):
 
     def after_loss(self): self.leave()
 
-    def leave(self) -> None: # Nothing
+    def leave(self) -> None:
         "Go back to the usual format, also after a step that was broken off."
         if self.autocast_active: self.autocast.__exit__(None, None, None)
         self.autocast_active = False

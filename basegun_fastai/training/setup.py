@@ -35,7 +35,7 @@ __all__ = ['check_network', 'Setup', 'warn_of_finder']
 
 # %% ../../nbs/training/setup.ipynb #e7c8063d
 def check_network(
-    options: Options, # Of the training
+    options: Options,
     faults: list[str], # What is wrong otherwise
 ) -> tuple[Architecture, str]: # The network, and 'cpu' or 'cuda'; raises `BasegunError` with all faults
     "Look up the network of a training, its weights and its device."
@@ -57,7 +57,7 @@ def check_network(
 class Setup:
     "What the steps of a training share."
     options: Options  # As given
-    architecture: Architecture  # The network
+    architecture: Architecture
     device: str  # 'cpu' or 'cuda'
     photos: pd.DataFrame  # Columns `file`, `label` and `split`
     photo_cache: PhotoCache|None  # Where squares are kept
@@ -129,9 +129,7 @@ def rate(self: Setup,
     finally: learn.dls.train.close()
 
 # %% ../../nbs/training/setup.ipynb #37ee0ecb
-def warn_of_finder(
-    options: Options, # Of the training
-) -> None: # Nothing
+def warn_of_finder(options: Options) -> None:
     "Say where the finder's suggestion is not to be trusted."
     if options.pretrained: say('warning: for a head on weights that are kept the finder suggests too little: '
         'on real photos such rates cost 1 to 8 points of accuracy; leave --lr out to take the default')

@@ -73,7 +73,7 @@ def _list_photos(data):
 @patch
 def check(self: Training,
     faults: list[str], # What is wrong with the run's place
-) -> None: # Nothing; raises `BasegunError` with all faults
+) -> None: # Raises `BasegunError` with all faults
     "Judge all that needs no photo to be read, and look up the network and the device."
     options, faults = self.options, early_faults(self.options, faults)
     is_known = options.arch in EFFICIENTNETS and options.weights in ('imagenet', 'none') and options.device != 'cuda'
@@ -93,7 +93,7 @@ def _readable_photos(options, table):
     return _from_first(lambda: readable_photos(options.data, table, options.skip_unreadable, examine_together))
 
 @patch
-def read(self: Training) -> None: # Nothing; raises `BasegunError` where photos cannot be read
+def read(self: Training) -> None: # Raises `BasegunError` where photos cannot be read
     "Read every photo: `photos` gets digests, and there are `skipped` files and a `setup`."
     from basegun_fastai.training.setup import Setup
     options, arch = self.options, self.architecture
@@ -142,7 +142,7 @@ def _resume(self: Training):
     return config
 
 @patch
-def open(self: Training) -> None: # Nothing; raises `BasegunError` where a run cannot be continued
+def open(self: Training) -> None: # Raises `BasegunError` where a run cannot be continued
     "Begin the run, or continue it: there is a `config`."
     options, arch = self.options, self.architecture
     if options.head_epochs is None and not options.pretrained:
@@ -219,7 +219,7 @@ def _try_stages(self: Training):
         if resolved.batch_size < 4 * resolved.processes or not out_of_memory(err): raise
 
 @patch
-def fit(self: Training) -> None: # Nothing; raises `BasegunError` where it stops before its end
+def fit(self: Training) -> None: # Raises `BasegunError` where it stops before its end
     "Run the stages from the newest checkpoint on: there is a `memory` of all epochs, and a `learn`."
     with self._explained():
         while not (memory := self._try_stages()): self._halve()

@@ -97,7 +97,7 @@ def _weights_digest(run): return hashlib.sha256(run.weights.read_bytes()).hexdig
 def save_bank(
     run: Run, # With its weights in place
     bank: Bank, # Computed by these weights
-) -> None: # Nothing
+) -> None:
     "Write `familiarity.safetensors`."
     from safetensors.numpy import save
     about = json.dumps(dict(weights=_weights_digest(run)))

@@ -24,7 +24,7 @@ def least_similarity(
     return float(table[familiarity(table, table) >= unfamiliar_rate][0])
 
 def plot_similarities(
-    bank: Bank, # Of the run
+    bank: Bank,
     unfamiliar_rate: float, # Familiarity below which a photo is unfamiliar
 ) -> Figure: # A histogram
     "Draw how similar val photos are to train photos."

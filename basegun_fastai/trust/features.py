@@ -74,7 +74,7 @@ def raise_unless_bank_fits(
     run: Run, # Whose bank it is, for the message
     network: torch.nn.Module, # timm's
     bank: Bank, # As `familiarity.read_bank` returned it
-) -> None: # Nothing; raises `BasegunError`
+) -> None: # Raises `BasegunError`
     "Make sure that a bank has as many features as its network."
     width = network.head_hidden_size if has_features(network) else 0
     if bank.features.shape[1] != width: raise BasegunError(

@@ -174,7 +174,7 @@ def write_mistakes(
     data: Path, # The folder that its files are relative to
     folder: Path, # Where `confused/` and `suspect-labels.csv` go; it exists
     overlays: dict[str, Image.Image]|None = None, # The evidence over each confused file
-) -> None: # Nothing
+) -> None:
     "Write what a person should look at."
     write_sheets(data, preds, folder, overlays=overlays)
     write_whole(Tables(folder).suspects, suspect_labels(preds).to_csv(index=False, float_format='%.7g',

@@ -150,9 +150,7 @@ def _steadiness(table, n):
     rows = table.iloc[:, [0, 1, *(o + 2 for o in shown)]].itertuples(name=None)
     return dict(n=n, classes=[*shares.columns[shown]], rows=[(*row[:3], row[3:]) for row in rows])
 
-def augmentation_text(
-    config: Config, # Of the run
-) -> str: # Two sentences
+def augmentation_text(config: Config) -> str: # Two sentences
     "Say in words what train photos go through."
     share = config.resolved.p_affine
     which = 'Every train photo' if share == 1 else f'A train photo, with a probability of {share:g},'
