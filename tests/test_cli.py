@@ -1,4 +1,5 @@
 "The installed command, as a user meets it: exit codes, streams, messages, and what it imports."
+import os
 import subprocess
 import sys
 
@@ -129,3 +130,11 @@ def test_an_older_pillow_is_refused_in_a_line():
     assert result.returncode == 1 and not result.stdout
     assert result.stderr == ("basegun-fastai: Pillow 10.4.0 is installed, and 11.3 or later is needed: type "
                              "`pip install 'pillow>=11.3'`\n")
+
+
+def test_a_second_command_in_a_process_leaves_the_environment_as_it_is(monkeypatch):
+    monkeypatch.setenv('PYTHONWARNINGS', 'once')
+    typed('archs', '-h')
+    before = dict(os.environ)
+    typed('archs', '-h')
+    assert dict(os.environ) == before and before['PYTHONWARNINGS'].startswith('once,ignore:')
