@@ -18,17 +18,16 @@ from .base.parameters import FILE, FOLDER, one_of, whole
 from .base.processes import forget_cluster, say, worker_faults
 from .base.record import Config, Run
 from .base.text import name_some, printable
-from .data.contents import keep_readable, known_contents, part_fingerprint
+from .data.contents import keep_readable, known_contents, part_fingerprint, trained_photos
+from .data.contents import were_trained_on
 from .data.folders import ignored_lines, list_photos
 from .data.names import confusable, difference
-from .data.trained import trained_photos, were_trained_on
 from .data.photo import DECODER
 from .training.options import DEVICES
-from .trust.confidence import run_confidence
+from .trust.calibration import run_confidence
 from .trust.familiarity import read_bank, why_no_familiarity
-from .trust.features import raise_unless_bank_fits
+from .trust.judge import Judge, raise_unless_bank_fits
 from .trust.groups import read_groups, write_groups
-from .trust.judge import Judge
 from .trust.mistakes import confused_pairs, photos_on_sheets, write_mistakes
 from .trust.ood import list_ood_photos, read_ood_photos
 from .trust.predictions import with_familiarity

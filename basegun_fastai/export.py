@@ -77,7 +77,7 @@ def serving_network(
 
     from basegun_fastai.model.weights import trained_model
     from basegun_fastai.trust.evidence import dense_layer, evidence
-    from basegun_fastai.trust.features import raise_unless_bank_fits, similarity_of
+    from basegun_fastai.trust.judge import raise_unless_bank_fits, similarity_of
     arch, net = run_architecture(run.config), trained_model(run)
     if bank: raise_unless_bank_fits(run, net, bank)
     class ServingNetwork(torch.nn.Module):
@@ -142,7 +142,7 @@ def description(
     bank: Bank|None = None, # Of the run, if it has one
 ) -> dict: # `model.json` but for what is only known of the finished `model.onnx`
     "Gather what goes with a network."
-    from basegun_fastai.trust.confidence import run_confidence
+    from basegun_fastai.trust.calibration import run_confidence
     config, (temperature, levels, _) = run.config, run_confidence(run)
     arch, weights = run_architecture(config), hashlib.sha256(run.weights.read_bytes()).hexdigest()
     return dict(format=FORMAT, id=f'{run.path.resolve().name}-{weights[:8]}', architecture=arch.timm_name,

@@ -49,7 +49,7 @@ from basegun_fastai.base.record import Run# noqa: E402
 from basegun_fastai.train import train  # noqa: E402
 from basegun_fastai.trust.familiarity import MAX_BANK, Bank, familiarity, familiarity_table  # noqa: E402
 from basegun_fastai.trust.familiarity import save_bank, similarity  # noqa: E402
-from basegun_fastai.trust.features import features_and_logits  # noqa: E402
+from basegun_fastai.trust.judge import features_and_logits  # noqa: E402
 from basegun_fastai.trust.levels import familiar_confidences, find_levels, ood_metrics  # noqa: E402
 from basegun_fastai.trust.steadiness import sample_evenly  # noqa: E402
 

@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
     'base': 'errors text parameters processes progress pool files record',
-    'data': 'colour formats tiff png photo names walk phash blank crops reading folders contents near_duplicates '
-            'problems pages demo cache trained',
-    'model': 'archs folding device optimiser scores augment ranks workers loaders hub weights learner',
-    'trust': 'calibration familiarity levels worst features predictions confidence ood captions mistakes groups tables '
-             'evidence comparison steadiness judge neighbours inspection familiarity_page run_page',
+    'data': 'colour formats tiff png photo names walk phash crops reading folders contents near_duplicates '
+            'problems pages demo cache',
+    'model': 'archs folding device optimiser augment workers loaders hub weights learner',
+    'trust': 'familiarity levels predictions calibration ood mistakes groups tables '
+             'evidence comparison steadiness judge inspection run_page',
     'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup finish '
                 'training',
     'commands': 'exported check split evaluate train predict report export',

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PHASH_COLUMNS', 'ASPECT_AND_HUE', 'examine', 'phashes', 'unreadable_lines', 'keep_readable', 'decoder_version',
            'index_file', 'file_stamps', 'save_index', 'known_contents', 'fingerprint', 'part_fingerprint',
-           'describe_photos']
+           'describe_photos', 'photo_digests', 'were_trained_on', 'trained_photos', 'inherited_photos',
+           'save_trained_photos']
 
 # %% ../../nbs/data/contents.ipynb #29101dfc
 import hashlib
@@ -26,7 +27,7 @@ from ..base.errors import BasegunError
 from ..base.files import cache_home, inside_fault, write_whole
 from ..base.processes import say
 from ..base.progress import progress
-from ..base.record import Dataset
+from ..base.record import Dataset, Run
 from ..base.text import printable
 from .crops import CropRecords
 from .photo import DECODER
@@ -211,3 +212,48 @@ def describe_photos(
     parts = {split: part for split, part in table.groupby('split')}
     counts = {k: {label: int(n) for label, n in sorted(part.label.value_counts().items())} for k, part in parts.items()}
     return Dataset(fingerprint(table), counts, {k: part_fingerprint(part) for k, part in parts.items()})
+
+# %% ../../nbs/data/contents.ipynb #a052685f
+def photo_digests(
+    table: pd.DataFrame, # Photos, as `known_contents` describes them
+) -> np.ndarray: # `uint64` of shape `(n, 2)`: of the file, and of the pixels of a small copy
+    "Take by what photos are recognised."
+    files = np.frombuffer(bytes.fromhex(''.join(o[:16] for o in table.digest)), '>u8')
+    return np.column_stack([files.astype(np.uint64), table.shrunk.to_numpy(np.uint64)])
+
+def were_trained_on(
+    table: pd.DataFrame, # Photos, as `known_contents` describes them
+    trained: np.ndarray, # Digests of photos, `uint64` of shape `(m, 2)`
+) -> np.ndarray: # `bool` of shape `(n,)`
+    "Say which photos are among those of a training."
+    return np.column_stack([np.isin(own, known) for own, known in zip(photo_digests(table).T, trained.T, strict=True)]
+                           ).any(1)
+
+# %% ../../nbs/data/contents.ipynb #48acfc95
+def trained_photos(
+    run: Run, # A run, or any other folder
+) -> np.ndarray|None: # Digests, `uint64` of shape `(m, 2)`; nothing for a run of an older version
+    "Read which photos a run was trained on; raises `BasegunError` for a damaged file."
+    if not run.train_photos.is_file(): return None
+    try: trained = np.load(run.train_photos, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as err: raise BasegunError(
+        f"'{run.train_photos}' cannot be read ({err}): copy it again from where the run was trained") from err
+    if trained.dtype == np.uint64 and trained.ndim == 2 and trained.shape[1] == 2: return trained
+    raise BasegunError(f"'{run.train_photos}' has other content: copy it again from where the run was trained")
+
+def inherited_photos(
+    weights: str|Path, # 'imagenet', 'none' or a file, perhaps that of a run
+) -> np.ndarray: # Digests of the photos that it was trained on as far as is known, `uint64` of shape `(m, 2)`
+    "Say which photos weights know."
+    trained = None if weights in ('imagenet', 'none') else trained_photos(Run(Path(weights).parent))
+    return np.empty((0, 2), np.uint64) if trained is None else trained
+
+def save_trained_photos(
+    run: Run, # Takes `train-photos.npy`
+    train: pd.DataFrame, # Its train photos, as `known_contents` describes them
+    weights: str|Path, # What its body started with
+) -> None:
+    "Note which photos a run is trained on, and those that its weights know."
+    content = io.BytesIO()
+    np.save(content, np.unique(np.vstack([photo_digests(train), inherited_photos(weights)]), axis=0))
+    write_whole(run.train_photos, content.getvalue())

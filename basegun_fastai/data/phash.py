@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'MARGIN', 'LUMA', 'MIRROR', 'MAX_ASPECT', 'MAX_HUE', 'SAME_BITS', 'MAX_BITS', 'MAX_FIRST_BITS',
-           'MAX_NEIGHBOURS', 'ZOOMS', 'thumbnail', 'dct_window', 'dct_signs', 'phash', 'hamming', 'aspect_and_hue',
-           'nearest', 'candidates', 'registered_correlation', 'register', 'compare_colours', 'is_near_duplicate']
+           'MAX_NEIGHBOURS', 'ZOOMS', 'MIN_STD', 'MIN_LAPLACIAN_STD', 'MIN_BACKGROUND', 'MIN_COMPONENTS',
+           'MAX_COMPONENT', 'thumbnail', 'dct_window', 'dct_signs', 'phash', 'hamming', 'aspect_and_hue', 'nearest',
+           'candidates', 'registered_correlation', 'register', 'compare_colours', 'is_near_duplicate', 'blank']
 
 # %% ../../nbs/data/phash.ipynb #ad685425
 from collections.abc import Iterator
@@ -250,3 +251,31 @@ def is_near_duplicate(
 ) -> np.ndarray: # `bool` of shape `(n,)`
     "Decide which pairs show the same picture."
     return (fit >= .985) | (bits <= SAME_BITS) & (fit >= .8)
+
+# %% ../../nbs/data/phash.ipynb #119e0d36
+MIN_STD = 3  # levels of 255, of the grey; the least of 4,147 real photos is 7.4
+MIN_LAPLACIAN_STD = 1.4  # levels, at 64 × 64 pixels; 8 bits alone give 1.1, and the least of the real photos is 3.0
+
+# %% ../../nbs/data/phash.ipynb #cb45983d
+MIN_BACKGROUND = .9  # share of the page's colour
+MIN_COMPONENTS, MAX_COMPONENT = 12, .01  # letters, share of the largest one
+
+def _is_page_of_words(photo):
+    pixels, background = np.asarray(photo).astype(np.int16), ImageStat.Stat(photo).median
+    difference = np.maximum.reduce([np.abs(pixels[..., i] - level) for i, level in enumerate(background)])
+    if (difference <= 10).mean() < MIN_BACKGROUND: return False
+    from scipy.ndimage import label  # most photos do without, and it is more than half of what a process starts with
+    components, count = label(difference > 32, np.ones((3, 3)))
+    return count >= MIN_COMPONENTS and np.bincount(components.ravel())[1:].max() <= MAX_COMPONENT * difference.size
+
+# %% ../../nbs/data/phash.ipynb #f31e7dd9
+def blank(
+    photo: Image.Image, # RGB, with a longest side of 128 pixels
+    thumb: np.ndarray, # Its `thumbnail`
+) -> str: # Such as 'one colour'; empty where there is something to see
+    "Say that a photo shows next to nothing."
+    if max(thumb[..., i].std() for i in range(3)) < MIN_STD: return 'one colour'
+    grey = thumb @ LUMA
+    laplacian = np.diff(grey, 2, axis=0)[:, 1:-1] + np.diff(grey, 2, axis=1)[1:-1]
+    if laplacian.std() < MIN_LAPLACIAN_STD: return 'nothing but blur'
+    return 'a few words on an empty page' if _is_page_of_words(photo) else ''

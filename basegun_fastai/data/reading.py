@@ -19,8 +19,7 @@ from queue import SimpleQueue
 
 from ..base.pool import Died, Pool, TooSlow, answer_questions
 from ..base.processes import processes, raise_if_interrupted
-from .phash import SIDE, aspect_and_hue, phash, thumbnail
-from .blank import blank
+from .phash import SIDE, aspect_and_hue, blank, phash, thumbnail
 from .crops import crop_record, trim
 from .photo import UnreadablePhoto, described_photo, photo_bytes, read_photo
 

@@ -24,8 +24,7 @@ from ..base.errors import BasegunError
 from ..base.processes import raise_if_interrupted, rank, say, world_size
 from ..base.progress import Bar
 from ..base.record import Run
-from ..model.ranks import gather, total, totals
-from ..model.workers import seed_all
+from ..model.workers import gather, seed_all, total, totals
 from ..trust.calibration import calibration_metrics, fit_temperature
 from ..trust.predictions import plot_confusion_matrix
 

@@ -27,7 +27,7 @@ from ..base.errors import BasegunError
 from ..base.processes import GRACE, rank, world_size
 from ..base.text import number_of
 from ..data.contents import examine
-from ..model.ranks import from_first, total, totals
+from ..model.workers import from_first, total, totals
 from .callbacks import Diverged
 
 # %% ../../nbs/training/distributed.ipynb #08a25cbf

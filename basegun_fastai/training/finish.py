@@ -25,17 +25,15 @@ from ..base.record import Config, Run
 from ..base.text import csv_text, number_of
 from ..model.folding import is_same
 from ..model.loaders import evaluation_loaders
-from ..model.ranks import broadcast_weights, from_first
+from ..model.workers import broadcast_weights, from_first
 from ..model.weights import fold_temperature, plain_state, trained_model, weights_bytes
 from .callbacks import Memory
 from .setup import Setup
 from ..trust.calibration import fit_temperature
 from ..trust.familiarity import MAX_BANK, MAX_SIMILARITY_DIFFERENCE, Bank, bank_fault, no_familiarity
 from ..trust.familiarity import save_bank
-from ..trust.features import features_and_logits, has_features, similarity_of
-from ..trust.inspection import inspect_run
-from ..trust.judge import Judge
-from ..trust.neighbours import KnownFeatures
+from ..trust.judge import Judge, features_and_logits, has_features, similarity_of
+from ..trust.inspection import KnownFeatures, inspect_run
 from ..trust.predictions import Predictions, with_familiarity
 from ..trust.run_page import run_page
 from ..trust.steadiness import sample_evenly

@@ -35,7 +35,7 @@ from .frozen import forward_only, on_features
 from .initial_head import InitialHead
 from .precision import Precision, stage_precision
 from ..model.learner import batch_norm_inference
-from ..model.ranks import broadcast_weights, from_first
+from ..model.workers import broadcast_weights, from_first
 from ..model.weights import PretrainedClassifier
 
 # %% ../../nbs/training/fit.ipynb #61004439

@@ -28,8 +28,7 @@ from ..base.progress import progress
 from ..base.text import number_of
 from ..model.augment import Reframe
 from ..model.folding import fold_batch_norms, is_same
-from ..model.ranks import gather
-from ..model.workers import seed_all
+from ..model.workers import gather, seed_all
 
 # %% ../../nbs/training/frozen.ipynb #c0aaabf7
 class FrozenBodyForward:

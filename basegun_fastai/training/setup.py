@@ -24,9 +24,8 @@ from ..model.augment import P_AFFINE
 from ..model.device import usable_device
 from ..model.learner import balanced_weights, learner
 from ..model.loaders import dataloaders
-from ..model.ranks import from_first
+from ..model.workers import from_first, seed_all
 from ..model.weights import PretrainedClassifier, check_weights, pretrained_classifier, weight_faults
-from ..model.workers import seed_all
 from .fit import Stage, find_rate, free_memory, largest_batch_size, plan_stages, stage_context
 from .options import Options
 

@@ -24,11 +24,10 @@ from ..base.processes import rank, say, worker_faults, world_size
 from ..base.record import Config, Run
 from ..base.text import number_of
 from ..data.cache import ChangedPhoto, cache_faults, open_cache
-from ..data.contents import describe_photos
+from ..data.contents import describe_photos, inherited_photos, save_trained_photos, were_trained_on
 from ..data.folders import folder_fault, ignored_lines, layout_faults, list_photos
 from ..data.photo import DECODER, UnreadablePhoto
 from ..data.problems import readable_photos
-from ..data.trained import inherited_photos, save_trained_photos, were_trained_on
 from ..model.archs import EFFICIENTNETS
 from .options import Options
 from ..trust.ood import read_ood_photos
@@ -37,7 +36,7 @@ from ..trust.ood import read_ood_photos
 def _from_first(make):
     "What the first of the processes that train together makes, in all of them."
     if world_size() == 1: return make()
-    from basegun_fastai.model.ranks import from_first
+    from basegun_fastai.model.workers import from_first
     return from_first(make)
 
 class Training:

@@ -4,12 +4,25 @@
 
 # %% auto #0
 __all__ = ['BINS', 'TEMPERATURES', 'bins', 'calibration_error', 'calibration_metrics', 'fit_temperature', 'split_in_half',
-           'cross_fitted']
+           'cross_fitted', 'confidence_report', 'plot_confidence', 'confidence_lines', 'level_promises',
+           'run_confidence']
 
 # %% ../../nbs/trust/calibration.ipynb #903ef7d7
+import json
+from dataclasses import replace
+
 import numpy as np
+from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+
+from ..base.errors import BasegunError
+from ..base.record import Run
+from ..base.text import number_of
+from .familiarity import UNFAMILIAR_RATE, no_familiarity
+from .levels import RISK, Levels, familiar_confidences, find_levels, level_counts
+from .levels import lowest_threshold, ood_metrics, refusal
+from .predictions import OodPredictions, Predictions
 
 # %% ../../nbs/trust/calibration.ipynb #53b754d0
 BINS = 15
@@ -78,3 +91,160 @@ def cross_fitted(
     half = split_in_half(labels)
     temperatures = [fit_temperature(logits[o], labels[o]) for o in (half, ~half)]
     return logits / np.where(half, temperatures[1], temperatures[0])[:, None]
+
+# %% ../../nbs/trust/calibration.ipynb #5fb04e2c
+def _familiarity_numbers(preds, rate):
+    if preds.familiarity is None: return None
+    unfamiliar = ~(preds.familiarity >= rate)
+    per_class = {label: float(unfamiliar[preds.labels == i].mean()) for i, label in enumerate(preds.classes)
+                 if (preds.labels == i).any()}
+    return dict(unfamiliar=float(unfamiliar.mean()), n=len(unfamiliar), per_class=per_class)
+
+def _ood_numbers(preds, ood, levels):
+    "How well other things are told from guns, by confidence and by familiarity, and how many pass."
+    is_low = [levels(*o) == 'low' for o in zip(ood.confidences, ood.familiarity if ood.familiarity is not None
+                                               else [None] * len(ood.confidences), strict=True)]
+    confident = [replace(levels, unfamiliar_rate=0.)(o) != 'low' for o in ood.confidences]
+    numbers = dict(n=len(is_low), shown=1 - float(np.mean(is_low)), shown_by_confidence=float(np.mean(confident)),
+                   **ood_metrics(preds.confidences, ood.confidences), familiarity=None)
+    if ood.familiarity is None or preds.similarities is None: return numbers
+    return numbers | dict(familiarity=dict(familiar=float((ood.familiarity >= levels.unfamiliar_rate).mean()),
+                                           **ood_metrics(preds.similarities, ood.similarities)))
+
+def confidence_report(
+    preds: Predictions, # What the model said, its temperature in the logits
+    temperature: float = 1., # What the logits were divided by
+    levels: Levels|None = None, # As the training found them; empty looks for them in `preds`
+    high_rate: float = .99, # Share of right answers that high promises
+    shown_rate: float = .9, # Share of right answers that high and medium together promise
+    unfamiliar_rate: float = UNFAMILIAR_RATE, # Familiarity below which an answer is low
+    ood: OodPredictions|None = None, # What the model said of photos of other things
+) -> dict: # `calibration`, `familiarity` and `levels`, as in `metrics.json`
+    "Judge what confidences mean."
+    raw, is_training = preds.logits * temperature, levels is None
+    after = calibration_metrics(cross_fitted(raw, preds.labels) if is_training else preds.logits, preds.labels)
+    calibration = dict(temperature=temperature, bins=BINS, before=calibration_metrics(raw, preds.labels), after=after)
+    if is_training: levels, refused = _find_levels(preds, high_rate, shown_rate, unfamiliar_rate, ood)
+    else: refused = {k: 'no threshold goes with the model' for k in ('low', 'high') if getattr(levels, k) is None}
+    numbers = dict(low=levels.low, high=levels.high, high_rate=high_rate, shown_rate=shown_rate,
+                   unfamiliar_rate=levels.unfamiliar_rate, certainty=1 - RISK, refused=refused,
+                   bands=level_counts(levels, preds.confidences, preds.right, preds.familiarity),
+                   not_a_gun=None if ood is None else _ood_numbers(preds, ood, levels))
+    return dict(calibration=calibration, familiarity=_familiarity_numbers(preds, levels.unfamiliar_rate),
+                levels=numbers)
+
+# %% ../../nbs/trust/calibration.ipynb #4477db04
+def _find_levels(preds, high_rate, shown_rate, unfamiliar_rate, ood):
+    "Levels, and why some are refused."
+    rate = unfamiliar_rate if preds.familiarity is not None else 0.
+    confidences, right = familiar_confidences(preds.confidences, preds.familiarity, rate), preds.right
+    others = None if ood is None else familiar_confidences(ood.confidences, ood.familiarity, rate)
+    levels = replace(find_levels(confidences, right, high_rate, shown_rate, others), unfamiliar_rate=rate)
+    lowest, help_text = lowest_threshold(others), 'more photos in val/ help, or a smaller'
+    refused = {}
+    if levels.low is None:
+        refused['low'] = f'{refusal(confidences, right, shown_rate, lowest)}; {help_text} --shown-rate'
+    if levels.high is None:
+        refused['high'] = f'{refusal(confidences, right, high_rate, levels.low or lowest)}; {help_text} --high-rate'
+    if preds.familiarity is None and (reason := no_familiarity(len(right), unfamiliar_rate)):
+        refused['familiarity'] = reason
+    return levels, refused
+
+# %% ../../nbs/trust/calibration.ipynb #d391204e
+def plot_confidence(
+    preds: Predictions, # What the model said, its temperature in the logits
+    numbers: dict, # What `confidence_report` returned
+    ood: OodPredictions|None = None, # What the model said of photos of other things
+) -> Figure: # A reliability diagram, and the confidences
+    "Draw what confidences mean."
+    figure, temperature = Figure(figsize=(10, 4.4), layout='constrained'), numbers['calibration']['temperature']
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color='0.7', lw=1)
+    for name, logits, style in (('without temperature', preds.logits * temperature, 'o:'),
+                                (f'with temperature {temperature:.3g}', preds.logits, 'o-')):
+        confidences, accuracy, _ = bins(softmax(logits.astype(float), 1).max(1), preds.right).T
+        left.plot(confidences, accuracy, style, ms=4, label=name)
+    left.set(xlabel='confidence', ylabel='share of right answers', xlim=(0, 1.02), ylim=(0, 1.02), aspect='equal')
+    left.legend(loc='upper left')
+    kinds = dict(right=preds.confidences[preds.right], wrong=preds.confidences[~preds.right])
+    if ood is not None: kinds['not a gun'] = ood.confidences
+    for (name, confidences), colour in zip(kinds.items(), ('tab:green', 'tab:red', '0.4'), strict=False):
+        right.hist(confidences, np.linspace(0, 1, 41), histtype='step', lw=1.6, color=colour,
+                   label=f'{name} ({len(confidences)})')
+    for name, style in dict(low='--', high='-').items():
+        if (threshold := numbers['levels'][name]) is not None:
+            right.axvline(threshold, color='tab:blue', ls=style, lw=1.2, label=f'{name}: {threshold:.3f}')
+    right.set(xlabel='confidence', ylabel='photos', yscale='log', xlim=(0, 1.02))
+    right.legend(loc='upper left')
+    return figure
+
+# %% ../../nbs/trust/calibration.ipynb #ebf5457e
+def confidence_lines(
+    numbers: dict, # With what `confidence_report` returned
+) -> list[str]: # Lines
+    "Sum up how far confidences can be trusted."
+    calibration, levels = numbers['calibration'], numbers['levels']
+    before, after = calibration['before'], calibration['after']
+    lines = [f"temperature {calibration['temperature']:.3f}",
+             *(f'{what}: {before[k]:.4f} without it, {after[k]:.4f} with it'
+               for k, what in dict(ece='calibration error', nll='loss', brier='Brier score').items())]
+    for name, o in levels['bands'].items():
+        threshold = levels[dict(high='high').get(name, 'low')]
+        range_text = '' if threshold is None else f"{'below' if name == 'low' else 'from'} {threshold:.3f}"
+        share_text = (f", {o['right']:.4f} of them right ({o['interval'][0]:.3f} to {o['interval'][1]:.3f})" if o['n']
+                      else '')
+        lines.append(f"{name:6} {range_text:11} {number_of(o['n'])}{share_text}")
+    lines += [f'{_REFUSALS[name]}: {reason}' for name, reason in levels['refused'].items()]
+    if o := numbers.get('familiarity'): lines.append(_unfamiliar_line(o, levels['unfamiliar_rate']))
+    if o := levels['not_a_gun']: lines += _ood_lines(o)
+    return lines
+
+_REFUSALS = dict(low='everything is called low', high='nothing is called high', familiarity='no familiarity')
+
+def _unfamiliar_line(o, rate):
+    if not rate: return 'no photo is called unfamiliar, as --unfamiliar-rate 0 asks'
+    return f"unfamiliar {o['unfamiliar']:.1%} of {number_of(o['n'])}: a familiarity below {rate:g}, so low"
+
+def _ood_lines(o):
+    by_confidence = o.get('shown_by_confidence', o['shown'])  # the same in runs of before familiarity
+    lines = [f"not a gun: {number_of(o['n'])}, {o['shown']:.1%} of them not low",
+             f"  by confidence: {by_confidence:.1%} pass, AUROC {o['auroc']:.4f}, FPR95 {o['fpr95']:.4f}"]
+    if f := o.get('familiarity'): lines.append(
+        f"  by familiarity: {f['familiar']:.1%} pass, AUROC {f['auroc']:.4f}, FPR95 {f['fpr95']:.4f}")
+    return lines
+
+# %% ../../nbs/trust/calibration.ipynb #22513278
+def level_promises(
+    levels: dict, # As `metrics.json` has them
+) -> list[str]: # A sentence a level
+    "Say what the levels promise."
+    certain = f"with a certainty of {levels['certainty']:.0%}"
+    def promise(name, rate, who):
+        if levels[name] is None: return levels['refused'].get(name, 'no threshold goes with the model')
+        return f'{who} right at {rate:.4g} or more, {certain}. It takes a confidence of {levels[name]:.3f}.'
+    lines = [('' if levels['high'] is not None else 'Nothing is called high: ') + promise(
+                 'high', levels['high_rate'], 'An answer called high is'),
+             ('' if levels['low'] is not None else 'Everything is called low: ') + promise(
+                 'low', levels['shown_rate'], 'Answers called high or medium are together'),
+             'An answer called low promises nothing: a person has to look at the photo.']
+    if o := levels['not_a_gun']:
+        lines.append(f"{o['shown']:.1%} of {number_of(o['n'])} of other things are not called low.")
+    return lines
+
+# %% ../../nbs/trust/calibration.ipynb #efdb6fc9
+def run_confidence(
+    run: Run, # A finished run
+) -> tuple[float, Levels, dict]: # Temperature, levels and rates; raises `BasegunError` for a run without them
+    "Read what a training found out about its confidence."
+    file = run.metrics
+    try: numbers = json.loads(file.read_bytes())
+    except (OSError, ValueError) as err:
+        raise BasegunError(f"'{file}' cannot be read ({err}): train again with another --name") from err
+    if 'calibration' not in numbers or 'levels' not in numbers:
+        raise BasegunError(
+            f"'{file}' does not say how far confidences can be trusted, as the version that made it did not: train "
+            "again with another --name")
+    levels = numbers['levels']
+    rates = {k: levels[k] for k in ('high_rate', 'shown_rate')}
+    run_levels = Levels(levels['low'], levels['high'], levels.get('unfamiliar_rate', 0.))
+    return numbers['calibration']['temperature'], run_levels, rates

@@ -5,21 +5,63 @@
 # %% ../../nbs/trust/inspection.ipynb #bf768dee
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .features import has_features
-from .judge import Judge
+from .judge import Judge, has_features
 from .mistakes import suspect_labels
-from .neighbours import MAX_QUERIES, MAX_TRAIN, KnownFeatures, neighbours
 from .predictions import Predictions
 from .steadiness import MAX_PHOTOS, VARIATIONS, sample_evenly, steadiness
 
 # %% auto #0
-__all__ = ['MAX_SHOWN', 'worst_mistakes', 'least_familiar', 'Inspection', 'inspect_run']
+__all__ = ['NEIGHBOURS', 'MAX_QUERIES', 'MAX_TRAIN', 'MAX_SHOWN', 'nearest', 'KnownFeatures', 'neighbours', 'worst_mistakes',
+           'least_familiar', 'Inspection', 'inspect_run']
+
+# %% ../../nbs/trust/inspection.ipynb #c789a46f
+NEIGHBOURS = 3
+
+def nearest(
+    queries: np.ndarray, # Features of length 1, shape `(queries, features)`
+    batches: Iterable[np.ndarray], # Features of length 1, each `(n, features)`
+    k: int = NEIGHBOURS, # How many; there are as many
+) -> tuple[np.ndarray, np.ndarray]: # Cosine and index of the nearest ones, best first, each `(queries, k)`
+    "Find the nearest neighbours."
+    cosines, indices, start = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), int), 0
+    for batch in batches:
+        new = np.broadcast_to(start + np.arange(len(batch)), (len(queries), len(batch)))
+        cosines, indices = np.hstack([cosines, queries @ batch.T]), np.hstack([indices, new])
+        best = np.argsort(-cosines, 1, kind='stable')[:, :k]
+        cosines, indices = (np.take_along_axis(o, best, 1) for o in (cosines, indices))
+        start += len(batch)
+    return cosines, indices
+
+# %% ../../nbs/trust/inspection.ipynb #35f219f2
+MAX_QUERIES, MAX_TRAIN = 5_000, 100_000
+
+@dataclass(frozen=True)
+class KnownFeatures:
+    "Features of train photos that need not be computed again."
+    files: list[str]  # Relative to the data
+    batches: Iterable[np.ndarray]  # Of length 1, in the order of the files, each `(n, features)`
+
+def neighbours(
+    judge: Judge, # Of a network that `has_features`
+    files: list[str], # Val photos
+    train: list[str], # Train photos whose features are to be computed
+    known: KnownFeatures|None = None, # Those of more train photos
+) -> pd.DataFrame: # `file`, `train_file`, `cosine`: the nearest train photos of each val photo, best first
+    "Find the train photos that val photos resemble."
+    known, queries = known or KnownFeatures([], []), np.vstack([*judge.features(files, 'features of val')])
+    computed = judge.features(train, 'features of train') if train else []
+    cosines, indices = nearest(queries, chain(known.batches, computed))
+    k, names = indices.shape[1], np.array([*known.files, *train], object)
+    return pd.DataFrame(dict(file=np.repeat(np.array(files, object), k), train_file=names[indices.ravel()],
+                             cosine=cosines.ravel()))
 
 # %% ../../nbs/trust/inspection.ipynb #59b97a62
 MAX_SHOWN = 12
@@ -50,7 +92,7 @@ class Inspection:
     overlays: dict[str, Image.Image]  # Evidence over each photo of both; none for a network without
     steadiness: pd.DataFrame  # As `steadiness.steadiness` tabulates it
     n_varied: int  # Of how many photos
-    neighbours: pd.DataFrame  # As `neighbours.neighbours` lists them, with a `train_label`; empty without train photos
+    neighbours: pd.DataFrame  # As `neighbours` lists them, with a `train_label`; empty without train photos
     n_compared: tuple[int, int]  # Val and train photos that were compared for it
 
 def _sample(files, size, first=()):

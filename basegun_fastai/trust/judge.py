@@ -5,6 +5,7 @@
 # %% ../../nbs/trust/judge.ipynb #3cdc7027
 from __future__ import annotations
 
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,12 +18,13 @@ from fastcore.basics import patch
 from PIL import Image
 from scipy.special import softmax
 
+from ..base.errors import BasegunError
 from ..base.processes import cores, raise_if_interrupted
 from ..base.progress import progress
 from ..base.record import Run
 from ..model.archs import Architecture, run_architecture
 from .evidence import OVERLAY_SIDE, colours, dense_layer, evidence
-from .features import features_and_logits, with_similarity
+from .familiarity import N_NEIGHBORS, Bank
 from .predictions import OodPredictions, Predictions
 from .steadiness import varied_squares
 
@@ -33,7 +35,67 @@ if TYPE_CHECKING:
     from fastai.data.core import DataLoaders
 
 # %% auto #0
-__all__ = ['Judge']
+__all__ = ['has_features', 'features_and_logits', 'similarity_of', 'with_similarity', 'raise_unless_bank_fits', 'Judge']
+
+# %% ../../nbs/trust/judge.ipynb #f3eab071
+def has_features(
+    network: torch.nn.Module, # timm's, or the learner's body and head
+) -> bool: # False for a few of timm's networks
+    "Does a network tell what its last layer decides by?"
+    import torch
+    if isinstance(network, torch.nn.Sequential): return True
+    forward_head = getattr(network, 'forward_head', None)
+    return forward_head is not None and 'pre_logits' in inspect.signature(forward_head).parameters
+
+def features_and_logits(
+    network: torch.nn.Module, # One that `has_features`
+    photos: torch.Tensor, # Normalised, `(n, 3, height, width)`
+) -> tuple[torch.Tensor, torch.Tensor]: # Features `(n, features)`, not of length 1, and logits `(n, classes)`
+    "Compute both in one pass."
+    import torch
+    if isinstance(network, torch.nn.Sequential):
+        features = network[0](photos)
+        return features.flatten(1), network[1](features)
+    places = network.forward_features(photos)
+    return network.forward_head(places, pre_logits=True).flatten(1), network.forward_head(places)
+
+# %% ../../nbs/trust/judge.ipynb #b59b10c3
+def similarity_of(
+    features: torch.Tensor, # Of photos, `(n, features)`, of any length
+    bank: torch.Tensor, # Of train photos, of length 1, `(m, features)`
+    n_neighbors: int = N_NEIGHBORS, # As `familiarity.similarity` takes it
+) -> torch.Tensor: # `float32` of shape `(n,)`
+    "Compute how similar photos are to train photos."
+    from torch.nn.functional import normalize
+    cosines = normalize(features.float()) @ bank.float().T
+    return cosines.topk(min(n_neighbors, len(bank))).values[:, -1]
+
+def with_similarity(
+    network: torch.nn.Module, # One that `has_features`
+    bank: np.ndarray, # Features of train photos, of length 1, `(m, features)`
+) -> torch.nn.Module: # Its last column is the similarity, the others are the logits: `(n, classes + 1)`
+    "Let a network say how similar photos are to train photos."
+    import torch
+    class WithSimilarity(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.bank = network, torch.nn.Buffer(torch.from_numpy(bank).float())
+
+        def forward(self, photos):
+            features, logits = features_and_logits(self.network, photos)
+            return torch.cat([logits, similarity_of(features, self.bank)[:, None].to(logits.dtype)], 1)
+    return WithSimilarity()
+
+def raise_unless_bank_fits(
+    run: Run, # Whose bank it is, for the message
+    network: torch.nn.Module, # timm's
+    bank: Bank, # As `familiarity.read_bank` returned it
+) -> None: # Raises `BasegunError`
+    "Make sure that a bank has as many features as its network."
+    width = network.head_hidden_size if has_features(network) else 0
+    if bank.features.shape[1] != width: raise BasegunError(
+        f"'{run.familiarity}' has {bank.features.shape[1]} features, the network {width}: it belongs to another "
+        'network. Copy it again from where the run was trained, or train again')
 
 # %% ../../nbs/trust/judge.ipynb #ea2df55b
 @dataclass(eq=False)
@@ -85,7 +147,7 @@ def _logits_and_labels(network, dls, dl, what):
     with learn.no_bar(), exact: answers = learn.get_preds(dl=batches, act=noop)
     dl.close()
     if getattr(dl, 'shard', (0, 1))[1] == 1: return answers
-    from basegun_fastai.model.ranks import gather
+    from basegun_fastai.model.workers import gather
     return tuple(gather(o, dl.n, dl.bs) for o in answers)
 
 def _run_network(judge, dl, what, bank):

@@ -18,16 +18,55 @@ from matplotlib.figure import Figure
 from ..base.record import Config, Run
 from ..base.text import name_some, number_of
 from ..data.pages import pictures, render, smallest_classes
+from .calibration import level_promises, plot_confidence
 from .comparison import Comparison, intervals
-from .confidence import level_promises, plot_confidence
-from .familiarity import read_bank
-from .familiarity_page import familiarity_text, plot_similarities
+from .familiarity import Bank, familiarity, read_bank
 from .inspection import MAX_SHOWN, Inspection
-from .predictions import Predictions, confusion_matrix
-from .worst import MAX_COLUMNS, MAX_DRAWN, most_changed, shrink_matrix, worst_classes
+from .predictions import MAX_COLUMNS, MAX_DRAWN, Predictions, confusion_matrix, most_changed
+from .predictions import shrink_matrix, worst_classes
 
 # %% auto #0
-__all__ = ['MAX_CONFUSED', 'MAX_OF_PAIR', 'plot_history', 'svg', 'augmentation_text', 'run_page']
+__all__ = ['MAX_CONFUSED', 'MAX_OF_PAIR', 'least_similarity', 'plot_similarities', 'familiarity_text', 'plot_history', 'svg',
+           'augmentation_text', 'run_page']
+
+# %% ../../nbs/trust/run_page.ipynb #2b49e473
+def least_similarity(
+    table: np.ndarray, # What `familiarity.familiarity_table` returned
+    unfamiliar_rate: float, # Familiarity below which a photo is unfamiliar
+) -> float|None: # Between -1 and 1; None if no photo is ever unfamiliar
+    "Find the similarity below which a photo is unfamiliar."
+    if unfamiliar_rate <= 1 / (len(table) + 1): return None
+    return float(table[familiarity(table, table) >= unfamiliar_rate][0])
+
+def plot_similarities(
+    bank: Bank,
+    unfamiliar_rate: float, # Familiarity below which a photo is unfamiliar
+) -> Figure: # A histogram
+    "Draw how similar val photos are to train photos."
+    figure = Figure(figsize=(10, 2.6), layout='constrained')
+    axes, threshold = figure.subplots(), least_similarity(bank.table, unfamiliar_rate)
+    axes.hist(bank.val_similarities, 60, histtype='stepfilled', alpha=.6,
+              label=f'{number_of(len(bank.val_similarities), "val photo")}')
+    if threshold is not None:
+        axes.axvline(threshold, color='tab:red', lw=1.2, label=f'unfamiliar below {threshold:.3f}')
+    axes.set(xlabel='cosine to the 5th nearest train photo', ylabel='photos')
+    axes.legend(loc='best')
+    return figure
+
+# %% ../../nbs/trust/run_page.ipynb #1f35f6d5
+def familiarity_text(
+    numbers: dict, # What `metrics.json` holds
+) -> str: # Some sentences
+    "Say what familiarity means, and how many photos have none."
+    known, levels = numbers.get('familiarity'), numbers['levels']
+    if not known:
+        reason = levels['refused'].get('familiarity', 'the run has no bank of features of train photos')
+        return f'No familiarity: {reason}.'
+    rate, n = levels['unfamiliar_rate'], round(known['unfamiliar'] * known['n'])
+    if not rate: return 'No photo is called unfamiliar, as --unfamiliar-rate 0 asks.'
+    return (f"{n} of {number_of(known['n'], 'val photo')} ({known['unfamiliar']:.1%}) are unfamiliar: "
+            f'their familiarity is below {rate:g}, so their answers are low. The familiarity of a photo is the share '
+            'of val photos that are as unlike the train photos as it is, or more.')
 
 # %% ../../nbs/trust/run_page.ipynb #d2870f34
 def plot_history(

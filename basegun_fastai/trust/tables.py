@@ -13,7 +13,7 @@ from pathlib import Path
 from ..base.files import whole_file, write_whole
 from ..base.record import Tables
 from ..data.names import class_columns
-from .confidence import confidence_lines, confidence_report, plot_confidence
+from .calibration import confidence_lines, confidence_report, plot_confidence
 from .levels import Levels
 from .predictions import OodPredictions, Predictions, confusion_matrix, csv_rows, metrics, normalize
 from .predictions import plot_confusion_matrix

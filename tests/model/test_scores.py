@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from basegun_fastai.model.scores import accuracy_of, confusion_counts, precision_of, recall_of
+from basegun_fastai.model.learner import accuracy_of, confusion_counts, precision_of, recall_of
 
 
 def test_scores_are_those_of_scikit_learn_whatever_is_missing():

@@ -22,7 +22,7 @@ from basegun_fastai.data.contents import known_contents
 from basegun_fastai.data.folders import list_photos
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.loaders import dataloaders
-from basegun_fastai.model.ranks import own_part, part_indices
+from basegun_fastai.model.workers import own_part, part_indices
 from basegun_fastai.training import launching
 from basegun_fastai.trust.familiarity import read_bank
 
@@ -92,7 +92,7 @@ def uneven(copy):
 
 @pytest.mark.parametrize(('known', 'unknown'), [
     ('basegun_fastai.training.finish', 'launcher'),
-    ('basegun_fastai.train, basegun_fastai.training.launching, torch.distributed.launcher.api', 'timm')])
+    ('basegun_fastai.train, basegun_fastai.training.distributed, torch.distributed.launcher.api', 'timm')])
 def test_one_process_and_the_launcher_do_not_import_what_the_other_needs(known, unknown):
     program = f'import sys, {known}; print([o for o in sys.modules if {unknown!r} in o])'
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True)

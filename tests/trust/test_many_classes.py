@@ -20,11 +20,10 @@ from basegun_fastai.data.pages import MAX_CLASSES, check_page
 from basegun_fastai.trust.comparison import compare
 from basegun_fastai.trust.inspection import Inspection
 from basegun_fastai.trust.mistakes import MAX_ON_SHEETS, MAX_SHEETS, write_mistakes
-from basegun_fastai.trust.predictions import Predictions
+from basegun_fastai.trust.predictions import MAX_COLUMNS, MAX_DRAWN, MAX_ROWS, Predictions
 from basegun_fastai.trust.run_page import MAX_CONFUSED, run_page
 from basegun_fastai.trust.steadiness import VARIATIONS
 from basegun_fastai.trust.tables import write_tables
-from basegun_fastai.trust.worst import MAX_COLUMNS, MAX_DRAWN, MAX_ROWS
 
 pytestmark = pytest.mark.slow
 N = 1000  # val photos

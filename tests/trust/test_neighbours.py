@@ -6,7 +6,7 @@ import torch
 from basegun_fastai.data.folders import list_photos
 from basegun_fastai.trust.evidence import dense_layer
 from basegun_fastai.trust.judge import Judge
-from basegun_fastai.trust.neighbours import nearest, neighbours
+from basegun_fastai.trust.inspection import nearest, neighbours
 from basegun_fastai.trust.predictions import read_predictions
 
 

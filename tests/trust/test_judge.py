@@ -9,8 +9,8 @@ from torch import nn
 
 from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.trust.familiarity import Bank, similarity
-from basegun_fastai.trust.features import features_and_logits, has_features, raise_unless_bank_fits, similarity_of
-from basegun_fastai.trust.features import with_similarity
+from basegun_fastai.trust.judge import features_and_logits, has_features, raise_unless_bank_fits, similarity_of
+from basegun_fastai.trust.judge import with_similarity
 
 NAMES = ['test_efficientnet', 'test_resnet', 'test_convnext', 'test_vit']
 CLASSES = 5
