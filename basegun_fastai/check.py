@@ -23,10 +23,10 @@ from .base.processes import say
 from .base.text import number_of, printable
 from .data.contents import examine, file_stamps, save_index
 from .data.crops import CropRecords
-from .data.folders import SPLITS, Problem, classes, ignored_files, list_photos, missing_folders
-from .data.problems import balance_problems, blank_problems, folder_problems, near_duplicate_problems
-from .data.problems import repeated_problems, same_photos, same_problems, small_problems
-from .data.problems import unreadable_problems
+from .data.folders import SPLITS, classes, ignored_files, list_photos, missing_folders
+from .data.problems import Problem, balance_problems, blank_problems, folder_problems
+from .data.problems import near_duplicate_problems, repeated_problems, same_photos, same_problems
+from .data.problems import small_problems, unreadable_problems
 
 # %% ../nbs/check.ipynb #947ef009
 WORST_FIRST = ('unreadable', 'leak', 'conflict', 'class-mismatch', 'empty-class', 'near-duplicate', 'imbalance',

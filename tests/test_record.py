@@ -4,7 +4,8 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from basegun_fastai.base.errors import BasegunError, is_number, is_whole, plain
+from basegun_fastai.base.errors import BasegunError
+from basegun_fastai.base.parameters import is_number, is_whole, plain
 from basegun_fastai.check import check
 from basegun_fastai.data.demo import demo_data
 from basegun_fastai.split import split

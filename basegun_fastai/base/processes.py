@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 
-from .errors import is_whole
+from .parameters import is_whole
 
 # %% ../../nbs/base/processes.ipynb #1d0ea3c1
 class Terminated(KeyboardInterrupt):

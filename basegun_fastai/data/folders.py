@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['SPLITS', 'ODD_FILES', 'IGNORED', 'subfolders', 'files', 'classes', 'empty_classes', 'twin_folders',
            'unwritable_classes', 'class_faults', 'folder_fault', 'class_differences', 'missing_folders',
-           'layout_faults', 'list_photos', 'odd_files', 'ignored_files', 'ignored_lines', 'Problem', 'odd_problems']
+           'layout_faults', 'list_photos', 'odd_files', 'ignored_files', 'ignored_lines']
 
 # %% ../../nbs/data/folders.ipynb #6793755f
 import os
 from collections import Counter
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -245,19 +244,3 @@ def ignored_lines(
     return [line for there, line in [
         (others, f'not taken as photos: {printable(name_some(others, 10))}'),
         (odd['companion'], f"{number_of(len(odd['companion']), 'file')} {ODD_FILES['companion']}")] if there]
-
-# %% ../../nbs/data/folders.ipynb #67fc6d0b
-@dataclass(slots=True)
-class Problem:
-    "Something that spoils a training (an error), or may (a warning)."
-    kind: str  # Such as `leak`
-    level: str  # `error` or `warning`
-    files: list[str]  # Paths relative to the data set
-    message: str  # What is wrong, and what to do
-
-# %% ../../nbs/data/folders.ipynb #4c163054
-def odd_problems(data: Path) -> list[Problem]: # One for each key of `ODD_FILES` that has files
-    "Say which files in a data set are odd."
-    return [Problem('odd-file', 'error' if why == 'nested' else 'warning', files,
-                    f"{number_of(len(files), 'file')} {ODD_FILES[why]}")
-            for why, files in odd_files(data).items() if files]

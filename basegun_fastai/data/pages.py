@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..base.progress import progress
 from ..base.text import name_some, number_of, printable
-from .folders import Problem
+from .problems import Problem
 from .reading import answers
 
 # %% ../../nbs/data/pages.ipynb #fe6255ee

@@ -16,7 +16,8 @@ from dataclasses import asdict, replace
 
 import torch
 
-from ..base.errors import BasegunError, is_whole
+from ..base.errors import BasegunError
+from ..base.parameters import is_whole
 from ..base.processes import GRACE, Terminated, cores, ignore_signals, say
 from ..base.record import Run
 from ..base.text import number_of

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..base.errors import is_whole, plain
-from ..base.parameters import FOLDER, Fault, flag, hidden, number, one_of, option, text, value_faults
-from ..base.parameters import whole
+from ..base.parameters import FOLDER, Fault, flag, hidden, is_whole, number, one_of
+from ..base.parameters import option, plain, text, value_faults, whole
 from ..base.processes import world_size
 from ..base.record import Config, Dataset
 from ..base.text import number_of
