@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
-from conftest import COMMAND, run_command, typed
+from conftest import COMMAND, run_command, soak, typed
 from onnx import TensorProto, helper, numpy_helper
 from PIL import ExifTags, Image
 
@@ -34,7 +34,7 @@ from basegun_fastai.data.walk import list_files
 
 ROOT = Path(__file__).parents[1]
 CLASSES, SIZE = sorted(GUNS), 16
-MUTATIONS = int(os.environ.get('BASEGUN_MUTATIONS', 1000))
+MUTATIONS = soak(200, 1000)
 
 
 NEIGHBOUR = 3

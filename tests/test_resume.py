@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import COMMAND, TINY, WHOLE, as_arguments, run_command, typed
+from conftest import COMMAND, TINY, WHOLE, as_arguments, soak, typed
 from test_train import read_curves, same
 from warm import Command, run_warm
 
@@ -81,12 +81,18 @@ def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how,
     same(run, Run(tmp_path/'asked'))
 
 
+def started(*command):
+    "A training whose processes have a group of their own; from its very beginning in `make soak`."
+    if soak(False, True): return subprocess.Popen([*map(str, [COMMAND, *command])], stdout=subprocess.DEVNULL,
+                                                  stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return Command(*command, before='import os; os.setsid()')
+
+
 @pytest.mark.parametrize('gpus', [1, 2])
 def test_a_key_that_is_held_down_adds_nothing_to_what_is_said(data, tmp_path, gpus):
     command = ['train', data, '--out', tmp_path, '--name', 'held', *OPTIONS, '--workers', '2', '--batch-size', '16',
                '--gpus', str(gpus), '--device', 'cpu', '--head-epochs', '900']
-    with subprocess.Popen([*map(str, [COMMAND, *command])], stderr=subprocess.PIPE, text=True,
-                          start_new_session=True) as process:
+    with started(*command) as process:
         while '1/9' not in process.stderr.readline(): assert process.poll() is None
         for _ in range(20):
             try: os.killpg(process.pid, signal.SIGINT)
@@ -121,7 +127,7 @@ def test_changed_photos_are_refused_by_name(half, copy):
 def test_another_number_of_threads_is_refused(half, data):
     assert half.config.resolved.threads == int(os.environ['OMP_NUM_THREADS'])
     command = ['train', data, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS]
-    result = run_command(*command, env=os.environ | dict(OMP_NUM_THREADS='5'))
+    result = run_warm(*command, env=os.environ | dict(OMP_NUM_THREADS='5'))
     assert result.returncode == 1 and (f"it ran with {half.config.resolved.threads} threads, now 5: set "
                                        f'OMP_NUM_THREADS={half.config.resolved.threads}') in result.stderr
 

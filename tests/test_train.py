@@ -1,7 +1,5 @@
 "A training leaves what it promises, the same each time."
 import json
-import subprocess
-import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from warm import run_warm
 
 import basegun_fastai.train as train_module
 from basegun_fastai.base.errors import BasegunError
@@ -110,16 +109,24 @@ def test_the_weights_are_those_of_a_plain_timm_network(run, data):
     assert np.abs(actual.numpy() - rows[config.classes].to_numpy()).max() < 1e-4
 
 
-def test_fastai_opens_the_learner_in_a_process_of_its_own(run, data, tmp_path):
+ASK = '''
+import json, sys
+for o in [o for o in sys.modules if o.partition('.')[0] == 'basegun_fastai']: del sys.modules[o]
+pkl, *photos = json.load(open('asked.json'))
+from fastai.learner import load_learner
+learn = load_learner(pkl)
+with learn.no_bar(): one = learn.predict(photos[0])
+probs = learn.get_preds(dl=learn.dls.test_dl(photos, bs=4, num_workers=0))[0]
+with open('said.json', 'w') as file:
+    json.dump([one[0], one[2].tolist(), probs.tolist(), list(learn.dls.vocab)], file)
+sys.exit()
+'''
+
+
+def test_fastai_opens_the_learner_where_nothing_of_this_package_is_imported(run, data, tmp_path):
     rows = pd.read_csv(run.path/'predictions-val.csv')
-    (tmp_path/'asking.py').write_text("def ask(pkl, photos):\n    from fastai.learner import load_learner\n    learn "
-                                      "= load_learner(pkl)\n"
-                                      "    with learn.no_bar(): one = learn.predict(photos[0])\n    found = "
-                                      "learn.get_preds(dl=learn.dls.test_dl(photos, bs=4))[0]\n"
-                                      "    return [one[0], one[2].tolist(), found.tolist(), list(learn.dls.vocab)]\n")
-    asked = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import json, sys; from asking import ask; '
-        'open(sys.argv[1], "w").write(json.dumps(ask(sys.argv[2], sys.argv[3:])))', tmp_path/'said.json', run.learner,
-        *[data/o for o in rows.file]], cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path/'asked.json').write_text(json.dumps([str(run.learner), *(str(data/o) for o in rows.file)]))
+    asked = run_warm(before=ASK, cwd=tmp_path)
     assert asked.returncode == 0, asked.stderr
     label, first, actual, vocab = json.loads((tmp_path/'said.json').read_text())
     assert vocab == run.config.classes and label == rows.predicted[0]

@@ -2,12 +2,12 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 
 import pytest
-from conftest import COMMAND, TINY, as_arguments, tree, typed
+from conftest import TINY, as_arguments, tree, typed
+from warm import run_warm
 
 from basegun_fastai.base.progress import progress
 from basegun_fastai.data import contents as module
@@ -162,10 +162,9 @@ def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
 @pytest.mark.slow
 def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
     before = tree(copy)
-    result = subprocess.run([COMMAND, 'train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',
-                           *as_arguments(**TINY)], capture_output=True, text=True, timeout=300,
-                          env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
-                                                MPLCONFIGDIR=str(tmp_path/'matplotlib')))
+    result = run_warm('train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',
+                      *as_arguments(**TINY), env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
+                                                                   MPLCONFIGDIR=str(tmp_path/'matplotlib')))
     assert result.returncode == 0 and result.stderr.count('lies inside the data') == 2 and tree(copy) == before
 
 

@@ -1,5 +1,4 @@
 "Whatever strangers send, the server says why it is no photo, and grows no larger."
-import os
 import re
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from conftest import soak
 from hypothesis import HealthCheck, settings
 from server import serving
 
@@ -15,8 +15,8 @@ sys.path.append(str(Path(__file__).parents[1]/'data'))
 from test_odd_photos import bombs, properties  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec('fastapi') is None, reason='no basegun-fastai[serve]')]
-CASES = int(os.environ.get('BASEGUN_CASES', 40))  # of Schemathesis, for each path
-UPLOADS = int(os.environ.get('BASEGUN_UPLOADS', 40))  # for each kind of damage
+CASES = soak(40, 5500)  # of Schemathesis, for each path
+UPLOADS = soak(40, 1000)  # for each kind of damage
 FINE = {200, 408, 413, 422, 503, 504}
 
 

@@ -3,7 +3,6 @@ import json
 import os
 import re
 import resource
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from browser import browsed, width_of
 from bs4 import BeautifulSoup
 from PIL import Image
+from warm import run_warm
 
 from basegun_fastai.base.record import Run
 from basegun_fastai.data.pages import MAX_CLASSES, check_page
@@ -93,10 +93,9 @@ def make_all(folder):
 @pytest.fixture(scope='module')
 def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp('many classes')
-    program = f'from test_many_classes import make_all; make_all({str(folder)!r})'
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True,
-                            env=os.environ | dict(PYTHONPATH=path))
+    program = ('import warnings; warnings.simplefilter("ignore"); from test_many_classes import make_all; '
+               f'make_all({str(folder)!r}); raise SystemExit')
+    result = run_warm(before=program)
     assert result.returncode == 0, result.stderr
     texts = re.split(r'\d+ classes\n', result.stderr)[1:]
     return {n: (n, folder/str(n), float(peak), text)
