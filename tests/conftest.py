@@ -21,6 +21,7 @@ CACHE = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')
 
 COMMAND = str(Path(sys.executable).with_name('basegun-fastai'))
 TINY = dict(arch='test_efficientnet', size=32, weights='none', batch_size=16, workers=0)
+QUICK = TINY | dict(no_report=True)  # for what does not look at the page, which is most of the end of a training
 # of the fixture `run`; at this rate its 24 val photos suffice for familiarity, and one of them is unfamiliar
 WHOLE = TINY | dict(head_epochs=2, fine_tune_epochs=2, unfamiliar_rate=.1)
 
@@ -35,9 +36,10 @@ def pytest_unconfigure():
 
 
 # files that take minutes begin first, so that no process waits for the last one
-SLOWEST = ['test_resume.py', 'test_train.py', 'test_distributed.py', 'test_machine.py', 'test_export.py',
-           'test_streams.py', 'test_frozen.py', 'test_run_page.py', 'test_split.py', 'test_many_classes.py',
-           'test_report.py', 'test_lock.py']
+SLOWEST = ['test_distributed.py', 'test_train.py', 'test_export.py', 'test_machine.py', 'test_resume.py', 'test_serve.py',
+           'test_cache.py', 'test_predict.py', 'test_report.py', 'test_check.py', 'test_split.py', 'test_odd_photos.py',
+           'test_many_classes.py', 'test_run_page.py', 'test_hostile.py', 'test_lock.py', 'test_streams.py',
+           'test_frozen.py']
 
 
 def pytest_collection_modifyitems(items):
@@ -111,8 +113,8 @@ def prediction_table(answers, classes=KINDS):
 
 
 def as_arguments(**options):
-    "Write options as they are typed."
-    return [o for k, v in options.items() for o in (f"--{k.replace('_', '-')}", str(v))]
+    "Write options as they are typed; of a switch that is True, its name."
+    return [o for k, v in options.items() for o in (f"--{k.replace('_', '-')}", str(v))[:1 if v is True else 2]]
 
 
 def once(factory, name, make):

@@ -309,15 +309,15 @@ def test_evidence_that_does_not_add_up_is_not_exported(place, copied, monkeypatc
 
 
 def test_a_head_with_batch_norm_is_explained_too(data, tmp_path):
-    from conftest import TINY
-    train(data, out=tmp_path, name='run', fine_tune_epochs=1, head='bn-dropout', **TINY)
+    from conftest import QUICK
+    train(data, out=tmp_path, name='run', fine_tune_epochs=1, head='bn-dropout', **QUICK)
     assert typed('export', tmp_path/'run', '--out', tmp_path/'served').returncode == 0
     assert load(tmp_path/'served').has_evidence
 
 
 def test_a_network_without_evidence_is_exported_and_says_so(data, tmp_path):
-    from conftest import TINY
-    train(data, out=tmp_path, name='run', fine_tune_epochs=1, **TINY | dict(arch='test_convnext'))
+    from conftest import QUICK
+    train(data, out=tmp_path, name='run', fine_tune_epochs=1, **QUICK | dict(arch='test_convnext'))
     result = typed('export', tmp_path/'run', '--out', tmp_path/'served')
     assert result.returncode == 0 and result.stderr.count('no exact evidence') == 1
     photo = next((data/'val').glob('*/*'))

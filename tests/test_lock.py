@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import TINY, as_arguments, soak, tree, typed
+from conftest import QUICK, TINY, as_arguments, soak, tree, typed
 from warm import Command
 
 from basegun_fastai.base.errors import BasegunError
@@ -40,7 +40,7 @@ def copied(run, tmp_path):
 
 
 def test_every_command_that_makes_something_is_refused_while_another_makes_it(data, copied, tmp_path):
-    tiny, photos = as_arguments(**TINY), data/'train'
+    tiny, photos = as_arguments(**QUICK), data/'train'
     exported = tmp_path/'exported'
     assert typed('export', copied, '--data', data, '--out', exported).returncode == 0
     commands = {
@@ -66,7 +66,7 @@ def test_every_command_that_makes_something_is_refused_while_another_makes_it(da
 
 
 def test_of_many_trainings_started_together_one_trains(data, tmp_path):
-    options = as_arguments(**TINY, fine_tune_epochs=1, out=tmp_path/'runs', name='same')
+    options = as_arguments(**QUICK, fine_tune_epochs=1, out=tmp_path/'runs', name='same')
     many = [Command('train', data, *options, '--resume') for _ in range(soak(4, 20))]
     ended = [(o.stdout.read(), o.stderr.read(), o.wait(200)) for o in many]
     # a slow machine may start some when the first has ended; they find nothing to do
@@ -98,7 +98,7 @@ def test_two_runs_without_a_name_in_one_second_are_two(data, tmp_path, monkeypat
     import basegun_fastai.train as module
     monkeypatch.setattr(module, 'run_name', lambda arch: f'{arch}_now')
     for _ in range(2):
-        assert typed('train', data, *as_arguments(**TINY, fine_tune_epochs=1, out=tmp_path)).returncode == 0
+        assert typed('train', data, *as_arguments(**QUICK, fine_tune_epochs=1, out=tmp_path)).returncode == 0
     assert sorted(o.name for o in tmp_path.iterdir()) == ['test_efficientnet_now', 'test_efficientnet_now_2']
 
 

@@ -4,7 +4,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import COMMAND, TINY, as_arguments, typed
+from conftest import COMMAND, QUICK, TINY, as_arguments, typed
 from warm import Command, run_warm
 
 from basegun_fastai.base.files import read_at
@@ -13,7 +13,7 @@ from basegun_fastai.base.processes import PROCESS_MEMORY, cores, memory_limits, 
 pytestmark = pytest.mark.slow
 
 NAMESPACE = ['unshare', '--mount'] if os.getuid() == 0 else ['unshare', '--map-root-user', '--mount']
-WORKERS = as_arguments(**TINY | dict(workers=2)) + ['--head-epochs', '1', '--fine-tune-epochs', '1', '--name', 'tiny']
+WORKERS = as_arguments(**QUICK | dict(workers=2)) + ['--head-epochs', '1', '--fine-tune-epochs', '1', '--name', 'tiny']
 ODD = {'shm of 128 kB': 'mount -t tmpfs -o size=128k tmpfs /dev/shm',
        'shm of 2 MiB': 'mount -t tmpfs -o size=2m tmpfs /dev/shm',
        'temporary folder of 200 kB': 'mount -t tmpfs -o size=200k tmpfs "$TMPDIR"',
@@ -131,7 +131,7 @@ def test_workers_do_with_a_temporary_folder_too_deep_for_a_socket(data, without_
 
 def test_workers_that_begin_anew_do_what_forked_ones_do(data, tmp_path):
     spawning, epoch = 'import multiprocessing; multiprocessing.set_start_method("spawn")', as_arguments(
-        **TINY | dict(fine_tune_epochs=1, name='tiny'))
+        **QUICK | dict(fine_tune_epochs=1, name='tiny'))
     for workers, before in ((0, ''), (1, spawning)):
         done = run_warm('train', data, *epoch, '--workers', workers, '--out', tmp_path/f'{workers}', before=before)
         weights = trained(done, tmp_path/f'{workers}')

@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import COMMAND, TINY, WHOLE, as_arguments, soak, typed
+from conftest import COMMAND, QUICK, WHOLE, as_arguments, soak, typed
 from test_train import read_curves, same
 from warm import Command, run_warm
 
@@ -56,7 +56,7 @@ def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained,
     capsys):
     from basegun_fastai.training.callbacks import Checkpoint
     from basegun_fastai.train import train
-    options = TINY | dict(head_epochs=2, fine_tune_epochs=2, weights=str(weights), out=tmp_path, name='broken off',
+    options = QUICK | dict(head_epochs=2, fine_tune_epochs=2, weights=str(weights), out=tmp_path, name='broken off',
                           resume=True)
     saved = Checkpoint.after_epoch
     def interrupted(self):
@@ -73,7 +73,7 @@ def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained,
 
 @pytest.mark.parametrize(('how', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how, code):
-    options = as_arguments(**WHOLE | dict(workers=2))
+    options = as_arguments(**WHOLE | dict(workers=2, no_report=True))
     actual, text = stopped(data, tmp_path, 'asked', 'head        1/4', how, wait=.3, options=options)
     assert actual == code and '--name asked --resume' in text and 'Traceback' not in text, text
     ended = run_warm('train', data, '--out', tmp_path, '--name', 'asked', '--resume', *options)
@@ -147,6 +147,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(half, run, data, tmp_
     shutil.copytree(half.path, tmp_path/'damaged')
     newest = max((tmp_path/'damaged'/'checkpoint').iterdir())
     newest.write_bytes(newest.read_bytes()[:-100] + b'\0' * 100)
-    ended = typed('train', data, '--out', tmp_path, '--name', 'damaged', '--resume', *OPTIONS)
+    ended = typed('train', data, '--out', tmp_path, '--name', 'damaged', '--resume', '--no-report', *OPTIONS)
     assert ended.returncode == 0 and 'is damaged and passed over' in ended.stderr
     same(run, Run(tmp_path/'damaged'))

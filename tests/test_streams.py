@@ -70,7 +70,7 @@ def test_a_full_disk_behind_stdout_is_told(checked, tmp_path):
 
 def test_a_training_goes_on_when_the_disk_of_its_log_is_full(data, run, tmp_path):
     full = 'import os; os.dup2(os.open("/dev/full", os.O_WRONLY), 2)'
-    done = run_warm('train', data, '--out', tmp_path, '--name', 'run', *OPTIONS, before=full)
+    done = run_warm('train', data, '--out', tmp_path, '--name', 'run', *OPTIONS, '--no-report', before=full)
     assert done.returncode == 0 and done.stdout.endswith(f"{tmp_path/'run'}\n")
     same(run, Run(tmp_path/'run'))
 

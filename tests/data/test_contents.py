@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from conftest import TINY, as_arguments, tree, typed
+from conftest import QUICK, as_arguments, tree, typed
 from warm import run_warm
 
 from basegun_fastai.base.progress import progress
@@ -163,7 +163,7 @@ def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
 def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
     before = tree(copy)
     result = run_warm('train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',
-                      *as_arguments(**TINY), env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
+                      *as_arguments(**QUICK), env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
                                                                    MPLCONFIGDIR=str(tmp_path/'matplotlib')))
     assert result.returncode == 0 and result.stderr.count('lies inside the data') == 2 and tree(copy) == before
 

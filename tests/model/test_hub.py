@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, as_arguments, typed
+from conftest import QUICK, as_arguments, typed
 from hub import ABSENT, environment, over_and_over, part, refused, silent, slow, status
 from huggingface_hub import constants, file_download
 from safetensors.torch import load, load_file, save
@@ -27,7 +27,7 @@ from basegun_fastai.model.weights import check_weights
 
 NAME = 'test_efficientnet.r160_in1k'
 FILE = f'timm/{NAME}/model.safetensors'
-OPTIONS = TINY | dict(arch=NAME, weights='imagenet', head_epochs=1, fine_tune_epochs=1)
+OPTIONS = QUICK | dict(arch=NAME, weights='imagenet', head_epochs=1, fine_tune_epochs=1)
 
 
 @pytest.fixture

@@ -218,7 +218,7 @@ CODES = dict(rank=137, launcher=-signal.SIGKILL, term=143)
 def together(data, weights, tmp_path_factory):
     "A run of two processes that was not disturbed; all others are copies of processes that have their imports."
     out = tmp_path_factory.mktemp('together')
-    options = as_arguments(**SMALL | dict(weights=weights, workers=1, unfamiliar_rate=.1))
+    options = as_arguments(**SMALL | dict(weights=weights, workers=1, unfamiliar_rate=.1, no_report=True))
     launched = Launched(data, '--out', out, '--name', 'whole', *options, cold=True)
     code, text = launched.ended(400)
     assert code == 0, text
@@ -298,8 +298,8 @@ callbacks.PlainTensors.before_batch = broken
     ('head', 'the loss is nan at step 1 of 3 of epoch 1 (head); no epoch had ended before that')])
 def test_what_ends_one_process_is_told_once(data, weights, tmp_path, fault, message):
     broken = BROKEN_HEAD if fault == 'head' else BROKEN.format(fault=FAULTS[fault])
-    ended = run_warm('train', data, '--out', tmp_path, '--name', 'broken', '--gpus', '2',
-                     *as_arguments(**SMALL | dict(weights=weights, workers=0, head_views=1)), before=broken)
+    options = as_arguments(**SMALL | dict(weights=weights, workers=0, head_views=1, no_report=True))
+    ended = run_warm('train', data, '--out', tmp_path, '--name', 'broken', '--gpus', '2', *options, before=broken)
     text = ended.stderr
     assert ended.returncode == 1 and text.count(message) == 1, text
     assert text.count('basegun-fastai: ') == 1 and 'Traceback' not in text, text
