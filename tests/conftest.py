@@ -27,7 +27,7 @@ WHOLE = TINY | dict(head_epochs=2, fine_tune_epochs=2, unfamiliar_rate=.1)
 
 
 def soak(few, many):
-    "How often to do what only repeats: `few` times in `make test`, `many` in `make soak`."
+    "How often something is repeated: `few` times in `make test`, `many` in `make soak`, whose tests are marked `soak`."
     return many if os.environ.get('BASEGUN_SOAK') else few
 
 
@@ -38,8 +38,8 @@ def pytest_unconfigure():
 # files that take minutes begin first, so that no process waits for the last one
 SLOWEST = ['test_distributed.py', 'test_train.py', 'test_export.py', 'test_machine.py', 'test_resume.py',
            'test_serve.py', 'test_cache.py', 'test_predict.py', 'test_report.py', 'test_check.py', 'test_split.py',
-           'test_odd_photos.py', 'test_many_classes.py', 'test_run_page.py', 'test_hostile.py', 'test_lock.py', 'test_streams.py',
-           'test_frozen.py']
+           'test_odd_photos.py', 'test_many_classes.py', 'test_run_page.py', 'test_hostile.py', 'test_lock.py',
+           'test_streams.py', 'test_frozen.py']
 
 
 def pytest_collection_modifyitems(items):

@@ -65,14 +65,16 @@ def test_every_command_that_makes_something_is_refused_while_another_makes_it(da
     assert tree(copied) == before
 
 
+@pytest.mark.soak
 def test_of_many_trainings_started_together_one_trains(data, tmp_path):
     options = as_arguments(**QUICK, fine_tune_epochs=1, out=tmp_path/'runs', name='same')
-    many = [Command('train', data, *options, '--resume') for _ in range(soak(4, 20))]
+    n = soak(4, 20)
+    many = [Command('train', data, *options, '--resume') for _ in range(n)]
     ended = [(o.stdout.read(), o.stderr.read(), o.wait(200)) for o in many]
     # a slow machine may start some when the first has ended; they find nothing to do
     late = [o for o in ended if o[2] == 0 and 'is finished: nothing to do' in o[1]]
     refused = [o for o in ended if o[2] == 1]
-    assert len(late) + len(refused) == len(many) - 1, ended
+    assert len(late) + len(refused) == n - 1, ended
     winner = next(o.pid for o, done in zip(many, ended, strict=True) if done not in late + refused)
     for _, stderr, _ in refused:
         assert stderr.count('\n') == 1 and f"same' is being written by process {winner} on " in stderr
@@ -80,6 +82,7 @@ def test_of_many_trainings_started_together_one_trains(data, tmp_path):
     assert len(list((tmp_path/'runs'/'same'/'train').iterdir())) == 1  # one file of events, not one for each
 
 
+@pytest.mark.soak
 def test_of_many_that_take_a_default_name_in_one_second_each_gets_its_own(tmp_path):
     n = soak(6, 20)
     code = ("import sys\nfrom basegun_fastai.base.files import hold_first\nsys.stdin.read()\n"

@@ -34,7 +34,7 @@ from basegun_fastai.data.walk import list_files
 
 ROOT = Path(__file__).parents[1]
 CLASSES, SIZE = sorted(GUNS), 16
-MUTATIONS = soak(200, 1000)
+MUTATIONS = soak(200, 10_000)
 
 
 NEIGHBOUR = 3
@@ -204,6 +204,7 @@ def mutated(content, random):
     return new if new != content else mutated(content, random)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize('name', ['model.json', 'model.onnx'])
 def test_every_mutation_is_refused(spoilt, name):
     random, content, slowest = np.random.default_rng(1), (spoilt/name).read_bytes(), 0
@@ -217,6 +218,7 @@ def test_every_mutation_is_refused(spoilt, name):
     load(spoilt)
 
 
+@pytest.mark.soak
 def test_a_network_that_was_mutated_and_sealed_again_loads_or_is_refused(spoilt):
     "In a process of its own, which a crash of onnxruntime would end."
     result = subprocess.run([sys.executable, '-c', f'''

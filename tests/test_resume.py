@@ -83,11 +83,13 @@ def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how,
 
 def started(*command):
     "A training whose processes have a group of their own; from its very beginning in `make soak`."
-    if soak(False, True): return subprocess.Popen([*map(str, [COMMAND, *command])], stdout=subprocess.DEVNULL,
-                                                  stderr=subprocess.PIPE, text=True, start_new_session=True)
+    cold = soak(False, True)
+    if cold: return subprocess.Popen([*map(str, [COMMAND, *command])], stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.PIPE, text=True, start_new_session=True)
     return Command(*command, before='import os; os.setsid()')
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize('gpus', [1, 2])
 def test_a_key_that_is_held_down_adds_nothing_to_what_is_said(data, tmp_path, gpus):
     command = ['train', data, '--out', tmp_path, '--name', 'held', *OPTIONS, '--workers', '2', '--batch-size', '16',

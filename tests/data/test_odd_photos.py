@@ -295,10 +295,12 @@ def outcome(folder, what, part=1):
 
 
 @on_linux
+@pytest.mark.soak
 @pytest.mark.parametrize('what', PROPERTIES)
 def test_whatever_comes_in_pixels_or_a_reason_come_out(what, tmp_path):
     from conftest import soak  # which the program does without
-    outcome(tmp_path, what, soak(4, 1))
+    part = soak(4, 1)
+    outcome(tmp_path, what, part)
 
 
 @on_linux

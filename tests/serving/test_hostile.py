@@ -14,7 +14,8 @@ from server import serving
 sys.path.append(str(Path(__file__).parents[1]/'data'))
 from test_odd_photos import bombs, properties  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec('fastapi') is None, reason='no basegun-fastai[serve]')]
+pytestmark = [pytest.mark.slow, pytest.mark.soak,
+              pytest.mark.skipif(find_spec('fastapi') is None, reason='no basegun-fastai[serve]')]
 CASES = soak(40, 5500)  # of Schemathesis, for each path
 UPLOADS = soak(40, 1000)  # for each kind of damage
 FINE = {200, 408, 413, 422, 503, 504}

@@ -227,6 +227,7 @@ def together(data, weights, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_whoever_is_killed_all_end_and_the_same_command_goes_on(together, data, tmp_path):
     whole, options = together
     command, kills = [data, '--out', tmp_path, '--name', 'killed', '--resume', *options], 0
