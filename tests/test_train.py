@@ -176,7 +176,7 @@ def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, monkeypatch, capsy
     train(data, lr=rate, name='given', fine_tune_epochs=1, no_report=True, **options)
     same(Run(tmp_path/'auto'), Run(tmp_path/'given'))
     capsys.readouterr()
-    monkeypatch.setattr('basegun_fastai.data.contents.Bar.each', -1)  # a line for each batch instead of a minute
+    monkeypatch.setattr('basegun_fastai.base.progress.Bar.each', -1)  # a line for each batch instead of a minute
     lr_find(data, name='found', **options)
     output = capsys.readouterr()
     assert float(output.out) == pytest.approx(rate, rel=.01)

@@ -9,7 +9,7 @@ import pytest
 from conftest import QUICK, as_arguments, tree, typed
 from warm import run_warm
 
-from basegun_fastai.base.progress import progress
+from basegun_fastai.base.progress import Bar, progress
 from basegun_fastai.data import contents as module
 from basegun_fastai.data.contents import fingerprint, index_file, known_contents, part_fingerprint
 from basegun_fastai.data.folders import list_photos
@@ -180,7 +180,7 @@ def test_a_bar_shows_on_a_terminal_that_does_not_know_its_size(monkeypatch):
 
 
 def test_what_is_no_terminal_gets_a_line_a_minute(monkeypatch, capsys):
-    monkeypatch.setattr(module.Bar, 'each', -1)
+    monkeypatch.setattr(Bar, 'each', -1)
     assert [*progress(range(2), 2, 'counting sheep', 'sheep')] == [0, 1]
     assert capsys.readouterr().err == 'counting sheep: sheep 0 of 2\ncounting sheep: sheep 1 of 2\n'
     monkeypatch.undo()
