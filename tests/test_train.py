@@ -236,9 +236,9 @@ def test_a_fine_tuning_that_helped_nothing_is_told(data, weights, tmp_path, caps
 
 
 def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_differ(copy, tmp_path, capsys):
-    from basegun_fastai.data.demo import save_photo
+    random = np.random.default_rng(77)
     for i in range(90):
-        save_photo('revolver', 4 + i % 7, np.random.default_rng([77, i]), copy/'train'/'revolver'/f'more {i}')
+        Image.fromarray(random.integers(0, 256, (40, 60, 3), np.uint8)).save(copy/'train'/'revolver'/f'more {i}.png')
     options = dict(fine_tune_epochs=1, out=tmp_path) | QUICK
     train(copy, name='none', **options)
     assert 'or train with --class-weights balanced' in capsys.readouterr().err
