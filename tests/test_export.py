@@ -190,7 +190,7 @@ def test_nothing_in_the_data_or_the_run_is_changed(place, tmp_path):
 HOOKED = '''
 import pickle, sys, types
 def hook(event, arguments):
-    if event == 'pickle.find_class': print('unpickled:', *arguments[1:], file=sys.stderr)
+    if event == 'pickle.find_class': print('unpickled:', *arguments, file=sys.stderr)
 sys.addaudithook(hook)
 pickle.loads(pickle.dumps(types.SimpleNamespace))
 '''
