@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, as_arguments, typed
+from conftest import TINY, as_arguments, typed
 from hub import ABSENT, environment, over_and_over, part, refused, silent, slow, status
 from huggingface_hub import constants, file_download
 from safetensors.torch import load, load_file, save
@@ -27,7 +27,7 @@ from basegun_fastai.model.weights import check_weights
 
 NAME = 'test_efficientnet.r160_in1k'
 FILE = f'timm/{NAME}/model.safetensors'
-OPTIONS = QUICK | dict(arch=NAME, weights='imagenet', head_epochs=1, fine_tune_epochs=1)
+OPTIONS = TINY | dict(arch=NAME, weights='imagenet', head_epochs=1, fine_tune_epochs=1)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_one_of_several_processes_downloads(filled, data, tmp_path):
     store = dict(ENDPOINT=filled.url, HF_HUB_CACHE=str(tmp_path/'home'),
                  HUGGINGFACE_CO_URL_TEMPLATE=constants.HUGGINGFACE_CO_URL_TEMPLATE)  # which were read at the import
     done = run_warm('train', data, '--out', tmp_path/'out', '--gpus', 2, '--device', 'cpu', *as_arguments(
-        **OPTIONS | dict(fine_tune_epochs=0)), env=os.environ | environment(filled, tmp_path/'home'),
+        **OPTIONS | dict(fine_tune_epochs=0, no_report=True)), env=os.environ | environment(filled, tmp_path/'home'),
         before=f'from huggingface_hub import constants; vars(constants).update({store})')
     assert done.returncode == 0 and done.stderr.count('downloading the weights') == 1, done.stderr
     assert filled.count('HEAD') == 2 and filled.count('GET /store') == 1  # we ask once, and the library once
