@@ -17,13 +17,14 @@ def browsed(url, tmp_path, width=1200):
                            '--dump-dom', url], capture_output=True, text=True, timeout=120).stdout
 
 
-def width_of(page, tmp_path, width):
-    "How many pixels a page takes in a window that is `width` wide."
+def widths_of(page, tmp_path, *windows):
+    "How many pixels a page takes in windows of some widths."
     inside = html.escape(page.read_text(errors='replace'))
-    (tmp_path/'frame.html').write_text(
-        f'''<iframe width="{width}" height="800" style="border:0" srcdoc="{inside}"></iframe><p id="wide">0</p><script>
-        const frame = document.querySelector('iframe');
+    frames = ''.join(f'<iframe width="{o}" height="800" style="border:0" srcdoc="{inside}"></iframe>' for o in windows)
+    (tmp_path/'frames.html').write_text(
+        f'''{frames}<p id="wide"></p><script>
         const wide = document.querySelector('#wide');
-        frame.onload = () => wide.textContent = frame.contentDocument.documentElement.scrollWidth</script>''')
-    shown = browsed((tmp_path/'frame.html').as_uri(), tmp_path, 1400)
-    return int(re.findall(r'<p id="wide">(\d+)</p>', shown)[-1])
+        const width = frame => frame.contentDocument.documentElement.scrollWidth;
+        onload = () => wide.textContent = [...document.querySelectorAll('iframe')].map(width).join(' ')</script>''')
+    shown = browsed((tmp_path/'frames.html').as_uri(), tmp_path, 1400)
+    return [int(o) for o in re.findall(r'<p id="wide">([\d ]+)</p>', shown)[-1].split()]

@@ -1,4 +1,5 @@
 "What the tests share: a drawn data set, a trained run, and the installed command."
+import fcntl
 import hashlib
 import os
 import shutil
@@ -20,8 +21,14 @@ CACHE = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')
 
 COMMAND = str(Path(sys.executable).with_name('basegun-fastai'))
 TINY = dict(arch='test_efficientnet', size=32, weights='none', batch_size=16, workers=0)
+QUICK = TINY | dict(no_report=True)  # for what does not look at the page, which is most of the end of a training
 # of the fixture `run`; at this rate its 24 val photos suffice for familiarity, and one of them is unfamiliar
 WHOLE = TINY | dict(head_epochs=2, fine_tune_epochs=2, unfamiliar_rate=.1)
+
+
+def soak(few, many):
+    "How often something is repeated: `few` times in `make test`, `many` in `make soak`, whose tests are marked `soak`."
+    return many if os.environ.get('BASEGUN_SOAK') else few
 
 
 def pytest_unconfigure():
@@ -29,18 +36,14 @@ def pytest_unconfigure():
 
 
 # files that take minutes begin first, so that no process waits for the last one
-SLOWEST = ['test_resume.py', 'test_train.py', 'test_distributed.py', 'test_machine.py', 'test_export.py',
-           'test_streams.py', 'test_frozen.py', 'test_run_page.py', 'test_split.py', 'test_many_classes.py',
-           'test_report.py', 'test_lock.py']
+SLOWEST = ['test_distributed.py', 'test_train.py', 'test_export.py', 'test_machine.py', 'test_resume.py',
+           'test_serve.py', 'test_cache.py', 'test_predict.py', 'test_report.py', 'test_check.py', 'test_split.py',
+           'test_odd_photos.py', 'test_many_classes.py', 'test_run_page.py', 'test_hostile.py', 'test_lock.py',
+           'test_streams.py', 'test_frozen.py']
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda o: SLOWEST.index(o.path.name) if o.path.name in SLOWEST else len(SLOWEST))
-
-
-def soak(few, many):
-    "How often something is repeated: `few` times in `make test`, `many` in `make soak`, whose tests are marked `soak`."
-    return many if os.environ.get('BASEGUN_SOAK') else few
 
 
 def tree(folder):
@@ -113,19 +116,41 @@ def prediction_table(answers, classes=KINDS):
 
 
 def as_arguments(**options):
-    "Write options as they are typed."
-    return [o for k, v in options.items() for o in (f"--{k.replace('_', '-')}", str(v))]
+    "Write options as they are typed; of a switch that is True, its name."
+    return [o for k, v in options.items() for o in (f"--{k.replace('_', '-')}", str(v))[:1 if v is True else 2]]
+
+
+def once(factory, name, make):
+    "A folder of a session: the first of its processes makes what is in it, the others take that."
+    root = factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: root = root.parent
+    folder, whole = root/name, root/f'{name} is whole'
+    with open(root/f'{name}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            whole.touch()
+    return folder
 
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
     "A drawn data set of 48 train and 24 val photos, in a folder with a space and an accent; no test may change it."
     from basegun_fastai.data.demo import demo_data
-    out = tmp_path_factory.mktemp('été à la mer')/'les données'
-    demo_data(out, photos_per_class=8)
+    name = 'les données'
+    out = once(tmp_path_factory, 'été à la mer', lambda folder: demo_data(folder/name, photos_per_class=8))/name
     before = tree(out)
     yield out
     assert tree(out) == before, 'a command changed its data'
+
+
+@pytest.fixture(scope='session')
+def twenty(tmp_path_factory):
+    "A drawn data set of twenty train photos of each class; tests link to them, and change none."
+    from basegun_fastai.data.demo import demo_data
+    return once(tmp_path_factory, 'twenty', lambda folder: demo_data(folder/'data', photos_per_class=20))/'data'
 
 
 @pytest.fixture(scope='session')
@@ -133,9 +158,7 @@ def run(data, tmp_path_factory):
     "A finished run of both stages, with familiarity."
     from basegun_fastai.base.record import Run
     from basegun_fastai.train import train
-    out = tmp_path_factory.mktemp('runs')
-    train(data, out=out, name='whole', **WHOLE)
-    return Run(out/'whole')
+    return Run(once(tmp_path_factory, 'runs', lambda out: train(data, out=out, name='whole', **WHOLE))/'whole')
 
 
 def fitted(data, out, name='fitted', **options):
@@ -166,9 +189,7 @@ def forget_familiarity(run):
 def exported(run, tmp_path_factory):
     "What `export` makes of the run; tests of other modules have fixtures of their own by this name."
     from basegun_fastai.export import export
-    folder = tmp_path_factory.mktemp('exported')/'le modèle'
-    export(run.path, folder)
-    return folder
+    return once(tmp_path_factory, 'exported', lambda folder: export(run.path, folder/'le modèle'))/'le modèle'
 
 
 @pytest.fixture(scope='session')
@@ -177,10 +198,10 @@ def weights(tmp_path_factory):
     import timm
     import torch
     from safetensors.torch import save_file
-    file = tmp_path_factory.mktemp('weights')/'tiny.safetensors'
-    torch.manual_seed(1)
-    save_file(timm.create_model('test_efficientnet').state_dict(), file)
-    return file
+    def make(folder):
+        torch.manual_seed(1)
+        save_file(timm.create_model('test_efficientnet').state_dict(), folder/'tiny.safetensors')
+    return once(tmp_path_factory, 'weights', make)/'tiny.safetensors'
 
 
 @pytest.fixture(scope='session')
@@ -188,9 +209,8 @@ def pretrained(data, weights, tmp_path_factory):
     "A finished run of both stages that began with the weights of a file."
     from basegun_fastai.base.record import Run
     from basegun_fastai.train import train
-    out = tmp_path_factory.mktemp('pretrained')
-    train(data, head_epochs=2, fine_tune_epochs=2, out=out, name='whole', **TINY | dict(weights=str(weights)))
-    return Run(out/'whole')
+    options = TINY | dict(head_epochs=2, fine_tune_epochs=2, weights=str(weights))
+    return Run(once(tmp_path_factory, 'pretrained', lambda out: train(data, out=out, name='whole', **options))/'whole')
 
 
 @pytest.fixture

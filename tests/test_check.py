@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import run_command, tree, typed
+from conftest import tree, typed
 from PIL import Image, ImageEnhance, ImageOps
 
 from basegun_fastai.data.folders import SPLITS
@@ -256,7 +256,7 @@ def test_train_refuses_what_check_calls_a_leak_or_a_conflict(copy, tmp_path):
     shutil.copy(photo(copy/'train'/'revolver'), copy/'val'/'revolver'/'other.jpg')
     source = photo(copy/'train'/'revolver', 3)
     (copy/'train'/'epaule_a_pompe'/'other.jpg').write_bytes(source.read_bytes() + b'trailer')
-    result = run_command('train', copy, '--arch', 'test_efficientnet', '--weights', 'none', '--out', tmp_path/'runs')
+    result = typed('train', copy, '--arch', 'test_efficientnet', '--weights', 'none', '--out', tmp_path/'runs')
     assert result.returncode == 1, result.stderr
     assert 'the same photo in train/ and val/' in result.stderr and 'under 2 labels' in result.stderr
     assert not (tmp_path/'runs').exists()

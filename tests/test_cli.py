@@ -1,4 +1,5 @@
 "The installed command, as a user meets it: exit codes, streams, messages, and what it imports."
+import json
 import os
 import subprocess
 import sys
@@ -17,32 +18,48 @@ def test_help_lists_every_command():
     assert result.returncode == 0 and all(f'  {o} ' in result.stdout for o in COMMANDS) and not result.stderr
 
 
-@pytest.mark.parametrize('command', COMMANDS)
-def test_every_command_has_help_on_stdout(command):
-    result = run_command(command, '-h')
-    assert result.returncode == 0 and result.stdout.startswith(f'usage: basegun-fastai {command}') and not result.stderr
-    assert max(map(len, result.stdout.splitlines())) <= 120
+USAGE = [[], ['trian', 'data'], ['train'], ['train', 'a', 'b'], ['train', 'a', '--head-epochs', 'ten'],
+         ['train', 'a', '--hflip'], ['evaluate', 'a'], ['archs', '--hflip']]
+LIGHT = [['--help'], ['archs'], ['cache'], ['train', 'nowhere', '--lr', '99'],
+         ['lr-find', 'nowhere', '--cache', 'nowhere/x'], *USAGE, *([o, '-h'] for o in COMMANDS)]
+WALK = '''
+import json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from basegun_fastai import cli
+for arguments in json.loads(sys.argv[1]):
+    sys.argv, out, err, code = ['basegun-fastai', *arguments], StringIO(), StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try: cli.main()
+        except SystemExit as end: code = end.code
+    heavy = [o for o in ('torch', 'fastai', 'timm', 'torchvision') if o in sys.modules]
+    print(json.dumps([arguments, code, out.getvalue(), err.getvalue(), heavy]))
+'''
 
 
-@pytest.mark.parametrize('arguments', [[], ['trian', 'data'], ['train'], ['train', 'a', 'b'],
-                                       ['train', 'a', '--head-epochs', 'ten'],
-                                       ['train', 'a', '--hflip'], ['evaluate', 'a']])
-def test_wrong_usage_is_2(arguments):
-    result = run_command(*arguments)
-    assert result.returncode == 2 and result.stderr.startswith('usage:') and not result.stdout
+@pytest.fixture(scope='module')
+def walked():
+    "What one process says to many command lines: by each, its exit code, stdout, stderr and heavy imports."
+    result = subprocess.run([sys.executable, '-c', WALK, json.dumps(LIGHT)], capture_output=True, text=True)
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    return {tuple(arguments): rest for arguments, *rest in map(json.loads, result.stdout.splitlines())}
 
 
-@pytest.mark.parametrize('arguments', [['--help'], ['train', '-h'], ['lr-find', '-h'], ['evaluate', '-h'],
-                                       ['demo-data', '-h'], ['train', 'a', '--head-epochs', 'ten'], ['archs'],
-                                       ['archs', '--hflip'], ['cache'],
-                                       ['train', 'nowhere', '--lr', '99'],
-                                       ['lr-find', 'nowhere', '--cache', 'nowhere/x']])
-def test_help_and_wrong_usage_come_without_the_heavy_imports(arguments):
-    code = ('import sys; from basegun_fastai import cli; sys.argv[1:] = ' + repr(arguments)
-            + '\ntry: cli.main()\nexcept SystemExit: pass\n'
-              'print([o for o in ("torch", "fastai", "timm", "torchvision") if o in sys.modules], file=sys.stderr)')
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert result.stderr.splitlines()[-1] == '[]'
+def test_every_command_has_help_on_stdout(walked):
+    for command in COMMANDS:
+        code, out, err, _ = walked[command, '-h']
+        assert not code and out.startswith(f'usage: basegun-fastai {command}') and not err, command
+        assert max(map(len, out.splitlines())) <= 120, command
+
+
+def test_wrong_usage_is_2(walked):
+    for arguments in USAGE:
+        code, out, err, _ = walked[tuple(arguments)]
+        assert code == 2 and err.startswith('usage:') and not out, arguments
+
+
+def test_help_and_wrong_usage_come_without_the_heavy_imports(walked):
+    assert len(walked) == len(LIGHT) and {k: o[-1] for k, o in walked.items() if o[-1]} == {}
 
 
 def test_archs_lists_the_eight():

@@ -1,11 +1,10 @@
 "Every mistake a user can make gets one message with a remedy, exit 1, and leaves nothing behind."
-import os
 import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import COMMAND, as_arguments, run_command, tree, typed
+from conftest import COMMAND, as_arguments, tree, typed
 
 pytestmark = pytest.mark.slow
 
@@ -64,10 +63,12 @@ def test_resuming_what_is_no_run(data, tmp_path):
 def test_an_output_inside_the_data(copy): refused(copy, copy/'runs', ['lies inside the data'])
 
 
-def test_imagenet_weights_that_cannot_be_had(data, tmp_path):
-    result = run_command('train', data, '--out', tmp_path/'out',
-                       *as_arguments(**TRAIN | dict(arch='efficientnet_b0', weights='imagenet')),
-                       env=os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hub')))
+def test_imagenet_weights_that_cannot_be_had(data, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
+    result = typed('train', data, '--out', tmp_path/'out',
+                       *as_arguments(**TRAIN | dict(arch='efficientnet_b0', weights='imagenet')))
     assert (result.returncode == 1 and '--weights FILE' in result.stderr and '--weights none' in result.stderr
             and not (tmp_path/'out').exists())
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, as_arguments, forget_familiarity, tree, typed
+from conftest import QUICK, as_arguments, forget_familiarity, tree, typed
 
 from basegun_fastai.base.record import Run
 from basegun_fastai.train import train
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 def test_other_things_are_taken_into_account_by_train_and_evaluate(data, others, tmp_path):
     before = tree(others)
-    train(data, fine_tune_epochs=1, out=tmp_path, name='run', not_a_gun=others, **TINY,
+    train(data, fine_tune_epochs=1, out=tmp_path, name='run', not_a_gun=others, **QUICK,
           unfamiliar_rate=.1)
     numbers = json.loads((tmp_path/'run'/'metrics.json').read_text())['levels']
     assert numbers['not_a_gun']['n'] == 24 and set(numbers['not_a_gun']) == {
@@ -112,7 +112,7 @@ def test_weights_that_know_val_photos_are_named_and_the_run_knows_them_too(run, 
     swapped = tmp_path/'swapped'
     for split, other in (('train', 'val'), ('val', 'train')): shutil.copytree(data/other, swapped/split)
     result = typed('train', swapped, '--out', tmp_path, '--name', 'on', *as_arguments(
-        **TINY | dict(weights=run.weights, head_epochs=1, fine_tune_epochs=0)), '--no-report')
+        **QUICK | dict(weights=run.weights, head_epochs=1, fine_tune_epochs=0)))
     assert result.returncode == 0, result.stderr
     assert 'warning: --weights were trained on 48 of the 48 val photos, so the numbers will be too' in result.stderr
     result = typed('evaluate', tmp_path/'on', data/'train', '--out', tmp_path/'out', '--workers', 0)

@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -11,9 +10,10 @@ import pandas as pd
 import pytest
 from conftest import COMMAND, forget_familiarity, run_command, tree, typed
 from safetensors.torch import load_file, save_file
+from warm import run_warm
 
 from basegun_fastai.base.record import Run
-from basegun_fastai.data.demo import GUNS, demo_data, draw_photo
+from basegun_fastai.data.demo import GUNS, draw_photo
 from basegun_fastai.predict import load
 from basegun_fastai.train import train
 from basegun_fastai.trust.familiarity import Bank, read_bank, save_bank, similarity
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
+def place(twenty, tmp_path_factory):
     "A run on drawn photos, and what was exported of it; 200 photos in val."
     folder = tmp_path_factory.mktemp('made')
-    demo_data(folder/'data', photos_per_class=20)
+    shutil.copytree(twenty, folder/'data', copy_function=os.link)
     for c, label in enumerate(GUNS):
         for i in range(6, 34):
             photo = draw_photo(label, np.random.default_rng([c, i]), (320, 240))
@@ -188,15 +188,11 @@ def test_nothing_in_the_data_or_the_run_is_changed(place, tmp_path):
 
 
 HOOKED = '''
-import sys
-found = []
+import pickle, sys, types
 def hook(event, arguments):
-    if event == 'pickle.find_class': found.append(arguments[:])
+    if event == 'pickle.find_class': print('unpickled:', *arguments, file=sys.stderr)
 sys.addaudithook(hook)
-sys.argv = ['basegun-fastai', *sys.argv[1:]]
-from basegun_fastai.cli import main
-try: main()
-finally: print('unpickled:', sorted({f'{a[1]}.{a[2]}' for a in found}), file=sys.stderr)
+pickle.loads(pickle.dumps(types.SimpleNamespace))
 '''
 
 
@@ -205,9 +201,9 @@ def test_nothing_is_unpickled(place, tmp_path, command):
     arguments = dict(export=[place/'run', '--out', tmp_path/'out'],
                      evaluate=[place/'run', place/'data', '--out', tmp_path/'out', '--workers', '0'],
                      predict=[place/'served', place/'data'/'val'])[command]
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', HOOKED, command, *map(str, arguments)],
-                          capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0 and result.stderr.endswith('unpickled: []\n'), result.stderr[-2000:]
+    result = run_warm(command, *arguments, before=HOOKED)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count('unpickled:') == result.stderr.count('unpickled: types SimpleNamespace\n') == 1
 
 
 def test_the_command_is_installed(): assert run_command('export', '-h').returncode == 0 and COMMAND
@@ -313,15 +309,15 @@ def test_evidence_that_does_not_add_up_is_not_exported(place, copied, monkeypatc
 
 
 def test_a_head_with_batch_norm_is_explained_too(data, tmp_path):
-    from conftest import TINY
-    train(data, out=tmp_path, name='run', fine_tune_epochs=1, head='bn-dropout', **TINY)
+    from conftest import QUICK
+    train(data, out=tmp_path, name='run', fine_tune_epochs=1, head='bn-dropout', **QUICK)
     assert typed('export', tmp_path/'run', '--out', tmp_path/'served').returncode == 0
     assert load(tmp_path/'served').has_evidence
 
 
 def test_a_network_without_evidence_is_exported_and_says_so(data, tmp_path):
-    from conftest import TINY
-    train(data, out=tmp_path, name='run', fine_tune_epochs=1, **TINY | dict(arch='test_convnext'))
+    from conftest import QUICK
+    train(data, out=tmp_path, name='run', fine_tune_epochs=1, **QUICK | dict(arch='test_convnext'))
     result = typed('export', tmp_path/'run', '--out', tmp_path/'served')
     assert result.returncode == 0 and result.stderr.count('no exact evidence') == 1
     photo = next((data/'val').glob('*/*'))

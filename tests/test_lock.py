@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import TINY, as_arguments, tree, typed
+from conftest import QUICK, TINY, as_arguments, soak, tree, typed
 from warm import Command
 
 from basegun_fastai.base.errors import BasegunError
@@ -40,7 +40,7 @@ def copied(run, tmp_path):
 
 
 def test_every_command_that_makes_something_is_refused_while_another_makes_it(data, copied, tmp_path):
-    tiny, photos = as_arguments(**TINY), data/'train'
+    tiny, photos = as_arguments(**QUICK), data/'train'
     exported = tmp_path/'exported'
     assert typed('export', copied, '--data', data, '--out', exported).returncode == 0
     commands = {
@@ -65,14 +65,16 @@ def test_every_command_that_makes_something_is_refused_while_another_makes_it(da
     assert tree(copied) == before
 
 
-def test_of_twenty_trainings_started_together_one_trains(data, tmp_path):
-    options = as_arguments(**TINY, fine_tune_epochs=1, out=tmp_path/'runs', name='same')
-    many = [Command('train', data, *options, '--resume') for _ in range(20)]
+@pytest.mark.soak
+def test_of_many_trainings_started_together_one_trains(data, tmp_path):
+    options = as_arguments(**QUICK, fine_tune_epochs=1, out=tmp_path/'runs', name='same')
+    n = soak(4, 20)
+    many = [Command('train', data, *options, '--resume') for _ in range(n)]
     ended = [(o.stdout.read(), o.stderr.read(), o.wait(200)) for o in many]
     # a slow machine may start some when the first has ended; they find nothing to do
     late = [o for o in ended if o[2] == 0 and 'is finished: nothing to do' in o[1]]
     refused = [o for o in ended if o[2] == 1]
-    assert len(late) + len(refused) == 19, ended
+    assert len(late) + len(refused) == n - 1, ended
     winner = next(o.pid for o, done in zip(many, ended, strict=True) if done not in late + refused)
     for _, stderr, _ in refused:
         assert stderr.count('\n') == 1 and f"same' is being written by process {winner} on " in stderr
@@ -80,15 +82,17 @@ def test_of_twenty_trainings_started_together_one_trains(data, tmp_path):
     assert len(list((tmp_path/'runs'/'same'/'train').iterdir())) == 1  # one file of events, not one for each
 
 
-def test_of_twenty_that_take_a_default_name_in_one_second_each_gets_its_own(tmp_path):
+@pytest.mark.soak
+def test_of_many_that_take_a_default_name_in_one_second_each_gets_its_own(tmp_path):
+    n = soak(6, 20)
     code = ("import sys\nfrom basegun_fastai.base.files import hold_first\nsys.stdin.read()\n"
             "with hold_first(sys.argv[1]) as path:\n    path.mkdir()\n    print(path)")
     many = [subprocess.Popen([sys.executable, '-c', code, tmp_path/'run_2026-01-01_120000'], text=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(20)]
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(n)]
     for o in many: o.stdin.close()  # all go at once
     outputs = [o.stdout.read().strip() for o in many]
-    assert [o.wait(60) for o in many] == [0] * 20
-    names = {f'run_2026-01-01_120000{"" if n == 1 else f"_{n}"}' for n in range(1, 21)}
+    assert [o.wait(60) for o in many] == [0] * n
+    names = {f'run_2026-01-01_120000{"" if i == 1 else f"_{i}"}' for i in range(1, n + 1)}
     assert {os.path.basename(o) for o in outputs} == {*os.listdir(tmp_path)} == names
     for o in many: o.stdout.close(), o.stderr.close()
 
@@ -97,7 +101,7 @@ def test_two_runs_without_a_name_in_one_second_are_two(data, tmp_path, monkeypat
     import basegun_fastai.train as module
     monkeypatch.setattr(module, 'run_name', lambda arch: f'{arch}_now')
     for _ in range(2):
-        assert typed('train', data, *as_arguments(**TINY, fine_tune_epochs=1, out=tmp_path)).returncode == 0
+        assert typed('train', data, *as_arguments(**QUICK, fine_tune_epochs=1, out=tmp_path)).returncode == 0
     assert sorted(o.name for o in tmp_path.iterdir()) == ['test_efficientnet_now', 'test_efficientnet_now_2']
 
 

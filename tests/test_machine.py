@@ -2,11 +2,10 @@
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
-from conftest import COMMAND, TINY, as_arguments, run_command, typed
-from warm import run_warm
+from conftest import COMMAND, QUICK, TINY, as_arguments, typed
+from warm import Command, run_warm
 
 from basegun_fastai.base.files import read_at
 from basegun_fastai.base.processes import PROCESS_MEMORY, cores, memory_limits, processes
@@ -14,7 +13,7 @@ from basegun_fastai.base.processes import PROCESS_MEMORY, cores, memory_limits, 
 pytestmark = pytest.mark.slow
 
 NAMESPACE = ['unshare', '--mount'] if os.getuid() == 0 else ['unshare', '--map-root-user', '--mount']
-WORKERS = as_arguments(**TINY | dict(workers=2)) + ['--head-epochs', '1', '--fine-tune-epochs', '1', '--name', 'tiny']
+WORKERS = as_arguments(**QUICK | dict(workers=2)) + ['--head-epochs', '1', '--fine-tune-epochs', '1', '--name', 'tiny']
 ODD = {'shm of 128 kB': 'mount -t tmpfs -o size=128k tmpfs /dev/shm',
        'shm of 2 MiB': 'mount -t tmpfs -o size=2m tmpfs /dev/shm',
        'temporary folder of 200 kB': 'mount -t tmpfs -o size=200k tmpfs "$TMPDIR"',
@@ -130,11 +129,14 @@ def test_workers_do_with_a_temporary_folder_too_deep_for_a_socket(data, without_
     assert trained(done, tmp_path) == without_workers
 
 
-def test_workers_that_begin_anew_do_what_forked_ones_do(data, without_workers, tmp_path):
-    (tmp_path/'sitecustomize.py').write_text('import multiprocessing\nmultiprocessing.set_start_method("spawn")\n')
-    spawning = os.environ | dict(PYTHONPATH=str(tmp_path))
-    done = run_command('train', data, *WORKERS, '--workers', 1, '--out', tmp_path, env=spawning)
-    assert trained(done, tmp_path) == without_workers and 'is deprecated' not in done.stderr
+def test_workers_that_begin_anew_do_what_forked_ones_do(data, tmp_path):
+    spawning, epoch = 'import multiprocessing; multiprocessing.set_start_method("spawn")', as_arguments(
+        **QUICK | dict(fine_tune_epochs=1, unfamiliar_rate=0, name='tiny'))
+    for workers, before in ((0, ''), (1, spawning)):
+        done = run_warm('train', data, *epoch, '--workers', workers, '--out', tmp_path/f'{workers}', before=before)
+        weights = trained(done, tmp_path/f'{workers}')
+        assert 'is deprecated' not in done.stderr
+    assert weights == (tmp_path/'0'/'tiny'/'model.safetensors').read_bytes()
 
 
 def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_path):
@@ -176,22 +178,15 @@ def test_reading_at_an_offset_is_the_same_without_preadv(tmp_path, monkeypatch):
         100)) + bytes(23)
 
 
-STUCK = """
-import threading
-from basegun_fastai.cli import main
-threading.Thread(target=threading.Event().wait).start()  # as one is that was being started when the signal came
-main()
-"""
+# as one is that was being started when the signal came
+STUCK = 'import threading; threading.Thread(target=threading.Event().wait).start()'
 
 
 def test_a_thread_that_waits_for_ever_does_not_hold_up_the_end(data, tmp_path):
-    command = [sys.executable, '-c', STUCK, 'train', data, *WORKERS, '--workers', '0', '--out', tmp_path]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr.readline()
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 143
-        finally: process.kill()
+    with Command('train', data, *WORKERS, '--workers', '0', '--out', tmp_path, before=STUCK) as command:
+        assert command.stderr.readline()
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(60) == 143
 
 
 def test_a_cluster_that_numbers_its_tasks_silences_no_command(data, run, tmp_path):

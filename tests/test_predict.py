@@ -34,7 +34,7 @@ from basegun_fastai.data.walk import list_files
 
 ROOT = Path(__file__).parents[1]
 CLASSES, SIZE = sorted(GUNS), 16
-MUTATIONS = soak(1000, 10_000)
+MUTATIONS = soak(200, 10_000)
 
 
 NEIGHBOUR = 3

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from bs4 import BeautifulSoup
-from conftest import TINY, tree, typed
+from conftest import QUICK, TINY, tree, typed
 from PIL import Image
 from warm import run_warm
 
@@ -63,9 +63,9 @@ def test_what_is_wrong_is_told_at_once(mine, pretrained, data, tmp_path):
 def test_runs_of_other_classes_or_of_other_val_photos_are_not_compared(run, copy, tmp_path):
     from basegun_fastai.train import train
     Image.open(sorted((copy/'val'/'revolver').iterdir())[0]).rotate(90).save(copy/'val'/'revolver'/'new.png')
-    train(copy, fine_tune_epochs=1, head_epochs=0, out=tmp_path, name='other-val', **TINY)
+    train(copy, fine_tune_epochs=1, head_epochs=0, out=tmp_path, name='other-val', **QUICK)
     for split in ('train', 'val'): shutil.rmtree(copy/split/'revolver')
-    train(copy, fine_tune_epochs=1, head_epochs=0, out=tmp_path, name='five', **TINY)
+    train(copy, fine_tune_epochs=1, head_epochs=0, out=tmp_path, name='five', **QUICK)
     for name, message in (('other-val', 'other val photos'), ('five', 'knows revolver')):
         result = typed('report', run.path, '--against', tmp_path/name, '--out', tmp_path/'page.html')
         assert result.returncode == 1 and message in result.stderr and not (tmp_path/'page.html').exists()

@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import COMMAND, TINY, WHOLE, as_arguments, run_command, typed
+from conftest import COMMAND, QUICK, WHOLE, as_arguments, soak, typed
 from test_train import read_curves, same
 from warm import Command, run_warm
 
@@ -56,7 +56,7 @@ def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained,
     capsys):
     from basegun_fastai.training.checkpoint import Checkpoint
     from basegun_fastai.train import train
-    options = TINY | dict(head_epochs=2, fine_tune_epochs=2, weights=str(weights), out=tmp_path, name='broken off',
+    options = QUICK | dict(head_epochs=2, fine_tune_epochs=2, weights=str(weights), out=tmp_path, name='broken off',
                           resume=True)
     saved = Checkpoint.after_epoch
     def interrupted(self):
@@ -73,7 +73,7 @@ def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained,
 
 @pytest.mark.parametrize(('how', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how, code):
-    options = as_arguments(**WHOLE | dict(workers=2))
+    options = as_arguments(**WHOLE | dict(workers=2, no_report=True))
     actual, text = stopped(data, tmp_path, 'asked', 'head        1/4', how, wait=.3, options=options)
     assert actual == code and '--name asked --resume' in text and 'Traceback' not in text, text
     ended = run_warm('train', data, '--out', tmp_path, '--name', 'asked', '--resume', *options)
@@ -81,12 +81,20 @@ def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how,
     same(run, Run(tmp_path/'asked'))
 
 
+def started(*command):
+    "A training whose processes have a group of their own; from its very beginning in `make soak`."
+    cold = soak(False, True)
+    if cold: return subprocess.Popen([*map(str, [COMMAND, *command])], stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return Command(*command, before='import os; os.setsid()')
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize('gpus', [1, 2])
 def test_a_key_that_is_held_down_adds_nothing_to_what_is_said(data, tmp_path, gpus):
     command = ['train', data, '--out', tmp_path, '--name', 'held', *OPTIONS, '--workers', '2', '--batch-size', '16',
                '--gpus', str(gpus), '--device', 'cpu', '--head-epochs', '900']
-    with subprocess.Popen([*map(str, [COMMAND, *command])], stderr=subprocess.PIPE, text=True,
-                          start_new_session=True) as process:
+    with started(*command) as process:
         while '1/9' not in process.stderr.readline(): assert process.poll() is None
         for _ in range(20):
             try: os.killpg(process.pid, signal.SIGINT)
@@ -121,7 +129,7 @@ def test_changed_photos_are_refused_by_name(half, copy):
 def test_another_number_of_threads_is_refused(half, data):
     assert half.config.resolved.threads == int(os.environ['OMP_NUM_THREADS'])
     command = ['train', data, '--out', half.path.parent, '--name', 'half', '--resume', *OPTIONS]
-    result = run_command(*command, env=os.environ | dict(OMP_NUM_THREADS='5'))
+    result = run_warm(*command, env=os.environ | dict(OMP_NUM_THREADS='5'))
     assert result.returncode == 1 and (f"it ran with {half.config.resolved.threads} threads, now 5: set "
                                        f'OMP_NUM_THREADS={half.config.resolved.threads}') in result.stderr
 
@@ -141,6 +149,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(half, run, data, tmp_
     shutil.copytree(half.path, tmp_path/'damaged')
     newest = max((tmp_path/'damaged'/'checkpoint').iterdir())
     newest.write_bytes(newest.read_bytes()[:-100] + b'\0' * 100)
-    ended = typed('train', data, '--out', tmp_path, '--name', 'damaged', '--resume', *OPTIONS)
+    ended = typed('train', data, '--out', tmp_path, '--name', 'damaged', '--resume', '--no-report', *OPTIONS)
     assert ended.returncode == 0 and 'is damaged and passed over' in ended.stderr
     same(run, Run(tmp_path/'damaged'))

@@ -15,19 +15,10 @@ from basegun_fastai.data.folders import layout_faults
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope='module')
-def sample(tmp_path_factory):
-    "Twenty drawn photos of each class."
-    from basegun_fastai.data.demo import demo_data
-    out = tmp_path_factory.mktemp('drawn')
-    demo_data(out/'data', photos_per_class=20)
-    return out/'data'/'train'
-
-
 @pytest.fixture
-def photos(sample, tmp_path):
-    "A copy of them that a test may spoil, in a folder with a space."
-    shutil.copytree(sample, tmp_path/'mes photos', copy_function=os.link)
+def photos(twenty, tmp_path):
+    "Twenty drawn photos of each class that a test may spoil, in a folder with a space."
+    shutil.copytree(twenty/'train', tmp_path/'mes photos', copy_function=os.link)
     return tmp_path/'mes photos'
 
 

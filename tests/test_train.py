@@ -1,7 +1,5 @@
 "A training leaves what it promises, the same each time."
 import json
-import subprocess
-import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -9,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, WHOLE, as_arguments, fitted, tree, typed
+from conftest import QUICK, TINY, WHOLE, as_arguments, fitted, tree, typed
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from warm import run_warm
 
 from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.base.record import Run
@@ -110,16 +109,24 @@ def test_the_weights_are_those_of_a_plain_timm_network(run, data):
     assert np.abs(actual.numpy() - rows[config.classes].to_numpy()).max() < 1e-4
 
 
-def test_fastai_opens_the_learner_in_a_process_of_its_own(run, data, tmp_path):
+ASK = '''
+import json, sys
+for o in [o for o in sys.modules if o.partition('.')[0] == 'basegun_fastai']: del sys.modules[o]
+pkl, *photos = json.load(open('asked.json'))
+from fastai.learner import load_learner
+learn = load_learner(pkl)
+with learn.no_bar(): one = learn.predict(photos[0])
+probs = learn.get_preds(dl=learn.dls.test_dl(photos, bs=4, num_workers=0))[0]
+with open('said.json', 'w') as file:
+    json.dump([one[0], one[2].tolist(), probs.tolist(), list(learn.dls.vocab)], file)
+sys.exit()
+'''
+
+
+def test_fastai_opens_the_learner_where_nothing_of_this_package_is_imported(run, data, tmp_path):
     rows = pd.read_csv(run.path/'predictions-val.csv')
-    (tmp_path/'asking.py').write_text("def ask(pkl, photos):\n    from fastai.learner import load_learner\n    learn "
-                                      "= load_learner(pkl)\n"
-                                      "    with learn.no_bar(): one = learn.predict(photos[0])\n    found = "
-                                      "learn.get_preds(dl=learn.dls.test_dl(photos, bs=4))[0]\n"
-                                      "    return [one[0], one[2].tolist(), found.tolist(), list(learn.dls.vocab)]\n")
-    asked = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import json, sys; from asking import ask; '
-        'open(sys.argv[1], "w").write(json.dumps(ask(sys.argv[2], sys.argv[3:])))', tmp_path/'said.json', run.learner,
-        *[data/o for o in rows.file]], cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path/'asked.json').write_text(json.dumps([str(run.learner), *(str(data/o) for o in rows.file)]))
+    asked = run_warm(before=ASK, cwd=tmp_path)
     assert asked.returncode == 0, asked.stderr
     label, first, actual, vocab = json.loads((tmp_path/'said.json').read_text())
     assert vocab == run.config.classes and label == rows.predicted[0]
@@ -153,7 +160,7 @@ def test_tensorboard_reads_the_curves_back(run):
 
 def test_two_runs_with_one_seed_are_identical_and_workers_change_nothing(run, data, tmp_path):
     for workers in (0, 2):
-        train(data, out=tmp_path, name=f'workers {workers}', **WHOLE | dict(workers=workers))
+        train(data, out=tmp_path, name=f'workers {workers}', **WHOLE | dict(workers=workers, no_report=True))
         same(run, Run(tmp_path/f'workers {workers}'))
 
 
@@ -167,15 +174,15 @@ def test_a_training_without_its_end_has_the_weights_that_the_end_keeps(run, data
 
 
 def test_another_seed_gives_another_run(run, data, tmp_path):
-    train(data, out=tmp_path, name='other', seed=1, **WHOLE)
+    train(data, out=tmp_path, name='other', seed=1, no_report=True, **WHOLE)
     assert Run(tmp_path/'other').weights.read_bytes() != run.weights.read_bytes()
 
 
 def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, monkeypatch, capsys):
     options = dict(out=tmp_path) | TINY
-    train(data, lr='auto', name='auto', fine_tune_epochs=1, **options)
+    train(data, lr='auto', name='auto', fine_tune_epochs=1, no_report=True, **options)
     rate = Run(tmp_path/'auto').config.resolved.lr
-    train(data, lr=rate, name='given', fine_tune_epochs=1, **options)
+    train(data, lr=rate, name='given', fine_tune_epochs=1, no_report=True, **options)
     same(Run(tmp_path/'auto'), Run(tmp_path/'given'))
     capsys.readouterr()
     monkeypatch.setattr('basegun_fastai.base.progress.Bar.each', -1)  # a line for each batch instead of a minute
@@ -195,7 +202,7 @@ def test_the_finder_says_where_it_is_not_to_be_trusted(data, weights, tmp_path, 
 
 
 def test_random_weights_skip_the_head_and_train_at_one_rate(data, tmp_path, capsys):
-    train(data, fine_tune_epochs=1, out=tmp_path, name='none', **TINY)
+    train(data, fine_tune_epochs=1, out=tmp_path, name='none', **QUICK)
     config = Run(tmp_path/'none').config
     assert [o.items() >= dict(name='fine-tune', epochs=1, body_rate=.005, head_rate=.005).items()
             for o in config.resolved.stages] == [True]
@@ -203,7 +210,7 @@ def test_random_weights_skip_the_head_and_train_at_one_rate(data, tmp_path, caps
 
 
 def test_the_body_of_a_head_training_is_that_of_the_file(data, weights, tmp_path):
-    train(data, head_epochs=2, fine_tune_epochs=0, out=tmp_path, name='head', **TINY | dict(weights=str(weights)))
+    train(data, head_epochs=2, fine_tune_epochs=0, out=tmp_path, name='head', **QUICK | dict(weights=str(weights)))
     inputs, trained = load_file(weights), load_file(tmp_path/'head'/'model.safetensors')
     assert all(torch.equal(trained[k], v) for k, v in inputs.items() if not k.startswith('classifier.'))
     stages = Run(tmp_path/'head').config.resolved.stages
@@ -211,7 +218,7 @@ def test_the_body_of_a_head_training_is_that_of_the_file(data, weights, tmp_path
 
 
 def test_fine_tuning_rates_are_smaller_and_smaller_still_in_the_body(data, weights, tmp_path):
-    train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='both', head='bn-dropout', **TINY
+    train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='both', head='bn-dropout', **QUICK
           | dict(weights=str(weights)))
     head, fine = Run(tmp_path/'both').config.resolved.stages
     assert fine['body_rate'] < fine['head_rate'] < head['head_rate']
@@ -231,17 +238,17 @@ def test_the_loss_that_epochs_are_compared_by_is_that_of_what_is_kept(pretrained
 
 
 def test_a_fine_tuning_that_helped_nothing_is_told(data, weights, tmp_path, capsys):
-    train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='huge', lr=10., **TINY
+    train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='huge', lr=10., **QUICK
           | dict(weights=str(weights)))
     assert Run(tmp_path/'huge').config.best['stage'] == 'head'
     assert 'warning: no epoch of the fine-tuning was better than the head alone' in capsys.readouterr().err
 
 
 def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_differ(copy, tmp_path, capsys):
-    from basegun_fastai.data.demo import save_photo
+    random = np.random.default_rng(77)
     for i in range(90):
-        save_photo('revolver', 4 + i % 7, np.random.default_rng([77, i]), copy/'train'/'revolver'/f'more {i}')
-    options = dict(fine_tune_epochs=1, out=tmp_path) | TINY
+        Image.fromarray(random.integers(0, 256, (40, 60, 3), np.uint8)).save(copy/'train'/'revolver'/f'more {i}.png')
+    options = dict(fine_tune_epochs=1, out=tmp_path) | QUICK
     train(copy, name='none', **options)
     assert 'or train with --class-weights balanced' in capsys.readouterr().err
     train(copy, name='balanced', class_weights='balanced', **options)
@@ -254,7 +261,7 @@ def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_diffe
 
 
 def test_few_photos_shrink_the_batch_aloud(data, tmp_path, capsys):
-    train(data, head_epochs=0, fine_tune_epochs=1, out=tmp_path, name='few', **TINY | dict(batch_size=64))
+    train(data, head_epochs=0, fine_tune_epochs=1, out=tmp_path, name='few', **QUICK | dict(batch_size=64))
     assert Run(tmp_path/'few').config.resolved.batch_size == 48
     assert 'only 48 train photos: the batch shrinks from 64 to 48' in capsys.readouterr().err
 
@@ -263,7 +270,7 @@ def test_unreadable_photos_are_refused_or_noted(copy, tmp_path, capsys):
     file = copy/'train'/'revolver'/'0005.jpg'
     file.unlink()
     file.write_bytes(b'not a photo')
-    before, options = tree(copy), dict(head_epochs=0, fine_tune_epochs=1, out=tmp_path/'out', name='skip') | TINY
+    before, options = tree(copy), dict(head_epochs=0, fine_tune_epochs=1, out=tmp_path/'out', name='skip') | QUICK
     with pytest.raises(BasegunError, match='(?s)--skip-unreadable.*train/revolver/0005.jpg: its content'):
         train(copy, **options)
     assert not (tmp_path/'out').exists()
@@ -284,7 +291,7 @@ def test_a_photo_that_changes_during_training_is_named_and_put_back_for_the_rest
         photo.unlink()
         if change != 'vanishes': photo.write_bytes(content[CHANGES[change]])
         return begin(training)
-    options = TINY | dict(workers=2, head_epochs=0, fine_tune_epochs=1, out=tmp_path, name='disk', cache='off')
+    options = QUICK | dict(workers=2, head_epochs=0, fine_tune_epochs=1, out=tmp_path, name='disk', cache='off')
     with monkeypatch.context() as patch, pytest.raises(BasegunError) as error:
         patch.setattr(Training, '_begin', begin_and_change)
         train(copy, **options)
@@ -308,7 +315,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(data, tmp_
     with pytest.raises(BasegunError,
                        match=r'the loss is nan at step 2 of 3 of epoch 3 \(fine-tune\); epoch . was the best.*--lr '
                              r'0.0005'):
-        train(data, head_epochs=1, fine_tune_epochs=3, out=tmp_path, name='nan', **TINY)
+        train(data, head_epochs=1, fine_tune_epochs=3, out=tmp_path, name='nan', **QUICK)
     run = Run(tmp_path/'nan')
     assert history(run).epoch.tolist() == [1, 2] and run.config.state == 'running'
     assert all(o.isfinite().all() for o in load_file(run.weights).values())
@@ -316,7 +323,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(data, tmp_
 
 def test_a_huge_rate_that_explodes_by_itself_is_told(data, tmp_path):
     with pytest.raises(BasegunError, match='the loss is (nan|inf)'):
-        train(data, head_epochs=0, fine_tune_epochs=12, out=tmp_path, name='huge', lr=10., **TINY
+        train(data, head_epochs=0, fine_tune_epochs=12, out=tmp_path, name='huge', lr=10., **QUICK
               | dict(arch='test_vit', size=160))
 
 
@@ -330,7 +337,7 @@ def test_a_training_without_enough_memory_goes_on_with_half_the_batch(data, tmp_
         # refused by the allocator itself
         if self.epochs_before + self.epoch == 2 and self.dls.bs > 8: torch.empty(2 ** 46, dtype=torch.uint8)
     monkeypatch.setattr(EpochSeed, 'before_train', hungry)
-    train(data, fine_tune_epochs=4, out=tmp_path, name='run', **TINY)
+    train(data, fine_tune_epochs=4, out=tmp_path, name='run', **QUICK)
     run = Run(tmp_path/'run')
     text = capsys.readouterr().err
     assert 'out of memory with batches of 16: going on with batches of 8 from the last finished epoch' in text
@@ -341,11 +348,11 @@ def test_a_training_without_enough_memory_goes_on_with_half_the_batch(data, tmp_
 def test_another_failure_is_not_taken_for_want_of_memory(data, tmp_path, monkeypatch):
     monkeypatch.setattr(EpochSeed, 'before_train', lambda _: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match='inconsistent tensor size|size mismatch'):
-        train(data, fine_tune_epochs=1, out=tmp_path, name='run', **TINY)
+        train(data, fine_tune_epochs=1, out=tmp_path, name='run', **QUICK)
 
 
 def test_running_out_of_memory_in_16_bits_leaves_no_trace(data, tmp_path, monkeypatch):
-    options = TINY | dict(fine_tune_epochs=2, precision='bfloat16')
+    options = QUICK | dict(fine_tune_epochs=2, precision='bfloat16')
     train(data, out=tmp_path, name='plain', **options | dict(batch_size=8))
     forward, many = nn.Linear.forward, []
     def hungry(self, x):
@@ -365,10 +372,10 @@ def test_a_run_without_an_option_of_today_cannot_be_continued_and_that_is_told(d
     def broken(*_): raise KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(EpochSeed, 'before_train', broken)
-        train(data, out=tmp_path, name='run', fine_tune_epochs=1, **TINY)
+        train(data, out=tmp_path, name='run', fine_tune_epochs=1, **QUICK)
     config = Run(tmp_path/'run').config
     del config.options['head_views']
     Run(tmp_path/'run').save_config(config)
     result = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', '--fine-tune-epochs', 1,
-                 *as_arguments(**TINY))
+                 *as_arguments(**QUICK))
     assert result.returncode == 1 and '--head-views was not there, now 2' in result.stderr

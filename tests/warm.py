@@ -2,17 +2,21 @@
 that a short training takes. What depends on a program's very beginning is tested with the installed command.
 """
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
+from multiprocessing import resource_tracker, util
 
 SERVER = multiprocessing.get_context('forkserver')
 IMPORTED = ('training.setup', 'training.fit', 'training.finish', 'train', 'evaluate', 'export', 'report')
 if multiprocessing.parent_process() is None:
-    SERVER.set_forkserver_preload([f'basegun_fastai.{o}' for o in IMPORTED])
+    SERVER.set_forkserver_preload([f'basegun_fastai.{o}' for o in IMPORTED] + ['torch.distributed.launcher.api'])
 
 
 CLONE_NEWNS = 0x20000  # of Linux; Python 3.12 has it as os.CLONE_NEWNS
@@ -24,12 +28,59 @@ def mount_for_itself(script):
     subprocess.run(['sh', '-ec', f'mount --make-rprivate /; {script}'], check=True)
 
 
-def be_command(arguments, environment, folder, streams, mounts=''):
-    "In the copy: be the command, which prints to `streams`, stdout and stderr."
-    multiprocessing.set_start_method(None, force=True)  # a copy would begin processes of its own as it was begun
-    tempfile.tempdir = None  # it is that of the process that was copied
+def take_environment(environment):
+    "Let a copy be as if it had begun with these variables."
+    import torch
     os.environ.clear()
     os.environ.update(environment)
+    threads = int(environment.get('OMP_NUM_THREADS', torch.get_num_threads()))
+    if threads != torch.get_num_threads(): torch.set_num_threads(threads)  # it was read at the import
+    multiprocessing.set_start_method(None, force=True)  # a copy would begin processes of its own as it was begun
+    tempfile.tempdir = None  # it is that of the process that was copied
+
+
+class Rank(subprocess.Popen):
+    """What PyTorch's launcher starts, `python -P -c PROGRAM ...`, as a copy of the launcher; the rest of `Popen`, with
+    its session, signals and exit codes, stays as it is.
+    """
+
+    def _execute_child(self, args, *rest):
+        _, safe_path, flag, program, *arguments = args
+        assert (safe_path, flag) == ('-P', '-c')
+        self.pid, self._child_created = os.fork(), True
+        if not self.pid: os._exit(be_rank(program, arguments, environment=rest[5]))
+
+
+def be_rank(program, arguments, environment):
+    "In the copy: be a new Python that runs a program; returns its exit code."
+    os.setsid()
+    for o in {*signal.Signals} - {signal.SIGKILL, signal.SIGSTOP}:
+        if callable(signal.getsignal(o)): signal.signal(o, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.closerange(3, os.sysconf('SC_OPEN_MAX'))
+    resource_tracker._resource_tracker.__init__()  # its pipe is closed
+    util._finalizer_registry.clear()
+    logging.disable(logging.NOTSET)
+    take_environment(environment)
+    sys.argv = ['-c', *arguments]
+    try:
+        exec(program, dict(__name__='__main__'))
+        return 0
+    except SystemExit as end: return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        threading._shutdown()
+        util._exit_function()
+        for o in (sys.stdout, sys.stderr): o.flush()
+
+
+def be_command(arguments, environment, folder, streams, mounts='', before=''):
+    "In the copy: be the command, which prints to `streams`, stdout and stderr, after a program that changes it."
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    subprocess_handler.Popen = Rank
+    take_environment(environment)
     os.chdir(folder)
     if mounts: mount_for_itself(mounts)
     if streams:
@@ -40,17 +91,18 @@ def be_command(arguments, environment, folder, streams, mounts=''):
         sys.stdin = sys.stdout = sys.stderr = None
     sys.argv = ['basegun-fastai', *arguments]
     from basegun_fastai.cli import main
+    exec(before, {})
     main()
 
 
 class Command:
     "A command that goes on, with the names of `subprocess.Popen`; both streams are read as text."
 
-    def __init__(self, *arguments, cwd=None, env=None, mounts=''):
+    def __init__(self, *arguments, cwd=None, env=None, mounts='', before=''):
         pipes = [SERVER.Pipe(duplex=False) for _ in range(2)]
         environment, folder, streams = dict(env or os.environ), cwd or os.getcwd(), [writer for _, writer in pipes]
         self.process = SERVER.Process(target=be_command, args=(
-            [*map(str, arguments)], environment, folder, streams, mounts))
+            [*map(str, arguments)], environment, folder, streams, mounts, before))
         self.process.start()
         self.stdout, self.stderr = (open(os.dup(reader.fileno()), encoding='utf-8') for reader, _ in pipes)
         for pipe in pipes:
@@ -61,6 +113,8 @@ class Command:
 
     @property
     def returncode(self): return self.process.exitcode
+
+    def poll(self): return self.returncode
 
     def send_signal(self, how): os.kill(self.process.pid, how)
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, as_arguments, sized, tree, typed
+from conftest import QUICK, as_arguments, sized, tree, typed
 from PIL import Image
 
 from basegun_fastai.base.errors import BasegunError
@@ -38,7 +38,7 @@ SIDE = 36
 RECORD = SIDE * SIDE * 3 + 8
 NOWHERE = '/nowhere'  # data of which the squares alone can be read
 ONE, OTHER, JUDGED = 'train/revolver/0005.jpg', 'train/revolver/0006.jpg', 'val/revolver/0002.jpg'
-OPTIONS = as_arguments(**TINY, fine_tune_epochs=1)
+OPTIONS = as_arguments(**QUICK, fine_tune_epochs=1)
 
 FILL = '''
 import pickle, sys
@@ -150,17 +150,12 @@ def replace(file, by):
 
 
 def counter(patch):
-    "Note every photo file that is read from now on, but for the page of a run, which needs photos as they are."
-    from basegun_fastai.training import finish
-    files, plain, inspect_run = [], photo.photo_bytes, finish.inspect_run
+    "Note every photo file that is read from now on."
+    files, plain = [], photo.photo_bytes
     def noting(file):
         files.append(Path(file))
         return plain(file)
-    def inspecting(*arguments):
-        for where in (photo, module): patch.setattr(where, 'photo_bytes', plain)
-        return inspect_run(*arguments)
     for where in (photo, module): patch.setattr(where, 'photo_bytes', noting)
-    patch.setattr(finish, 'inspect_run', inspecting)
     return files
 
 

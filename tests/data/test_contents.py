@@ -2,14 +2,14 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 
 import pytest
-from conftest import COMMAND, TINY, as_arguments, tree, typed
+from conftest import QUICK, as_arguments, tree, typed
+from warm import run_warm
 
-from basegun_fastai.base.progress import progress
+from basegun_fastai.base.progress import Bar, progress
 from basegun_fastai.data import contents as module
 from basegun_fastai.data.contents import fingerprint, index_file, known_contents, part_fingerprint
 from basegun_fastai.data.folders import list_photos
@@ -162,10 +162,9 @@ def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
 @pytest.mark.slow
 def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
     before = tree(copy)
-    result = subprocess.run([COMMAND, 'train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',
-                           *as_arguments(**TINY)], capture_output=True, text=True, timeout=300,
-                          env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
-                                                MPLCONFIGDIR=str(tmp_path/'matplotlib')))
+    result = run_warm('train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',
+                      *as_arguments(**QUICK), env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
+                                                                   MPLCONFIGDIR=str(tmp_path/'matplotlib')))
     assert result.returncode == 0 and result.stderr.count('lies inside the data') == 2 and tree(copy) == before
 
 
@@ -181,7 +180,7 @@ def test_a_bar_shows_on_a_terminal_that_does_not_know_its_size(monkeypatch):
 
 
 def test_what_is_no_terminal_gets_a_line_a_minute(monkeypatch, capsys):
-    monkeypatch.setattr(module.Bar, 'each', -1)
+    monkeypatch.setattr(Bar, 'each', -1)
     assert [*progress(range(2), 2, 'counting sheep', 'sheep')] == [0, 1]
     assert capsys.readouterr().err == 'counting sheep: sheep 0 of 2\ncounting sheep: sheep 1 of 2\n'
     monkeypatch.undo()

@@ -250,8 +250,8 @@ def decoded(source):
     return square
 
 
-def main(last, what, most=None):
-    "Decode what comes in, within the bounds; the file `last` keeps what is being decoded."
+def main(last, what, part=1):
+    "Decode what comes in, one in `part`, within the bounds; the file `last` keeps what is being decoded."
     import resource
     faulthandler.enable()
     warnings.simplefilter('ignore')
@@ -270,7 +270,7 @@ def main(last, what, most=None):
 
     if examples:
         number, test = examples
-        settings(max_examples=int(most or number), deadline=None, derandomize=True, database=None,
+        settings(max_examples=number // int(part), deadline=None, derandomize=True, database=None,
                  suppress_health_check=list(HealthCheck))(test)()
     else:
         paths = [os.path.join(folder, o) for folder, _, names in os.walk(what) for o in sorted(names)]
@@ -280,11 +280,11 @@ def main(last, what, most=None):
     print(f'{memory("VmHWM") - held >> 20} MiB at most')
 
 
-def outcome(folder, what):
+def outcome(folder, what, part=1):
     "Run this file as a program to its end, or show the photo that ended it, in base 64 or by its name."
     last = folder/'last'
     last.touch()
-    command = [sys.executable, __file__, last, what]
+    command = [sys.executable, __file__, last, what, str(part)]
     environment = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None,
         [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH')])))
     ended = subprocess.run(command, capture_output=True, text=True, errors='replace', env=environment)
@@ -295,8 +295,12 @@ def outcome(folder, what):
 
 
 @on_linux
+@pytest.mark.soak
 @pytest.mark.parametrize('what', PROPERTIES)
-def test_whatever_comes_in_pixels_or_a_reason_come_out(what, tmp_path): outcome(tmp_path, what)
+def test_whatever_comes_in_pixels_or_a_reason_come_out(what, tmp_path):
+    from conftest import soak  # which the program does without
+    part = soak(4, 1)
+    outcome(tmp_path, what, part)
 
 
 @on_linux

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, as_arguments, run_command, typed
+from conftest import TINY, as_arguments, typed
 from hub import ABSENT, environment, over_and_over, part, refused, silent, slow, status
 from huggingface_hub import constants, file_download
 from safetensors.torch import load, load_file, save
+from warm import run_warm
 
 from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.model import hub as module
@@ -129,8 +130,11 @@ def test_weights_of_a_wrapped_network_and_those_without_a_classifier_arrive(fill
 @pytest.mark.slow
 def test_one_of_several_processes_downloads(filled, data, tmp_path):
     filled.send = slow
-    done = run_command('train', data, '--out', tmp_path/'out', '--gpus', 2, '--device', 'cpu', *as_arguments(
-        **OPTIONS | dict(fine_tune_epochs=0)), env=os.environ | environment(filled, tmp_path/'home'))
+    store = dict(ENDPOINT=filled.url, HF_HUB_CACHE=str(tmp_path/'home'),
+                 HUGGINGFACE_CO_URL_TEMPLATE=constants.HUGGINGFACE_CO_URL_TEMPLATE)  # which were read at the import
+    done = run_warm('train', data, '--out', tmp_path/'out', '--gpus', 2, '--device', 'cpu', *as_arguments(
+        **OPTIONS | dict(fine_tune_epochs=0, no_report=True)), env=os.environ | environment(filled, tmp_path/'home'),
+        before=f'from huggingface_hub import constants; vars(constants).update({store})')
     assert done.returncode == 0 and done.stderr.count('downloading the weights') == 1, done.stderr
     assert filled.count('HEAD') == 2 and filled.count('GET /store') == 1  # we ask once, and the library once
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import COMMAND, as_arguments, soak, typed
 from test_resume import same
+from warm import Command, run_warm
 
 from basegun_fastai.base.record import Run
 from basegun_fastai.data.cache import open_cache
@@ -110,7 +111,7 @@ def test_the_launcher_sends_no_heartbeat():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('processes', 'options'), [(2, dict(head_views=0)), (3, dict(class_weights='balanced'))])
-def test_several_processes_learn_what_one_learns(copy, weights, tmp_path, capfd, monkeypatch, processes, options):
+def test_several_processes_learn_what_one_learns(copy, weights, tmp_path, monkeypatch, processes, options):
     "47 photos in batches of 18: the last one has 11, which 2 or 3 processes cannot share evenly."
     data = uneven(copy)
     command = ['train', data, '--out', tmp_path, *as_arguments(**SMALL | dict(weights=weights, workers=0, head_views=1)
@@ -119,19 +120,15 @@ def test_several_processes_learn_what_one_learns(copy, weights, tmp_path, capfd,
         patch.setattr('basegun_fastai.model.loaders.augmentation', turned_off())
         alone = typed(*command, '--name', 'alone')
     assert alone.returncode == 0, alone.stderr
-    capfd.readouterr()
     if processes == 2:
-        off = f'import sys; sys.path.insert(0, {str(TOGETHER.parent)!r}); import together; '
-        monkeypatch.setattr(launching, '_PROGRAM', off + launching._PROGRAM)
-        several = typed(*command, '--name', 'several', '--gpus', '2')
-        printed, text = capfd.readouterr()
+        several = run_warm(*command, '--name', 'several', '--gpus', '2', before='import together')
     else:
         launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr', '127.0.0.1',
                     '--nproc-per-node', '3', TOGETHER]
         several = subprocess.run([*map(str, launcher + command), '--name', 'several'], capture_output=True, text=True,
                                  timeout=300)
-        printed, text = several.stdout, several.stderr
-    assert several.returncode == 0, several.stderr + text
+    assert several.returncode == 0, several.stderr
+    printed = several.stdout
     assert printed.strip().splitlines()[-1] == str(tmp_path/'several') and printed.count('accuracy') == 1
     same_to_rounding(Run(tmp_path/'alone'), Run(tmp_path/'several'))
 
@@ -163,19 +160,22 @@ def same_to_rounding(alone, several):
 class Launched:
     "A training in two processes, and all processes that belong to it."
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, cold=False):
         self.mark, self.text = secrets.token_hex(8), []
-        self.process = subprocess.Popen([COMMAND, 'train', *map(str, arguments), '--gpus', '2'], text=True,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                        env=os.environ | dict(BASEGUN_TEST=self.mark))
+        command, environment = ['train', *map(str, arguments), '--gpus', '2'], os.environ | dict(BASEGUN_TEST=self.mark)
+        self.process = Command(*command, env=environment) if not cold else subprocess.Popen(
+            [COMMAND, *command], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+        self.pipe = os.fstat(self.process.stderr.fileno()).st_ino
 
     def alive(self):
-        "Numbers of all its processes."
+        "Numbers of all its processes: begun with its variables, or copies that print where it prints."
         numbers = []
         for folder in Path('/proc').glob('[0-9]*'):
             try:
-                if self.mark.encode() in (folder/'environ').read_bytes() and 'Z' not in (folder/'stat').read_text(
-                    errors='replace').rsplit(')', 1)[1].split()[0]: numbers.append(int(folder.name))
+                belongs = (self.mark.encode() in (folder/'environ').read_bytes()
+                           or os.readlink(folder/'fd'/'2') == f'pipe:[{self.pipe}]')
+                if belongs and 'Z' not in (folder/'stat').read_text(errors='replace').rsplit(')', 1)[1].split()[0]:
+                    numbers.append(int(folder.name))
             except OSError: continue  # it has just ended
         return numbers
 
@@ -208,7 +208,7 @@ class Launched:
 
 def strike(launched, how):
     if how == 'term': launched.process.send_signal(signal.SIGTERM)
-    elif how == 'launcher': launched.process.kill()
+    elif how == 'launcher': launched.process.send_signal(signal.SIGKILL)
     else: os.kill(random.choice(launched.ranks()), signal.SIGKILL)
 
 
@@ -217,11 +217,11 @@ CODES = dict(rank=137, launcher=-signal.SIGKILL, term=143)
 
 @pytest.fixture(scope='module')
 def together(data, weights, tmp_path_factory):
-    "A run of two processes that was not disturbed."
+    "A run of two processes that was not disturbed; all others are copies of processes that have their imports."
     out = tmp_path_factory.mktemp('together')
-    options = as_arguments(**SMALL | dict(weights=weights, workers=1, unfamiliar_rate=.1))
-    launched = Launched(data, '--out', out, '--name', 'whole', *options)
-    code, text = launched.ended(120)
+    options = as_arguments(**SMALL | dict(weights=weights, workers=1, unfamiliar_rate=.1, no_report=True))
+    launched = Launched(data, '--out', out, '--name', 'whole', *options, cold=True)
+    code, text = launched.ended(400)
     assert code == 0, text
     assert len(read_bank(Run(out/'whole')).val_similarities) == 24
     return Run(out/'whole'), options
@@ -298,12 +298,11 @@ callbacks.PlainTensors.before_batch = broken
                '8 from the last finished epoch'),
     ('nan', 'the loss is nan at step 1 of 3 of epoch 3 (fine-tune); epoch'),
     ('head', 'the loss is nan at step 1 of 3 of epoch 1 (head); no epoch had ended before that')])
-def test_what_ends_one_process_is_told_once(data, weights, tmp_path, capfd, monkeypatch, fault, message):
+def test_what_ends_one_process_is_told_once(data, weights, tmp_path, fault, message):
     broken = BROKEN_HEAD if fault == 'head' else BROKEN.format(fault=FAULTS[fault])
-    monkeypatch.setattr(launching, '_PROGRAM', broken + launching._PROGRAM)
-    ended = typed('train', data, '--out', tmp_path, '--name', 'broken', '--gpus', '2',
-                  *as_arguments(**SMALL | dict(weights=weights, workers=0, head_views=1)))
-    text = ended.stderr + capfd.readouterr().err
+    options = as_arguments(**SMALL | dict(weights=weights, workers=0, head_views=1, no_report=True))
+    ended = run_warm('train', data, '--out', tmp_path, '--name', 'broken', '--gpus', '2', *options, before=broken)
+    text = ended.stderr
     assert ended.returncode == 1 and text.count(message) == 1, text
     assert text.count('basegun-fastai: ') == 1 and 'Traceback' not in text, text
     if fault == 'memory': assert Run(tmp_path/'broken').config.resolved.batch_size == 8

@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import QUICK, TINY
 
 from basegun_fastai.base.record import Run
 from basegun_fastai.report import report
@@ -20,7 +20,7 @@ def test_the_temperature_is_in_the_last_layer_and_nowhere_else(data, tmp_path):
         return finish(run, setup, learn, memory, *rest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('basegun_fastai.training.finish.finish', watched)
-        train(data, fine_tune_epochs=2, out=tmp_path, name='run', **TINY)
+        train(data, fine_tune_epochs=2, out=tmp_path, name='run', **QUICK)
     from safetensors.torch import load_file
     run = Run(tmp_path/'run')
     kept, temperature = (load_file(run.weights),
@@ -54,7 +54,7 @@ def test_nothing_is_computed_twice_at_the_end(data, weights, tmp_path, monkeypat
 @pytest.mark.slow
 def test_the_report_can_be_left_to_its_own_command(data, tmp_path, monkeypatch):
     monkeypatch.setattr('basegun_fastai.training.finish.inspect_run', None)
-    train(data, fine_tune_epochs=1, out=tmp_path, name='run', no_report=True, **TINY)
+    train(data, fine_tune_epochs=1, out=tmp_path, name='run', **QUICK)
     assert Run(tmp_path/'run').finished and not Run(tmp_path/'run').report.exists()
     train(data, fine_tune_epochs=1, out=tmp_path, name='run', resume=True, **TINY)  # not another run by that
     monkeypatch.undo()

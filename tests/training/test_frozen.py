@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import TINY
+from conftest import QUICK
 from safetensors.torch import save_file
 from torch import nn
 
@@ -51,7 +51,7 @@ class Crossed(nn.Module):
 
 @pytest.mark.slow
 def test_the_head_learns_the_same_from_one_kept_view_as_from_that_view_live(data, weights, tmp_path):
-    options = TINY | dict(weights=weights, head_epochs=1, fine_tune_epochs=0, out=tmp_path, precision='float32')
+    options = QUICK | dict(weights=weights, head_epochs=1, fine_tune_epochs=0, out=tmp_path, precision='float32')
     for views in (0, 1): train(data, name=f'{views}', head_views=views, **options)
     live, kept = (rows(Run(tmp_path/o)) for o in '01')
     assert list(live) == list(kept)

@@ -4,7 +4,7 @@ import json
 import pytest
 import timm
 import torch
-from conftest import TINY, as_arguments, typed
+from conftest import QUICK, as_arguments, typed
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from safetensors.torch import load_file, save_file
@@ -67,7 +67,7 @@ def test_fine_tuning_begins_with_the_best_epoch_though_a_later_one_is_worse(lear
 @pytest.mark.parametrize('options', [dict(head_views=0), dict(head_views=2), dict(head_epochs=0),
                                      dict(head='bn-dropout')])
 def test_a_training_says_with_what_its_head_begins(data, weights, tmp_path, options):
-    command = ['train', data, '--out', tmp_path, *as_arguments(**TINY | dict(
+    command = ['train', data, '--out', tmp_path, *as_arguments(**QUICK | dict(
         weights=weights, head_epochs=1, fine_tune_epochs=1, name='run') | options)]
     done = typed(*command)
     assert done.returncode == 0, done.stderr
@@ -92,7 +92,7 @@ def test_it_is_said_whose_classes_the_weights_tell(learn, tmp_path, capfd, class
 
 @pytest.mark.slow
 def test_a_run_begins_with_what_another_has_learnt(data, run, tmp_path):
-    done = typed('train', data, '--out', tmp_path, *as_arguments(**TINY | dict(
+    done = typed('train', data, '--out', tmp_path, *as_arguments(**QUICK | dict(
         weights=run.weights, head_epochs=1, fine_tune_epochs=0)))
     assert done.returncode == 0 and 'what the weights tell of the same 6 classes' in done.stderr, done.stderr
 
@@ -102,6 +102,6 @@ def test_weights_without_a_classifier_begin_at_zero(data, weights, tmp_path):
     body = {k: v for k, v in load_file(weights).items() if not k.startswith('classifier')}
     save_file(body, tmp_path/'body.safetensors')
     assert pretrained_classifier(ARCH, tmp_path/'body.safetensors') is None
-    done = typed('train', data, '--out', tmp_path, *as_arguments(**TINY | dict(
+    done = typed('train', data, '--out', tmp_path, *as_arguments(**QUICK | dict(
         weights=tmp_path/'body.safetensors', head_epochs=1, fine_tune_epochs=0)))
     assert done.returncode == 0 and 'the head begins' not in done.stderr, done.stderr

@@ -1,7 +1,7 @@
 "Number formats: the one asked for, noted, and exact after an interruption."
 import pandas as pd
 import pytest
-from conftest import TINY, as_arguments, typed
+from conftest import QUICK, as_arguments, typed
 
 from basegun_fastai.base.record import Run
 from basegun_fastai.model.archs import architecture
@@ -26,9 +26,9 @@ def test_the_number_format_is_the_one_asked_for():
 
 @pytest.mark.slow
 def test_fine_tuning_in_bfloat16_trains_and_is_noted(data, tmp_path):
-    train(data, fine_tune_epochs=1, out=tmp_path, name='b', precision='bfloat16', **TINY)
+    train(data, fine_tune_epochs=1, out=tmp_path, name='b', precision='bfloat16', **QUICK)
     assert Run(tmp_path/'b').config.resolved.stages[0]['precision'] == 'bfloat16'
-    train(data, fine_tune_epochs=1, out=tmp_path, name='f', precision='float32', **TINY)
+    train(data, fine_tune_epochs=1, out=tmp_path, name='f', precision='float32', **QUICK)
     a, b = (rows(Run(tmp_path/o)).train_loss[0] for o in 'bf')
     assert a != b and a == pytest.approx(b, abs=.1)
 
@@ -55,5 +55,5 @@ def test_half_precision_goes_on_with_the_scale_that_it_had(data, tmp_path, monke
 
 
 def test_half_precision_on_a_cpu_is_refused(data, tmp_path):
-    result = typed('train', data, '--out', tmp_path, '--name', 'run', *as_arguments(**TINY), '--precision', 'float16')
+    result = typed('train', data, '--out', tmp_path, '--name', 'run', *as_arguments(**QUICK), '--precision', 'float16')
     assert result.returncode == 1 and 'give bfloat16 or auto' in result.stderr and not any(tmp_path.iterdir())

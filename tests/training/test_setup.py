@@ -1,6 +1,6 @@
 "What the steps of a training share, and what the options leave open."
 import pytest
-from conftest import TINY
+from conftest import QUICK
 
 from basegun_fastai.train import train
 from basegun_fastai.training.callbacks import EpochSeed
@@ -25,6 +25,6 @@ def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
     try:
         with monkeypatch.context() as patch:
             patch.setattr(EpochSeed, 'before_train', looked)
-            train(data, fine_tune_epochs=1, out=tmp_path, name='run', lr='auto', **TINY)
+            train(data, fine_tune_epochs=1, out=tmp_path, name='run', lr='auto', **QUICK)
     finally: gc.enable()
     assert calls[1] is True

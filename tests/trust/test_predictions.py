@@ -1,11 +1,10 @@
 "Predictions of many photos and classes take no more time and memory than they have to."
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from warm import run_warm
 
 from basegun_fastai.trust.predictions import Predictions, confusion_matrix
 
@@ -43,9 +42,8 @@ def test_a_confusion_matrix_is_counted_in_parts():
 def test_a_confusion_matrix_of_many_classes_takes_little_memory():
     program = ('from test_predictions import peak_mib, predictions, confusion_matrix; preds = predictions(3000, 300); '
                'confusion_matrix(predictions(10, 3)); before = peak_mib(); confusion_matrix(preds); '
-               'print(peak_mib() - before)')
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True,
-                            cwd=__file__.rsplit('/', 1)[0])
+               'print(peak_mib() - before); raise SystemExit')
+    result = run_warm(before=program)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 300  # it was 2,100: a cube of 9 bytes a cell
 
