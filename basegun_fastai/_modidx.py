@@ -1937,8 +1937,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'basegun_fastai/trust/predictions.py'),
                                                   'basegun_fastai.trust.predictions.Predictions.right': ( 'trust/predictions.html#predictions.right',
                                                                                                           'basegun_fastai/trust/predictions.py'),
-                                                  'basegun_fastai.trust.predictions._stand_in_learner': ( 'trust/predictions.html#_stand_in_learner',
-                                                                                                          'basegun_fastai/trust/predictions.py'),
                                                   'basegun_fastai.trust.predictions.confusion_matrix': ( 'trust/predictions.html#confusion_matrix',
                                                                                                          'basegun_fastai/trust/predictions.py'),
                                                   'basegun_fastai.trust.predictions.csv_rows': ( 'trust/predictions.html#csv_rows',

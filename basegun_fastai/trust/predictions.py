@@ -10,7 +10,6 @@ __all__ = ['MAX_DRAWN', 'MAX_ROWS', 'MAX_COLUMNS', 'COLUMNS', 'most_confused', '
 # %% ../../nbs/trust/predictions.ipynb #d07a1009
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -152,22 +151,13 @@ def metrics(
     return dict(accuracy=float(accuracy_score(preds.labels, preds.predicted)), **macro, loss=float(preds.losses.mean()),
                 n=len(preds.labels), absent=[k for k, v in per_class.items() if not v['support']], per_class=per_class)
 
-# %% ../../nbs/trust/predictions.ipynb #78964e13
-def _stand_in_learner(preds, part):
-    import torch
-    answers = tuple(torch.as_tensor(o[part]) for o in (preds.probabilities, preds.labels, preds.predicted))
-    return SimpleNamespace(get_preds=lambda **_: answers)
-
 # %% ../../nbs/trust/predictions.ipynb #3e490503
 def confusion_matrix(
     preds: Predictions, # What the model said
 ) -> pd.DataFrame: # Counts; rows are true classes, columns predicted ones
     "Count which class was taken for which."
-    from fastai.interpret import ClassificationInterpretation
-    losses, step = preds.losses, max(1, 2**22 // len(preds.classes)**2)  # 9 bytes a cell
-    parts = [slice(start, start + step) for start in range(0, len(preds.labels), step)]
-    counts = sum(ClassificationInterpretation(_stand_in_learner(preds, o), SimpleNamespace(vocab=[preds.classes]),
-                                              losses[o]).confusion_matrix() for o in parts)
+    from sklearn.metrics import confusion_matrix
+    counts = confusion_matrix(preds.labels, preds.predicted, labels=range(len(preds.classes)))
     return pd.DataFrame(counts, pd.Index(preds.classes, name='true'), preds.classes)
 
 # %% ../../nbs/trust/predictions.ipynb #748a6e3e

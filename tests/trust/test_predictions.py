@@ -1,6 +1,7 @@
 "Predictions of many photos and classes take no more time and memory than they have to."
 import resource
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,17 @@ def predictions(n, classes):
     random = np.random.default_rng(0)
     return Predictions([f'{i}.jpg' for i in range(n)], [f'c{i:03d}' for i in range(classes)],
                        random.integers(0, classes, n), random.normal(size=(n, classes)).astype(np.float32))
+
+
+@pytest.mark.parametrize('classes', [3, 40])  # of 40 some have no photo
+def test_the_confusion_matrix_is_that_of_fastai(classes):
+    import torch
+    from fastai.interpret import ClassificationInterpretation
+    preds = predictions(50, classes)
+    answers = [torch.as_tensor(o) for o in (preds.probabilities, preds.labels, preds.predicted)]
+    learner, loaders = SimpleNamespace(get_preds=lambda **_: answers), SimpleNamespace(vocab=[preds.classes])
+    counts = ClassificationInterpretation(learner, loaders, preds.losses).confusion_matrix()
+    assert (confusion_matrix(preds) == counts).all(axis=None) and counts.sum() == 50
 
 
 @pytest.mark.parametrize('name', ['probabilities', 'predicted', 'confidences', 'right', 'losses'])
