@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .mistakes import caption_font, fit_text, legible
+from .captions import caption_font, fit_text, legible
 
 if TYPE_CHECKING:
     import torch

@@ -2,7 +2,7 @@
 import subprocess
 import sys
 
-from basegun_fastai.trust.mistakes import caption_font, fit_text, legible
+from basegun_fastai.trust.captions import caption_font, fit_text, legible
 
 # on a server without Matplotlib
 WITHOUT = '''
@@ -11,6 +11,7 @@ sys.modules['matplotlib'] = None
 import importlib.util
 plain = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name == 'matplotlib' else plain(name, *more)
+from basegun_fastai.trust.captions import legible
 print(ascii(legible('épaule')))
 '''
 
