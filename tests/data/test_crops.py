@@ -44,6 +44,40 @@ def test_bars_in_bars_and_words_in_bars_are_bars():
     assert trim_box(photo) == (10, 20, 330, 260)
 
 
+def on_plain_ground(box, size=(320, 240), ground=(200, 190, 180)):
+    "An ellipse with grain, in a box of about one colour."
+    photo = Image.new('RGB', size, ground)
+    mask = Image.new('L', size)
+    ImageDraw.Draw(mask).ellipse(box, 255)
+    photo.paste(grainy(12, size), mask=mask)
+    return photo
+
+
+@pytest.mark.parametrize('bars', [(0, 150, 0, 170), (0, 0, 0, 30), (30, 0, 0, 0)])
+def test_bars_go_and_the_plain_ground_inside_of_them_stays(bars):
+    left, top, _, _ = bars
+    photo = framed(on_plain_ground((40, 60, 280, 200)), *bars)
+    assert trim_box(photo) == (left, top, left + 320, top + 240)
+
+
+def test_bars_go_although_next_to_nothing_would_remain_without_those_inside_of_them():
+    within = framed(grainy(3, (320, 32)), 0, 104, 0, 104, 'white')
+    assert trim_box(framed(within, 30, 0, 30, 0)) == (30, 0, 350, 240)
+
+
+def test_a_bar_ends_where_the_photo_begins_although_its_words_reach_down_to_there():
+    photo = framed(grainy(1), 0, 5, 0, 0)
+    photo.paste('white', (100, 1, 180, 5))
+    assert trim_box(photo) == (0, 5, 320, 245)
+
+
+def test_a_plain_ground_goes_where_a_caption_of_its_colour_may_be():
+    box = 40, 60, 281, 201
+    photo = on_plain_ground((40, 60, 280, 200), (320, 280))
+    ImageDraw.Draw(photo).text((30, 248), 'for sale, as new', 'black', font_size=18)
+    assert np.abs(np.subtract([trim_box(o) for o in (photo, photo.crop((0, 0, 320, 240)))], box)).max() <= 12
+
+
 @pytest.mark.parametrize('photo', [grainy(3), Image.new('RGB', (60, 40), 'white'), Image.new('RGB', (1, 1)),
                                    framed(grainy(3, (40, 30)), 200, 0, 200, 0)],
                                    ids=['none', 'one colour', 'a pixel', 'next to nothing'])
@@ -180,6 +214,17 @@ def test_photos_are_found_although_a_bar_lies_over_them(tmp_path):
     actual = paired(tmp_path, '*.jpg', '*.png')
     right = {(a, b) for a, b in actual if a[0] == b[0]}
     assert actual == right and len(right) >= .9 * len(photos) * len(BARS)
+
+
+def test_screenshots_and_captions_of_guns_on_plain_ground_are_found(tmp_path):
+    for i, gun in enumerate(GUNS):
+        photo = draw_photo(gun, np.random.default_rng(i + 6))
+        photo.save(tmp_path/f'{i}.png')
+        small = photo.resize((390, round(photo.height * 390 / photo.width)))
+        (tmp_path/f'{i} a.jpg').write_bytes(as_jpeg(framed(small, 0, 250, 0, 250)))
+        (tmp_path/f'{i} b.jpg').write_bytes(as_jpeg(framed(photo, 0, 0, 0, photo.height // 7)))
+    actual = paired(tmp_path, '*.jpg', '*.png')
+    assert actual == {(f'{i} {o}.jpg', f'{i}.png') for i in range(len(GUNS)) for o in 'ab'}
 
 
 def test_photos_are_found_although_each_has_a_bar_of_its_own(tmp_path):
