@@ -54,12 +54,25 @@ def test_a_disk_that_failed_to_sync_is_told_by_the_file_and_leaves_the_old_one(t
     assert str(tmp_path/'file') in disk_fault(error.value)
 
 
-@pytest.mark.parametrize('number', [errno.EXDEV, errno.ENOTSUP, errno.ENOSYS])
-def test_a_disk_that_renames_no_folder_is_told(tmp_path, monkeypatch, number):
+@pytest.fixture
+def renames_no_folder(monkeypatch):
     from pathlib import Path
-    def fail(self, _): raise OSError(number, os.strerror(number), str(self))
-    monkeypatch.setattr(Path, 'rename', fail)
-    done = typed('demo-data', tmp_path/'drawn', '--photos-per-class', 4)
+    def broken(number):
+        def fail(self, _): raise OSError(number, os.strerror(number), str(self))
+        monkeypatch.setattr(Path, 'rename', fail)
+    return broken
+
+
+@pytest.mark.parametrize('number', [errno.EXDEV, errno.ENOTSUP, errno.ENOSYS])
+def test_a_disk_that_renames_no_folder_is_told(tmp_path, renames_no_folder, number):
+    renames_no_folder(number)
+    with pytest.raises(OSError) as error, files.whole_folder(tmp_path/'folder') as folder: (folder/'file').touch()
+    assert 'give a folder on another disk' in disk_fault(error.value) and os.listdir(tmp_path) == []
+
+
+def test_a_command_on_a_disk_that_renames_no_folder_leaves_nothing(data, tmp_path, renames_no_folder):
+    renames_no_folder(errno.EXDEV)
+    done = typed('split', data/'train', tmp_path/'out')
     assert done.returncode == 1 and 'give a folder on another disk' in done.stderr and os.listdir(tmp_path) == []
 
 
