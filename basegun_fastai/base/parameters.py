@@ -190,7 +190,10 @@ def takes(
     parameters.sort(key=lambda o: (o.kind, o.default is not Parameter.empty))
     def decorate(function):
         @wraps(function)
-        def command(*args, **kwargs): return function(record(**command.__signature__.bind(*args, **kwargs).arguments))
+        def command(*args, **kwargs):
+            try: bound = command.__signature__.bind(*args, **kwargs)
+            except TypeError as err: raise TypeError(f'{function.__name__}() {err}') from None
+            return function(record(**bound.arguments))
         returns = inspect.signature(function).return_annotation
         command.__signature__ = Signature(parameters, return_annotation=returns)
         return command

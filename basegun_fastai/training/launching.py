@@ -28,11 +28,11 @@ def gpu_faults(
     options: Options, # Of a training that is to be launched
 ) -> list[str]: # A message where there are fewer GPUs
     "Say why so many processes cannot have a GPU each."
-    if options.device == 'cpu': return []
+    if options.device == 'cpu' or options.gpus != 'all' and not is_whole(options.gpus, 1): return []  # `Options.faults`
     gpus = torch.cuda.device_count()
     if not gpus: return [f'--gpus {options.gpus}: PyTorch {torch.__version__} sees no GPU here. Leave --gpus out, or '
                          'give --device cpu to train by processes on the CPU']
-    if not is_whole(options.gpus, 1) or options.gpus <= gpus: return []  # `all`, or what `Options.faults` refuses
+    if options.gpus == 'all' or options.gpus <= gpus: return []
     return [f'--gpus {options.gpus}: there {"is" if gpus == 1 else "are"} {number_of(gpus, "GPU")} here; give all']
 
 # %% ../../nbs/training/launching.ipynb #2c553312

@@ -81,3 +81,5 @@ def test_what_is_no_number_of_gpus_is_told_by_the_options_alone(monkeypatch, gpu
     options = Options(data='data', gpus=gpus)
     assert gpu_faults(options) == [] and [o.option for o in options.faults()] == ['gpus'] * (gpus != 'all')
     assert gpu_faults(replace(options, gpus=3)) and not gpu_faults(replace(options, gpus=2))
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    assert len(gpu_faults(options)) == (gpus == 'all')
