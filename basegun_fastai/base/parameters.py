@@ -65,7 +65,7 @@ class Kind:
     "What a parameter may be."
     type: Callable[[str], Any]  # What the command line makes of a text
     metavar: str  # What `-h` shows for a value
-    wanted: str  # What to give, for a message
+    expected: str  # What to give, for a message
     accepts: Callable[[Any], bool]  # Says if a value other than the word is right
     word: str = ''  # What may be given too, such as 'auto'
 
@@ -76,7 +76,7 @@ class Kind:
         try: return self.type(text)
         except ValueError as err:
             if self.word: return text
-            raise argparse.ArgumentTypeError(f"'{text}': give {self.wanted}") from err
+            raise argparse.ArgumentTypeError(f"'{text}': give {self.expected}") from err
 
     def fault(self,
         name: str, # Of the parameter
@@ -86,11 +86,12 @@ class Kind:
         is_word = isinstance(value, str) and self.word and value == self.word
         if is_word or self.accepts(value): return None
         value = f"'{value}'" if self.type is str else value
-        return Fault(name, f'{flag(name)} {value}: give {self.wanted}')
+        return Fault(name, f'{flag(name)} {value}: give {self.expected}')
 
 # %% ../../nbs/base/parameters.ipynb #a0d1c007
-def _annotation(*kind):
-    kind = Kind(*kind)
+def _annotation(type, metavar, expected, accepts, word=''):
+    if word: metavar, expected = f'{metavar}|{word}', f'{expected}, or {word}'
+    kind = Kind(type, metavar, expected, accepts, word)
     return Annotated[kind.type, dict(metavar=kind.metavar, type=kind.parse), kind]  # argparse takes the dict
 
 def whole(
@@ -100,18 +101,16 @@ def whole(
     of: str = '', # What is counted, such as ' of pixels'
 ) -> type: # An annotation
     "Be a whole number."
-    wanted = f'a whole number{of}' + (f', {low} or more' if high is None else f' from {low} to {high}')
-    return _annotation(int, f'N|{word}' if word else 'N', f'{wanted}, or {word}' if word else wanted,
-                       lambda value: is_whole(value, low, high), word)
+    expected = f'a whole number{of}' + (f', {low} or more' if high is None else f' from {low} to {high}')
+    return _annotation(int, 'N', expected, lambda value: is_whole(value, low, high), word)
 
 def number(
     accepts: Callable[[float], bool], # Says if a number is right
-    wanted: str, # The same in words, with an example
+    expected: str, # The same in words, with an example
     word: str = '', # What may be given too, such as 'auto'
 ) -> type: # An annotation
     "Be a number."
-    return _annotation(float, f'NUMBER|{word}' if word else 'NUMBER', f'{wanted}, or {word}' if word else wanted,
-                       lambda value: is_number(value) and accepts(value), word)
+    return _annotation(float, 'NUMBER', expected, lambda value: is_number(value) and accepts(value), word)
 
 # %% ../../nbs/base/parameters.ipynb #a0d1c008
 def one_of(
@@ -126,11 +125,11 @@ def one_of(
 def text(
     metavar: str, # What `-h` shows for a value
     accepts: Callable[[str], bool]|None = None, # Says if a text is right; empty for any
-    wanted: str = '', # The same in words
+    expected: str = '', # The same in words
 ) -> type: # An annotation
     "Be a text."
     if not accepts: return Annotated[str, dict(metavar=metavar)]
-    return _annotation(str, metavar, wanted, lambda value: isinstance(value, str) and accepts(value))
+    return _annotation(str, metavar, expected, lambda value: isinstance(value, str) and accepts(value))
 
 FILE, FOLDER = (Annotated[Path, dict(metavar=o)] for o in ('FILE', 'FOLDER'))
 

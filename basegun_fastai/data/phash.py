@@ -190,11 +190,11 @@ def _fit(ours, others, place, reach, tries=_TRIES):
         down, across = np.gradient(now, axis=(1, 2))
         slopes = across * grid, across * size, down * grid[:, None], down * size, now, np.ones_like(now)
         slopes = np.stack([o[inner] for o in slopes], -1).reshape(n, -1, 6)  # by four of `place`, contrast, brightness
-        transposed, wanted = slopes.swapaxes(1, 2), others[inner].reshape(n, -1, 1)
+        transposed, target = slopes.swapaxes(1, 2), others[inner].reshape(n, -1, 1)
         normal = transposed @ slopes
         ridge = 1e-4 * np.trace(normal, axis1=1, axis2=2) / 6 + 1
         normal += np.eye(6, dtype=np.float32) * ridge[:, None, None]
-        solution = np.linalg.solve(normal, transposed @ wanted)[..., 0]
+        solution = np.linalg.solve(normal, transposed @ target)[..., 0]
         step = solution[:, :4] / solution[:, 4:5].clip(.3)
         place = (place + step.clip(-.05, .05)).clip(-reach, reach)
     return place

@@ -132,21 +132,19 @@ def run_loaders(
     photos: pd.DataFrame, # Photos to judge on
     workers: int|None = None, # Processes that read photos
     device: str = 'auto', # 'auto', 'cpu' or 'cuda'
-    photo_cache: PhotoCache|None = None, # With all of `photos`
 ) -> DataLoaders: # As `loaders.evaluation_loaders` makes them
     "Make the loaders of photos that a run is judged on."
     config = run.config
     return evaluation_loaders(data, run_architecture(config), photos, config.classes,
-                              min(32, config.resolved.batch_size), workers,
-                              usable_device(device), photo_cache)
+                              min(32, config.resolved.batch_size), workers, usable_device(device))
 
 def items_of(
     dls: DataLoaders, # As `run_loaders` makes them
     files: list[str], # Photos, relative to the data
 ) -> list: # What the loaders take: a row for a photo of their table, whose square may be kept, the file of any other
     "Find photos by their files."
-    wanted = {*files}
-    rows = {o: np.int64(row) for row, o in enumerate(dls.photos.files) if o in wanted}
+    asked = {*files}
+    rows = {o: np.int64(row) for row, o in enumerate(dls.photos.files) if o in asked}
     return [rows.get(o, dls.photos.data/o) for o in files]
 
 FEW = 64  # photos that are read sooner than processes begin
