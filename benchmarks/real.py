@@ -1,6 +1,6 @@
 """Real photos, real weights: whole trainings through the package, beside a logistic regression and stock fastai.
 
-Three public sets, three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout), and
+Three public sets and real firearms (typology), three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout), and
 where there is none nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px` the same with
 --size 288; `logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and `stock crop`
 are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirror; `unequal` and
@@ -52,7 +52,7 @@ from basegun_fastai.train import train  # noqa: E402
 HERE = Path(__file__).parent
 REAL = Path(os.environ.get('BASEGUN_REAL') or HERE.parents[1]/'shared'/'real')
 NOTED = HERE/'real.json'
-SETS, SEEDS, ARCH = ('hymenoptera', 'trash', 'caltech'), (1, 2, 3), 'tf_efficientnet_lite0'
+SETS, SEEDS, ARCH = ('hymenoptera', 'trash', 'caltech', 'typology'), (1, 2, 3), 'tf_efficientnet_lite0'
 WEIGHTS, BATCH, EPOCHS = REAL/'weights'/f'{ARCH}.safetensors', 32, 5  # EPOCHS of the whole network
 
 

@@ -31,7 +31,7 @@ def place(twenty, tmp_path_factory):
             photo = draw_photo(label, np.random.default_rng([c, i]), (320, 240))
             photo.save(folder/'data'/'val'/label/f'{i:04d}.jpg')
     train(folder/'data', arch='test_efficientnet', size=48, weights='none', fine_tune_epochs=12, lr=.01, batch_size=32,
-          workers=0, out=folder, name='run')
+          workers=0, out=folder, name='run', no_report=True)
     result = typed('export', folder/'run', '--out', folder/'served')
     assert result.returncode == 0, result.stderr
     assert (result.stdout.strip() == str(folder/'served') and 'get the same answer' in result.stderr
