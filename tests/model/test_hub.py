@@ -104,7 +104,7 @@ def test_the_main_command_from_an_empty_cache_to_a_run(filled, weights, data, tm
                      '--batch-size', 16, '--workers', 0, '--out', tmp_path, '--name', f'run-{n}')
         assert done.returncode == 0 and done.stdout.endswith(f"{tmp_path/f'run-{n}'}\n"), done.stderr
         assert done.stderr.count('downloading the weights') == (n == 1) and filled.count('GET /store') == 1
-        assert 'what the weights tell of 1,000 other classes' in done.stderr
+        assert 'the pretraining classes (1,000)' in done.stderr
     cold, warm = (load_file(tmp_path/f'run-{o}'/'model.safetensors') for o in (1, 2))
     assert all(torch.equal(v, warm[k]) for k, v in cold.items())
     assert torch.equal(cold['bn1.running_mean'], load_file(weights)['bn1.running_mean'])
