@@ -18,7 +18,7 @@ def is_unsupported_gpu(
     capability: tuple[int, int], # Compute capability of the GPU, such as (7, 0)
     built_for: list[str], # Result of `torch.cuda.get_arch_list()`, such as ['sm_80', 'compute_90']
 ) -> bool: # True if none of them runs on that GPU
-    "Is this a GPU that this build of PyTorch does not support?"
+    "Is the GPU one that this build of PyTorch does not support?"
     kinds = [(kind, divmod(int(number.rstrip('af')), 10)) for kind, number in (o.split('_') for o in built_for)]
     return not any((kind == 'sm' and major == capability[0] and minor <= capability[1])
                    or (kind == 'compute' and (major, minor) <= capability) for kind, (major, minor) in kinds)

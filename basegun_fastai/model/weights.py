@@ -32,7 +32,7 @@ def _bare(architecture):
 def _read(architecture, file):
     "Read the weights in a file, under the names of timm's network."
     state, bare = load_state_dict(str(file), device='cpu', weights_only=True), _bare(architecture)
-    rename = getattr(sys.modules[type(bare).__module__], 'checkpoint_filter_fn', None)  # timm's, for files from elsewhere
+    rename = getattr(sys.modules[type(bare).__module__], 'checkpoint_filter_fn', None)  # timm's, for foreign files
     return rename(state, bare) if rename and not {*bare.state_dict()} <= {*state} else state
 
 def _differences(architecture, state):

@@ -210,7 +210,8 @@ def test_no_network_by_wish(monkeypatch):
 def test_a_place_that_cannot_be_written(monkeypatch, tmp_path):
     (tmp_path/'file').touch()
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'file'/'hub'))
-    with pytest.raises(BasegunError, match="Not a directory in '.*file/hub'. Set HF_HOME to a writable folder"): hub_file(NAME)
+    with pytest.raises(BasegunError, match="Not a directory in '.*file/hub'. Set HF_HOME to a writable folder"):
+        hub_file(NAME)
 
 
 @pytest.mark.usefixtures('filled')
@@ -219,7 +220,7 @@ def test_a_disk_without_room():
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
     try:
-        with pytest.raises(BasegunError, match='File too large in .*Set HF_HOME to a writable folder .* with enough space'):
+        with pytest.raises(BasegunError, match='File too large in .*Set HF_HOME to a writable .* with enough space'):
             hub_file(NAME)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
