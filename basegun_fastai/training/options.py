@@ -41,13 +41,13 @@ class Learning:
     arch: text('NAME') = option('efficientnet_b3', positional=True)  # efficientnet_b0 to _b7, or any timm network
     head_epochs: whole(0) = option(None, train_only=True)  # Epochs of the head (default: 10, or 0 with --weights none)
     fine_tune_epochs: whole(0) = option(5, train_only=True)  # Epochs that then train the whole network
-    lr: RATE = option(.005, train_only=True)  # Peak learning rate; auto: the finder's (too low for pretrained weights)
+    lr: RATE = option(.005, train_only=True)  # Peak learning rate; auto: from lr-find (too low for pretrained weights)
     batch_size: whole(1, word='auto') = 'auto'  # Photos per batch; auto: 32 on a CPU, as many as fit on a GPU
     weights: one_of(('imagenet', 'none'), 'FILE') = 'imagenet'  # Initial weights: ImageNet, random, or those in FILE
     head: one_of(HEADS) = 'linear'  # bn-dropout adds BatchNorm and Dropout before the dense layer
     size: whole(32, 2048, of=' of pixels') = None  # Input width and height in pixels (default: the architecture's)
     class_weights: one_of(CLASS_WEIGHTS) = 'none'  # balanced: rare classes have a higher weight in the training loss
-    seed: whole(0) = 42  # Random seed; on a CPU the same seed, options, photos and threads give the same network
+    seed: whole(0) = 42  # Random seed; on a CPU the same seed, options, photos and thread count give the same network
     head_views: hidden(whole(0)) = option(2, train_only=True)  # Augmented views of each photo; 0: new ones every epoch
     precision: one_of(PRECISIONS) = 'auto'  # Floating-point format; affects the results slightly
     compile: bool = option(False, train_only=True)  # Compile for fine-tuning: slow start, then faster; changes rounding
