@@ -131,7 +131,7 @@ def rate(self: Setup,
 
 # %% ../../nbs/training/setup.ipynb #37ee0ecb
 def warn_of_finder(options: Options) -> None:
-    "Warn if the finder's suggestion is too low."
+    "Warn that the finder's rate is too small for pretrained weights."
     if options.pretrained: say('warning: the learning-rate finder suggests too small a rate for '
         'pretrained weights (1 to 8 points lower accuracy on real photos); omit --lr to use the default')
 
