@@ -1,7 +1,7 @@
 """Real photos, real weights: whole trainings through the package, beside a logistic regression and stock fastai.
 
-Three public sets and real firearms (typology), three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout), and
-where there is none nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px` the same with
+Three public sets and real firearms (typology), three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real
+beside the checkout), and without it nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px` the same with
 --size 288; `logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and `stock crop`
 are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirror; `unequal` and
 `unequal, balanced` are `train` on train photos of which the rarest class has a tenth of the commonest, without and

@@ -44,7 +44,7 @@ def test_one_option_that_makes_no_sense(data, tmp_path, options, words):
 
 
 def test_resume_needs_a_name(data, tmp_path):
-    refused(data, tmp_path/'out', ['--resume goes with the --name'], '--resume')
+    refused(data, tmp_path/'out', ['--resume needs the name of the run to continue: give --name'], '--resume')
 
 
 def test_an_output_that_exists(data, tmp_path):

@@ -198,7 +198,7 @@ def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, monkeypatch, capsy
 def test_the_finder_says_where_it_is_not_to_be_trusted(data, weights, tmp_path, capsys):
     for options, warned in ((TINY, False), (TINY | dict(weights=str(weights)), True)):
         lr_find(data, name=f'found {warned}', out=tmp_path, **options)
-        assert ('the finder suggests too little' in capsys.readouterr().err) is warned
+        assert ('the learning-rate finder suggests too small a rate' in capsys.readouterr().err) is warned
 
 
 def test_random_weights_skip_the_head_and_train_at_one_rate(data, tmp_path, capsys):
@@ -263,7 +263,7 @@ def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_diffe
 def test_few_photos_shrink_the_batch_aloud(data, tmp_path, capsys):
     train(data, head_epochs=0, fine_tune_epochs=1, out=tmp_path, name='few', **QUICK | dict(batch_size=64))
     assert Run(tmp_path/'few').config.resolved.batch_size == 48
-    assert 'only 48 train photos: the batch shrinks from 64 to 48' in capsys.readouterr().err
+    assert 'only 48 train photos: the batch size is reduced from 64 to 48' in capsys.readouterr().err
 
 
 def test_unreadable_photos_are_refused_or_noted(copy, tmp_path, capsys):
@@ -378,4 +378,4 @@ def test_a_run_without_an_option_of_today_cannot_be_continued_and_that_is_told(d
     Run(tmp_path/'run').save_config(config)
     result = typed('train', data, '--out', tmp_path, '--name', 'run', '--resume', '--fine-tune-epochs', 1,
                  *as_arguments(**QUICK))
-    assert result.returncode == 1 and '--head-views was not there, now 2' in result.stderr
+    assert result.returncode == 1 and '--head-views did not exist, now 2' in result.stderr

@@ -32,14 +32,14 @@ from .workers import Loader
 
 # %% ../../nbs/model/loaders.ipynb #52df467a
 class PhotoSquare(RandTransform):
-    "Read a photo as a square: of `before_crop` pixels in training, of `size` everywhere else."
+    "Read a photo as a square: of `before_crop` pixels in training, of `size` pixels everywhere else."
     split_idx, order = None, 0
-    input_types = (np.integer, Path, str, bytes)  # a row of the table, or what `Learner.predict` takes
+    input_types = (np.integer, Path, str, bytes)  # a row of the table, or an input of `Learner.predict`
 
     def __init__(self,
         size: int, # Width and height of the network's input
         before_crop: int, # Width and height of the square that the augmentation resamples
-        photo_cache: PhotoCache|None = None, # Knows the rows; a saved learner has none
+        photo_cache: PhotoCache|None = None, # With the rows of the table; a saved learner has none
     ):
         super().__init__(p=1.)
         self.size, self.before_crop, self.photo_cache = size, before_crop, photo_cache
@@ -56,11 +56,11 @@ class PhotoSquare(RandTransform):
         return TensorImage(torch.from_numpy(square).permute(2, 0, 1).contiguous())
 
 class PhotoLabel(Transform):
-    "Name the class of a row as the table does, and that of any other photo after its folder."
+    "Take the class of a row from the table, and that of any other photo from its folder."
     input_types = (np.integer, Path, str)
 
     def __init__(self,
-        photo_cache: PhotoCache|None = None, # Knows the rows; a saved learner has none
+        photo_cache: PhotoCache|None = None, # With the rows of the table; a saved learner has none
     ):
         super().__init__()
         self.photo_cache = photo_cache
@@ -76,7 +76,7 @@ def _make_loaders(photo_cache, photos, sides, classes, splits, augmentations, ar
                       batch_tfms=[*augmentations,
                                   Normalize.from_stats(architecture.mean, architecture.std, cuda=False)])
     dls = block.dataloaders(photo_cache.rows(photos), **options)
-    for dl in dls.loaders:  # let go of a number for each photo, which fastai keeps several times
+    for dl in dls.loaders:  # free a number per photo, which fastai stores several times
         for o in dl.dataset.tls: o.splits = L(slice(None), [])
     dls.photos = photo_cache
     return dls
@@ -90,16 +90,16 @@ def _drop_last(n, batch_size, processes=1): return n % batch_size < max(2 * proc
 # %% ../../nbs/model/loaders.ipynb #a229e446
 def dataloaders(
     data: Path, # Folder with `train/<class>/*` and `val/<class>/*`
-    architecture: Architecture, # What the photos are made ready for: its sizes, its mean and standard deviation
+    architecture: Architecture, # Gives the sizes, the mean and the standard deviation
     photos: pd.DataFrame|None = None, # The photos to use, as `list_photos` lists them; empty means all
-    batch_size: int = 32, # Photos in a batch; fewer when there are fewer training photos
-    workers: int|None = None, # Processes that read photos; empty means one a core, at most 16
-    device: str|None = None, # 'cpu' or 'cuda'; empty is fastai's choice
+    batch_size: int = 32, # Photos in a batch; fewer if there are fewer train photos
+    workers: int|None = None, # Processes that read photos; empty means one per core, at most 16
+    device: str|None = None, # 'cpu' or 'cuda'; empty means fastai's choice
     photo_cache: PhotoCache|None = None, # With all of `photos`, as `cache.open_cache` makes it
     p_affine: float = 1., # Probability that a train photo is rotated and tilted
-    shard: tuple[int, int] = (0, 1), # Rank of the process that they are for, and the number of processes
+    shard: tuple[int, int] = (0, 1), # Rank of the process that uses them, and the number of processes
 ) -> DataLoaders: # fastai's, with shuffled and augmented `train`, and `valid` without randomness
-    "Make the loaders of a data set, after its fixed split."
+    "Make the loaders of a data set, by its fixed split."
     data, photos = Path(data), list_photos(data) if photos is None else photos
     splits = [np.flatnonzero(photos.split == o) for o in SPLITS]
     n = len(splits[0])
@@ -113,15 +113,15 @@ def dataloaders(
 # %% ../../nbs/model/loaders.ipynb #223699af
 def evaluation_loaders(
     data: Path, # The folder that `photos.file` is relative to
-    architecture: Architecture, # What the photos are made ready for
+    architecture: Architecture, # Gives the size, the mean and the standard deviation
     photos: pd.DataFrame, # Photos, as `list_photos` lists them
     classes: list[str], # The model's classes, in index order
     batch_size: int = 32, # Photos in a batch
-    workers: int|None = None, # Processes that read photos; empty means one a core, at most 16
-    device: str|None = None, # 'cpu' or 'cuda'; empty is fastai's choice
+    workers: int|None = None, # Processes that read photos; empty means one per core, at most 16
+    device: str|None = None, # 'cpu' or 'cuda'; empty means fastai's choice
     photo_cache: PhotoCache|None = None, # With all of `photos`, as `cache.open_cache` makes it
 ) -> DataLoaders: # fastai's; `valid` has all of `photos` in their order
-    "Make loaders whose validation side is all of `photos`."
+    "Make loaders whose validation set is all of `photos`."
     return _make_loaders(photo_cache or PhotoCache(data, photos), photos, (architecture.size,) * 2, classes,
                          [np.arange(len(photos))] * 2, [], architecture, **_loader_options(batch_size, workers, device))
 
@@ -129,11 +129,11 @@ def evaluation_loaders(
 def run_loaders(
     run: Run,
     data: Path, # The folder that `photos.file` is relative to
-    photos: pd.DataFrame, # Photos to judge on
+    photos: pd.DataFrame, # Photos to evaluate the run on
     workers: int|None = None, # Processes that read photos
     device: str = 'auto', # 'auto', 'cpu' or 'cuda'
 ) -> DataLoaders: # As `loaders.evaluation_loaders` makes them
-    "Make the loaders of photos that a run is judged on."
+    "Make the loaders for the evaluation of a run."
     config = run.config
     return evaluation_loaders(data, run_architecture(config), photos, config.classes,
                               min(32, config.resolved.batch_size), workers, usable_device(device))
@@ -141,18 +141,18 @@ def run_loaders(
 def items_of(
     dls: DataLoaders, # As `run_loaders` makes them
     files: list[str], # Photos, relative to the data
-) -> list: # What the loaders take: a row for a photo of their table, whose square may be kept, the file of any other
+) -> list: # Items of the loaders: the row of a photo in their table, with a cached square perhaps, or else the file
     "Find photos by their files."
     asked = {*files}
     rows = {o: np.int64(row) for row, o in enumerate(dls.photos.files) if o in asked}
     return [rows.get(o, dls.photos.data/o) for o in files]
 
-FEW = 64  # photos that are read sooner than processes begin
+FEW = 64  # so few photos are read faster than processes start
 
 def photos_loader(
     dls: DataLoaders, # As `run_loaders` makes them
     photos: list, # Rows or files, as `items_of` returns them
-) -> Loader: # Of the photos alone, in order; to be closed
-    "Make a loader of more photos."
+) -> Loader: # Only of these photos, in order; the caller must close it
+    "Make a loader of other photos."
     return dls.test_dl(photos, **dict(num_workers=0) if len(photos) <= FEW else {})
 

@@ -15,8 +15,8 @@ from fastcore.foundation import L
 def stage_precision(
     requested: str, # 'auto', 'float32', 'bfloat16' or 'float16'
     device: str, # 'cpu' or 'cuda'
-    frozen: bool, # Does the body only go forward?
-) -> str: # Other than 'auto'
+    frozen: bool, # Does the body only run forward passes?
+) -> str: # Never 'auto'
     "Choose the number format of a stage."
     if requested != 'auto': return requested
     if device == 'cuda': return 'bfloat16' if torch.cuda.get_device_capability() >= (8, 0) else 'float16'
@@ -30,7 +30,7 @@ class Precision(MixedPrecision):
 
     def __init__(self,
         precision: str, # 'bfloat16' or 'float16'
-        state: dict|None = None, # Of the scaler of an interrupted stage
+        state: dict|None = None, # Scaler state of an interrupted stage
     ):
         super().__init__(AMPMode.FP16 if precision == 'float16' else AMPMode.BF16)
         self.dtype, self.state, self.autocast_active = getattr(torch, precision), state, False
@@ -48,11 +48,11 @@ class Precision(MixedPrecision):
     def after_loss(self): self.leave()
 
     def leave(self) -> None:
-        "Go back to the usual format, also after a step that was broken off."
+        "Return to the usual format, also after a cancelled step."
         if self.autocast_active: self.autocast.__exit__(None, None, None)
         self.autocast_active = False
 
     def before_step(self):
         self.skipped = True
         self.scaler.step(self)
-        if self.skipped: raise CancelStepException()  # fastai would also ask for the scale, and wait for the device
+        if self.skipped: raise CancelStepException()  # fastai would also read the scale, and wait for the device

@@ -104,7 +104,7 @@ def test_the_main_command_from_an_empty_cache_to_a_run(filled, weights, data, tm
                      '--batch-size', 16, '--workers', 0, '--out', tmp_path, '--name', f'run-{n}')
         assert done.returncode == 0 and done.stdout.endswith(f"{tmp_path/f'run-{n}'}\n"), done.stderr
         assert done.stderr.count('downloading the weights') == (n == 1) and filled.count('GET /store') == 1
-        assert 'what the weights tell of 1,000 other classes' in done.stderr
+        assert 'the pretraining classes (1,000)' in done.stderr
     cold, warm = (load_file(tmp_path/f'run-{o}'/'model.safetensors') for o in (1, 2))
     assert all(torch.equal(v, warm[k]) for k, v in cold.items())
     assert torch.equal(cold['bn1.running_mean'], load_file(weights)['bn1.running_mean'])
@@ -146,19 +146,19 @@ def test_nothing_is_downloaded_for_options_that_are_wrong(filled, data, tmp_path
 
 NO_HUB = dict(body=b'<html>Please log in</html>', headers={'Content-Type': 'text/html'})
 CAUSES = {
-    'a key is asked for': (dict(answer=status(401)), ["answers 401 Unauthorized", 'HF_TOKEN', f"'timm/{NAME}'"]),
+    'a key is asked for': (dict(answer=status(401)), ["responded with 401 Unauthorized", 'HF_TOKEN', f"'timm/{NAME}'"]),
     'gated': (dict(answer=status(403, {'X-Error-Code': 'GatedRepo', 'X-Error-Message': 'Access is restricted'})),
-              ['answers 403 Forbidden (Access is restricted)', 'HF_TOKEN']),
-    'a firewall': (dict(answer=status(403, **NO_HUB)), ['answers 403', 'firewall']),
-    'no such file': (dict(answer=status(404, ABSENT)), ['answers 404', 'HF_ENDPOINT']),
+              ['responded with 403 Forbidden (Access is restricted)', 'HF_TOKEN']),
+    'a firewall': (dict(answer=status(403, **NO_HUB)), ['responded with 403', 'firewall']),
+    'no such file': (dict(answer=status(404, ABSENT)), ['responded with 404', 'HF_ENDPOINT']),
     'too many requests': (dict(answer=status(429, {'Retry-After': '3600'})), [
-        'answers 429 Too Many Requests and asks to wait 3600 s', 'later', 'HF_TOKEN']),
-    'the hub is broken': (dict(answer=status(500)), ['answers 500 Internal Server Error 3 times', 'later']),
-    'a login page': (dict(answer=status(200, **NO_HUB)), ['is no hub', 'login page', 'HF_ENDPOINT']),
-    'the hub is silent': (dict(answer=silent), ['failed 3 times', 'timed out', 'HTTP_PROXY']),
-    'the hub hangs up': (dict(answer=refused), ['failed 3 times', 'disconnected']),
-    'the store forbids it': (dict(send=status(403)), ['localhost', 'answers 403', 'HF_TOKEN']),
-    'the store is broken': (dict(send=status(500)), ['localhost', 'answers 500', 'later']),
+        'responded with 429 Too Many Requests (retry after 3600 s)', 'later', 'HF_TOKEN']),
+    'the hub is broken': (dict(answer=status(500)), ['responded with 500 Internal Server Error (3 attempts)', 'later']),
+    'a login page': (dict(answer=status(200, **NO_HUB)), ['is not a model hub', 'login page', 'HF_ENDPOINT']),
+    'the hub is silent': (dict(answer=silent), ['failed (3 attempts; ', 'timed out', 'HTTP_PROXY']),
+    'the hub hangs up': (dict(answer=refused), ['failed (3 attempts; ', 'disconnected']),
+    'the store forbids it': (dict(send=status(403)), ['localhost', 'responded with 403', 'HF_TOKEN']),
+    'the store is broken': (dict(send=status(500)), ['localhost', 'responded with 500', 'later']),
     'the store has a login page': (dict(send=status(200, **NO_HUB)), ['should be of size', 'has size 26']),
     'the store hangs up': (dict(send=refused), ['localhost', 'failed', 'disconnected']),
     'the body breaks off': (dict(send=part(refused)), ['localhost', 'failed']),
@@ -178,8 +178,8 @@ def test_each_cause_has_its_words_and_its_remedy(filled, capfd, case):
     text = str(err.value)
     assert not lines and all(o in text for o in words) and '\n' not in text, text
     assert text.startswith(f"--weights imagenet: the weights of '{NAME}' are not on this machine and cannot be ")
-    assert text.endswith('or give --weights FILE with weights of that network, or --weights none to start from random '
-                         'ones')
+    assert text.endswith('. Or give --weights FILE with weights of that network, or --weights none to train from '
+                         'scratch')
     assert capfd.readouterr().err.count('\n') == 1 and not [*Path(constants.HF_HUB_CACHE).rglob('*.incomplete')]
     assert len(filled.requests) <= 10, filled.requests
 
@@ -187,7 +187,7 @@ def test_each_cause_has_its_words_and_its_remedy(filled, capfd, case):
 def test_nothing_listens(filled):
     filled.server.shutdown()
     filled.server.server_close()
-    with pytest.raises(BasegunError, match=f'127.0.0.1:{filled.port} failed 3 times .*Connection refused'):
+    with pytest.raises(BasegunError, match=f'127.0.0.1:{filled.port} failed .3 attempts; .*Connection refused'):
         hub_file(NAME)
 
 
@@ -195,7 +195,7 @@ def test_nothing_listens(filled):
 def test_a_dead_proxy_is_named(monkeypatch):
     monkeypatch.setenv('http_proxy', 'http://somebody:secret@127.0.0.1:9')
     monkeypatch.setenv('no_proxy', '')
-    with pytest.raises(BasegunError, match="failed 3 times.*the proxy '127.0.0.1:9' of HTTP_PROXY") as err:
+    with pytest.raises(BasegunError, match="failed .3 attempts; .*the proxy '127.0.0.1:9' in HTTP_PROXY") as err:
         hub_file(NAME)
     assert 'secret' not in str(err.value)
 
@@ -203,14 +203,15 @@ def test_a_dead_proxy_is_named(monkeypatch):
 @pytest.mark.usefixtures('filled')
 def test_no_network_by_wish(monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    with pytest.raises(BasegunError, match='HF_HUB_OFFLINE is set. Unset it, or'): hub_file(NAME)
+    with pytest.raises(BasegunError, match='HF_HUB_OFFLINE is set. Unset it. Or'): hub_file(NAME)
 
 
 @pytest.mark.usefixtures('filled')
 def test_a_place_that_cannot_be_written(monkeypatch, tmp_path):
     (tmp_path/'file').touch()
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'file'/'hub'))
-    with pytest.raises(BasegunError, match="Not a directory in '.*file/hub'. Set HF_HOME to a folder"): hub_file(NAME)
+    with pytest.raises(BasegunError, match="Not a directory in '.*file/hub'. Set HF_HOME to a writable folder"):
+        hub_file(NAME)
 
 
 @pytest.mark.usefixtures('filled')
@@ -219,7 +220,7 @@ def test_a_disk_without_room():
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
     try:
-        with pytest.raises(BasegunError, match='File too large in .*Set HF_HOME to a folder .* with room'):
+        with pytest.raises(BasegunError, match='File too large in .*Set HF_HOME to a writable .* with enough space'):
             hub_file(NAME)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

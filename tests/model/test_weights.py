@@ -85,7 +85,7 @@ def test_a_file_with_the_names_of_others_is_taken_where_timm_knows_them(data, tm
 def test_a_folder_is_no_file(tmp_path, inside):
     if inside: (tmp_path/'model.safetensors').touch()
     [fault] = weight_faults(TINY, tmp_path)
-    assert fault == f"--weights '{tmp_path}' is a folder. Give " + (
+    assert fault == f"--weights '{tmp_path}': a folder, not a file. Give " + (
         f"the file in it, '{tmp_path/'model.safetensors'}'" if inside else "a file of weights, 'imagenet' or 'none'")
 
 

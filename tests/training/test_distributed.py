@@ -314,9 +314,9 @@ def test_faults_of_processes_are_told_before_anything_slow(data, tmp_path):
     assert result.returncode == 1 and '4 processes cannot share it evenly; give 28 or 32' in result.stderr
     assert '--lr -1' in result.stderr
     result = typed('train', data, '--out', tmp_path, '--gpus', 'all', '--device', 'cpu')
-    assert '--gpus all --device cpu: a CPU is one' in result.stderr
+    assert '--gpus all --device cpu: a CPU has no GPUs to count' in result.stderr
     result = typed('train', data, '--out', tmp_path, '--gpus', '0', '--other-gpus')
-    assert '--gpus 0: give a whole number' in result.stderr and '--other-gpus goes with the --resume' in result.stderr
+    assert '--gpus 0: give a whole number' in result.stderr and '--other-gpus works only with --resume' in result.stderr
     if not torch.cuda.is_available():
         result = typed('train', data, '--out', tmp_path, '--gpus', 'all')
         assert result.returncode == 1 and 'sees no GPU here' in result.stderr and '--device cpu' in result.stderr

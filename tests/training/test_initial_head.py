@@ -71,14 +71,14 @@ def test_a_training_says_with_what_its_head_begins(data, weights, tmp_path, opti
         weights=weights, head_epochs=1, fine_tune_epochs=1, name='run') | options)]
     done = typed(*command)
     assert done.returncode == 0, done.stderr
-    begins = 'the head begins with what the weights tell of 1,000 other classes: before the first epoch accuracy is'
+    begins = 'the head is initialised from the pretraining classes (1,000); accuracy before training: '
     assert (begins in done.stderr) == ('head' not in options), done.stderr
     assert json.loads((tmp_path/'run'/'config.json').read_text())['best']['epoch'] in (0, 1, 2)
 
 
 @pytest.mark.parametrize(('classes', 'words'), [
-    (list('abcdef'), 'the same 6 classes'), (list('fedcba'), 'the same 6 classes'),
-    (list('abcdxyz'), '7 classes, 4 of them the same'), (list('uvwxyz'), '6 other classes'), (None, '6 classes')])
+    (list('abcdef'), '6, the same as in train/'), (list('fedcba'), '6, the same as in train/'),
+    (list('abcdxyz'), '7, 4 of them in train/'), (list('uvwxyz'), '6, 0 of them in train/'), (None, '6')])
 def test_it_is_said_whose_classes_the_weights_tell(learn, tmp_path, capfd, classes, words):
     about = None if classes is None else {ABOUT: json.dumps(dict(classes=classes))}
     features, n = learn.model[1][-1].in_features, len(classes or 'abcdef')
@@ -87,14 +87,14 @@ def test_it_is_said_whose_classes_the_weights_tell(learn, tmp_path, capfd, class
     save_file(state, tmp_path/'file.safetensors', about)
     learn.dls.vocab = list('abcdef')
     initial_head(learn, pretrained_classifier(ARCH, tmp_path/'file.safetensors'))
-    assert f'the head begins with what the weights tell of {words}: before' in capfd.readouterr().err
+    assert f'the head is initialised from the pretraining classes ({words}); accuracy before' in capfd.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_run_begins_with_what_another_has_learnt(data, run, tmp_path):
     done = typed('train', data, '--out', tmp_path, *as_arguments(**QUICK | dict(
         weights=run.weights, head_epochs=1, fine_tune_epochs=0)))
-    assert done.returncode == 0 and 'what the weights tell of the same 6 classes' in done.stderr, done.stderr
+    assert done.returncode == 0 and 'the pretraining classes (6, the same as in train/)' in done.stderr, done.stderr
 
 
 @pytest.mark.slow

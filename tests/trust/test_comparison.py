@@ -66,5 +66,5 @@ def test_what_keeps_two_runs_from_being_compared_is_named():
         dataset = SimpleNamespace(parts=dict(val=val))
         return SimpleNamespace(path='runs/x', config=SimpleNamespace(classes=classes, dataset=dataset))
     assert comparison_fault(run(), run()) is None
-    assert 'knows pistolet, revolver, canon' in comparison_fault(run(), run([CLASSES[0], 'canon']))
-    assert 'other val photos' in comparison_fault(run(), run(val='2'))
+    assert 'of the two runs has pistolet, revolver, canon' in comparison_fault(run(), run([CLASSES[0], 'canon']))
+    assert 'different val photos' in comparison_fault(run(), run(val='2'))
