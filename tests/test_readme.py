@@ -1,4 +1,4 @@
-"What README shows is what the commands say."
+"The README shows the real output of the commands."
 import json
 import re
 import shlex
@@ -81,7 +81,7 @@ def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
     result = run_warm('train', data, '--arch', 'test_efficientnet', '--size', 32, '--weights', 'none',
                       '--fine-tune-epochs', 2, '--lr', .006, '--batch-size', 16, '--out', 'demo/runs', '--name',
                       'first', cwd=tmp_path)
-    # what follows depends on the photos
+    # the rest of the line depends on the photos
     def words(line):
         line = re.sub(r'^(no familiarity|unfamiliar)\b.*', 'familiarity', line)  # README's val has enough photos for it
         return re.sub(r'^(high|medium|low|nothing is called high)\b.*', r'\1', line)
