@@ -69,7 +69,7 @@ def test_processes_have_room_in_the_memory_of_the_container(monkeypatch, tmp_pat
 def on_a_machine_with(what, *arguments, cold=False, **options):
     "Run the command with some of the system's folders replaced; if `cold`, as a new program."
     if subprocess.run([*NAMESPACE, 'sh', '-ec', ODD[what]], capture_output=True, env=options.get('env')).returncode:
-        pytest.skip('this user may not mount anything here')
+        pytest.skip('this user may not mount disks')
     if os.getuid() == 0 and not cold: return run_warm(*arguments, mounts=ODD[what], **options)
     script = f'set -e; {ODD[what]}; exec "$@"'
     return subprocess.run([*NAMESPACE, 'sh', '-c', script, 'sh', COMMAND, *map(str, arguments)], capture_output=True,

@@ -37,7 +37,7 @@ MAX_SECONDS = dict(ITIMER_PROF=16, ITIMER_REAL=100)
 PROPERTIES = ['random bytes', 'bytes behind a header', 'truncated', 'damaged', 'spliced']
 NUMBERS = [o.to_bytes(size, order) for size in (2, 4) for order in ('big', 'little')  # at which a size may overflow
            for o in (0, 1, 256**size // 2 - 1, 256**size // 2, 256**size - 1, 20000)]
-on_linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='it asks Linux how much memory was taken')
+on_linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux reports the memory of a process')
 
 
 def saved(image, kind, **options):
@@ -219,7 +219,7 @@ def properties(check):
     def behind(start, size, content): check(mended(start[:size] + content))
     def truncated(content, size):
         actual = check(content[:size % (len(content) + 1)])
-        assert isinstance(actual, str) or np.array_equal(actual, whole(content)), 'what is left is shown as the whole'
+        assert isinstance(actual, str) or np.array_equal(actual, whole(content)), 'a part is shown as a whole photo'
     def spoilt(content, count, plan, mend): check((mended if mend else bytes)(damaged(content, plan[:9*count])))
     def spliced(a, b, end, start): check(mended(a[:end % (len(a) + 1)] + b[start % (len(b) + 1):]))
     return dict(zip(PROPERTIES, [

@@ -198,7 +198,7 @@ def test_damaged_exif_takes_no_pixels_away(kind):
 @pytest.fixture
 def in_time():
     "Fail a test that waits for ever."
-    def late(*_): pytest.fail('it waits')
+    def late(*_): pytest.fail('it waits for ever')
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, 20)
     yield
@@ -236,7 +236,7 @@ def test_what_is_no_file_is_an_error_at_once(make, reason, tmp_path):
     assert actual.value.path == str(path) and reason in actual.value.reason != ''
 
 
-@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='nothing is forbidden to this user')
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='root may read every file')
 def test_a_forbidden_file_is_an_error(tmp_path):
     path = tmp_path/'photo.jpg'
     path.write_bytes(photos()['JPEG'])
@@ -244,7 +244,7 @@ def test_a_forbidden_file_is_an_error(tmp_path):
     with pytest.raises(UnreadablePhoto, match='Permission denied'): pixels(path, 32)
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='names are text here')
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names are text on this system')
 def test_a_name_that_is_no_text(tmp_path):
     path = os.path.join(tmp_path, os.fsdecode(b'\xe9t\xe9 \xff.jpg'))
     with open(path, 'wb') as file: file.write(photos()['JPEG'])

@@ -187,7 +187,7 @@ class Launched:
         for line in self.process.stderr:
             self.text.append(line)
             if text in line: return
-        raise AssertionError(f'it never says {text!r}: {"".join(self.text)}')
+        raise AssertionError(f'{text!r} is missing in: {"".join(self.text)}')
 
     def go_on(self):
         "Wait for some lines and a moment more, at random; is it still running then?"
