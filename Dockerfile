@@ -1,12 +1,12 @@
-# Two images. `docker build --target serve .` makes a small server, `docker build .` the one for OVH AI Training.
+# Two images: `docker build --target serve .` makes a small server, `docker build .` the image for OVH AI Training.
 
-# The server: no PyTorch, nothing to write to, not root. The exported model comes as a volume:
+# The server: no PyTorch, no writable files, not root. The exported model is a volume:
 #   docker run --read-only -p 8000:8000 -v "$PWD/served:/model:ro" IMAGE
 FROM python:3.11-slim-bookworm AS packages
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# What `serve` needs of the package's requirements; the rest is for training.
+# The package's requirements that `serve` needs; the others are for training.
 WORKDIR /build
 COPY settings.ini constraints.txt ./
 RUN python -c "from configparser import ConfigParser as C; c = C(delimiters=['=']); c.read('settings.ini'); \
@@ -40,15 +40,15 @@ ARG TORCH_INDEX=
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HOME=/workspace
 
-# What `train --compile` compiles with.
+# The compiler for `train --compile`.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 
-# PyTorch is most of the image and changes least.
+# PyTorch is the largest part of the image and changes least.
 # hadolint ignore=DL3013
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH" "torchvision==$TORCHVISION"
 
-# Then everything else that the package needs, without the package itself: its code changes most.
+# Then the other requirements, without the package itself, because its code changes most.
 WORKDIR /build
 COPY settings.ini constraints.txt ./
 RUN grep -vE '^(torch|torchvision)==' constraints.txt > others.txt \

@@ -1,11 +1,11 @@
-# What people who work on it type (CONTRIBUTING.md). All but `install` install what is missing.
+# Commands for developers (CONTRIBUTING.md). Every target installs what is missing.
 .PHONY: install demo one fast test soak docs bench
 .NOTPARALLEL:
 .ONESHELL:
 .SILENT:
 .SHELLFLAGS = -eu -o pipefail -c
 SHELL = bash
-# Python keeps what it has compiled, whatever the shell says: compiling PyTorch and fastai is three fifths of a start.
+# Python keeps the modules that it compiles, even if the shell forbids it: compiling them is three fifths of a start.
 export PYTHONDONTWRITEBYTECODE =
 PYTHON ?= python3
 BIN = .venv/bin
@@ -16,7 +16,7 @@ install: .venv/installed
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	# Only what a start imports is compiled, and now: a shell that sets PYTHONDONTWRITEBYTECODE would never do it.
+	# Compile now, and only what a start imports: if a shell sets PYTHONDONTWRITEBYTECODE, it is never compiled later.
 	$(BIN)/python -W ignore -c 'import pkgutil, basegun_fastai as b; [__import__(o.name) for o in pkgutil.walk_packages(b.__path__, "basegun_fastai.")]'
 	touch $@
 
@@ -31,7 +31,7 @@ one: install
 	export $(ENVIRONMENT) XDG_CACHE_HOME="$$(mktemp -d)"
 	trap 'rm -rf "$$XDG_CACHE_HOME"' EXIT
 	notebook=$$(find nbs -name '$(NB).ipynb' -not -path '*/.ipynb_checkpoints/*' | head -1)
-	test -n "$$notebook" || { echo "no notebook '$(NB)': give its name, such as make one NB=levels"; exit 1; }
+	test -n "$$notebook" || { echo "no notebook '$(NB)': give the name of one, for example: make one NB=levels"; exit 1; }
 	nbdev-export
 	nbdev-clean --fname "$$notebook"
 	ruff check -q "$$notebook" basegun_fastai
@@ -51,7 +51,7 @@ test: install docs
 	before=$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)
 	nbdev-export
 	nbdev-clean
-	test "$$before" = "$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)" || { git diff --stat; echo 'nbdev-export or nbdev-clean changes files: commit what they make'; exit 1; }
+	test "$$before" = "$$(git status --porcelain --untracked-files=no | sha256sum; git diff | sha256sum)" || { git diff --stat; echo 'nbdev-export or nbdev-clean changed files: commit the changes'; exit 1; }
 	ruff check .
 	timeout 1800 nbdev-test --n-workers 2 2>&1 | tee "$$XDG_CACHE_HOME/lessons.log"
 	if grep -q Traceback "$$XDG_CACHE_HOME/lessons.log"; then echo 'a lesson prints a traceback'; exit 1; fi
@@ -63,7 +63,7 @@ test: install docs
 	dist/venv/bin/pip install -q --disable-pip-version-check --no-deps -c constraints.txt fastcore dist/*.whl
 	(cd dist && venv/bin/basegun-fastai -h)
 
-# Before a release: what only repeats, in full, and the targets that `test` leaves out; of `bench` all but the measuring.
+# Before a release: the repeating tests in full, and the targets that `test` leaves out; `bench` only imports its scripts.
 soak: NB = levels
 soak: BENCHMARK = $(BIN)/python -W ignore -c 'import runpy, sys; sys.path.insert(0, "benchmarks"); runpy.run_path(sys.argv[1])'
 soak: install one fast demo bench
@@ -77,4 +77,4 @@ docs: install
 BENCHMARK = $(BIN)/python
 bench: install
 	for o in bench near_duplicates check head_views whole memory levels real unknown padding; do $(BENCHMARK) "$$PWD/benchmarks/$$o.py"; done
-	if command -v hey >/dev/null; then $(BENCHMARK) "$$PWD/benchmarks/load.py"; else echo 'no hey (apt-get install hey): benchmarks/load.py is left out'; fi
+	if command -v hey >/dev/null; then $(BENCHMARK) "$$PWD/benchmarks/load.py"; else echo 'benchmarks/load.py is left out: it needs hey (apt-get install hey)'; fi

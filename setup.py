@@ -1,4 +1,4 @@
-"Hand settings.ini, the one owner of the package's metadata, to setuptools."
+"Pass the package's metadata, which only settings.ini holds, to setuptools."
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-"""Measure the bars that this machine can measure, all arms of a row in turn in one run: `make bench`.
+"""Measure the rows that this machine can measure; the arms of a row run in turn: `make bench`.
 
-Prints a table of medians with the lowest and highest run, and writes it to benchmarks/results.json. Quote the ratios
-only: absolute times belong to the machine. Photos are drawn at 12 megapixels and saved at 1, 2 and 3 bits a pixel, as
-phones do; they are read from the system's memory, not from the disk. BASEGUN_ROWS="frozen loading" measures some of
-the rows; the others stay as they were noted.
+Prints a table of medians with the lowest and highest run, and writes it to benchmarks/results.json. Quote only the
+ratios: absolute times depend on the machine. Photos are drawn at 12 megapixels and saved at 1, 2 and 3 bits per pixel,
+as phones do; they are read from the system's memory, not from the disk. BASEGUN_ROWS="frozen loading" measures some
+of the rows; the others keep their noted values.
 """
 import copy
 import json
@@ -62,7 +62,7 @@ ARCH = architecture('efficientnet_b0')
 
 
 def waited():
-    "Wait for the device."
+    "Wait for the device; return the time."
     if DEVICE == 'cuda': torch.cuda.synchronize()
     return time.perf_counter()
 
@@ -85,7 +85,7 @@ def in_turn(arms, repeats=REPEATS):
 # Photos
 
 def saved(task):
-    "Draw a photo of 12 megapixels, and save it with as many bits a pixel as asked."
+    "Draw a photo of 12 megapixels, and save it with at most the given number of bits per pixel."
     file, label, number, bits = task
     photo, low, high = draw_photo(label, np.random.default_rng([7, number]), (4032, 3024)), 5, 98
     while low < high:
@@ -96,7 +96,7 @@ def saved(task):
 
 
 def phone_photos(folder):
-    "Make a data set of 12-megapixel photos, a third at each of 1, 2 and 3 bits a pixel."
+    "Make a data set of 12-megapixel photos, a third each at 1, 2 and 3 bits per pixel."
     tasks = []
     for split, n in dict(train=TRAIN, val=VAL).items():
         for i, label in zip(range(n), cycle(GUNS)):
@@ -109,20 +109,20 @@ def phone_photos(folder):
 # Loading
 
 def huffman(file):
-    "Decode at an eighth of the size: what is left is reading all bytes of the file."
+    "Decode at an eighth of the size: what remains is the reading of all bytes of the file."
     with Image.open(file) as image:
         image.draft('RGB', (image.width // 8, image.height // 8))
         image.load()
 
 
 def drained(dl):
-    "Go through an epoch of ready batches; what happens to them on the device is not loading."
+    "Read all batches of an epoch; the work on the device is not part of loading."
     dl.after_batch = lambda batch: batch
     for _ in dl: pass
 
 
 def loading(folder):
-    "First and later epochs of our loader, and of fastai's with `ImageBlock` and `Resize`, with as many processes."
+    "First and later epochs of our loader, and of fastai's with `ImageBlock` and `Resize`, with equally many processes."
     table, caches = known_contents(folder, list_photos(folder)), TemporaryDirectory()
     stock = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
                       splitter=GrandparentSplitter(valid_name='val'),
@@ -135,7 +135,7 @@ def loading(folder):
         return dataloaders(folder, ARCH, photos=listed, batch_size=8, photo_cache=squares, workers=cores()).train
     def first():
         with TemporaryDirectory() as empty: return timed(drained, ours(empty, table))
-    listed = pd.concat([table] * MANY)  # the rows again and again: an epoch long enough to be timed
+    listed = pd.concat([table] * MANY)  # the rows many times: an epoch that is long enough to time
     warm = ours(caches.name, listed)
     drained(warm)
     squares = np.stack([pixels(o, ARCH.before_crop) for o in files])
@@ -146,13 +146,13 @@ def loading(folder):
         return in_turn({'stock fastai': lambda: timed(drained, stock.train), 'ours, first epoch': first,
                        'ours, later epochs': lambda: timed(drained, warm) / MANY,
                        'memcpy of the squares': lambda: timed(copied) / MANY,
-                       'entropy decoding alone': lambda: timed(lambda: list(pool.map(huffman, files)))}, 5)
+                       'entropy decoding only': lambda: timed(lambda: list(pool.map(huffman, files)))}, 5)
 
 
 # Steps
 
 class StepTime(Callback):
-    "Time training steps from the batch that is ready to the weights that have moved."
+    "Time training steps from the prepared batch to the updated weights."
     order = 1000
 
     def before_fit(self): self.seconds = []
@@ -162,7 +162,7 @@ class StepTime(Callback):
 
 
 def ready_loaders(size=ARCH.size):
-    "Loaders of photos that are ready on the device, so that nothing but the step is timed."
+    "Loaders of photos that are on the device already, so that only the step is timed."
     set_seed(0)
     items = [(TensorImage(torch.randn(3, size, size)), TensorCategory(torch.tensor(i % 6)))
              for i in range(BATCH * STEPS)]
@@ -172,7 +172,7 @@ def ready_loaders(size=ARCH.size):
 
 
 def stock_arm(learn):
-    "fastai's own training, an epoch at a time; the median step in seconds."
+    "fastai's own training, one epoch per call; returns the median step in seconds."
     learn.add_cb(timer := StepTime())
     def arm():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
@@ -181,28 +181,28 @@ def stock_arm(learn):
 
 
 def our_arm(learn, stage, stack, *timers):
-    "Our training, with all of `fit`'s callbacks but those that write."
+    "Our training, with all callbacks of `fit` except for those that write."
     (learn.freeze if stage.name == 'head' else learn.unfreeze)()
     learn.model.to(DEVICE)
     learn.recorder.train_metrics = True
     callbacks = stack.enter_context(stage_context(learn, stage, 0, Path('.')))
     def arm():
-        begun = time.perf_counter()
+        started = time.perf_counter()
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(1, 1e-3, cbs=[*stage_callbacks(learn, stage, 0, Memory()), Progress(1), *callbacks,
                                               *timers])
-        return statistics.median(timers[0].seconds) if timers else time.perf_counter() - begun
+        return statistics.median(timers[0].seconds) if timers else time.perf_counter() - started
     return arm
 
 
 def stages(views=0):
-    "Both stages, in the number format that `train` would take here."
+    "Both stages, in the number format that `train` chooses on this machine."
     return [Stage(o, 1, 0., 1e-3, stage_precision('auto', DEVICE, frozen=o == 'head'), views)
             for o in ('head', 'fine-tune')]
 
 
 def frozen():
-    "The step of a frozen body: stock fastai's, ours, and the body going forward alone, which no step can beat."
+    "The step of a frozen body: stock fastai's, ours, and only the body's forward pass, which no step can beat."
     dls, (head, _) = ready_loaders(), stages()
     stock = vision_learner(dls, ARCH.timm_name, n_out=6, pretrained=False, normalize=False,
                            loss_func=CrossEntropyLossFlat(), path='.')
@@ -216,7 +216,7 @@ def frozen():
 
 
 def step():
-    """The step of fine-tuning: stock fastai's, ours, and a loop of PyTorch alone with the same network, format and
+    """The step of fine-tuning: stock fastai's, ours, and a plain PyTorch loop with the same network, format and
     optimiser.
     """
     dls, (_, fine) = ready_loaders(), stages()
@@ -262,7 +262,7 @@ class Ready:
 
 
 def feed(folder):
-    "An epoch of fine-tuning from the cache, with ready uint8 squares, and with ready floats that need no augmentation."
+    "An epoch of fine-tuning from the cache, from prepared uint8 squares, and from floats that need no augmentation."
     table, caches = known_contents(folder, list_photos(folder)), TemporaryDirectory()
     squares = open_cache(folder, [(ARCH.before_crop, table[table.split == 'train']),
                                   (ARCH.size, table[table.split == 'val'])], caches.name)
@@ -317,7 +317,7 @@ def head(folder):
 # Serving
 
 def exported(arch, folder):
-    "Train for an epoch, and export: the way of a real model, whatever it has learnt."
+    "Train for one epoch, and export as with a real model; its accuracy does not matter."
     from basegun_fastai.data.demo import demo_data
     from basegun_fastai.export import export
     from basegun_fastai.train import train
@@ -331,7 +331,7 @@ def exported(arch, folder):
 
 
 def bare_session(run, threads):
-    "The session that one would make of the same network: normalised floats in, logits out."
+    "A typical session with the same network: normalised floats in, logits out."
     import onnxruntime
 
     from basegun_fastai.base.record import Run
@@ -349,7 +349,7 @@ def bare_session(run, threads):
 
 
 def scaled_decode(content, size):
-    "The least that a decoder does: the scale that JPEG offers, next above the input's size."
+    "The least work of a decoder: the scale of JPEG that is next above the input's size."
     with Image.open(BytesIO(content)) as image:
         scale = size / max(image.size)
         image.draft('RGB', (round(image.width * scale), round(image.height * scale)))
@@ -357,7 +357,7 @@ def scaled_decode(content, size):
 
 
 def resize(content, size):
-    "What `photo` does to a decoded photo to fit the network's input."
+    "Resize a decoded photo to the network's input as `photo` does; return the seconds."
     with Image.open(BytesIO(content)) as image:
         scale = size / max(image.size)
         fitted, (width, height) = (round(image.width * scale), round(image.height * scale)), image.size
@@ -368,7 +368,7 @@ def resize(content, size):
 
 def serving(arch, number):
     """From the bytes of a JPEG to its typology, one photo at a time: stock fastai, the run's own learner.pkl,
-    ours, and its two parts alone.
+    ours, and only its two parts.
     """
     from fastai.learner import load_learner
 
@@ -385,7 +385,7 @@ def serving(arch, number):
                                loss_func=CrossEntropyLossFlat(), path='.')
         def often(work):
             def arm():
-                work()  # its weights are in the cache again, and the threads of the arm before sleep
+                work()  # warms the processor's cache, and lets the threads of the previous arm sleep
                 return [timed(work) for _ in range(20)]
             return arm
         def lowest(content):
@@ -412,7 +412,7 @@ def serving(arch, number):
 
 
 def served_rows(title):
-    "Rows of one network: the median and the slowest photo in twenty, for both sizes of photos."
+    "Rows of one network: the median and the 95th percentile, for both sizes of photos."
     rows = []
     for name in ('12 MP', '0.5 MP'):
         for o in ('p50', 'p95'):
@@ -422,13 +422,13 @@ def served_rows(title):
                  f'session + decode, {name}, {o}'),
                 ('the same, the run\'s learner.pkl', f'learner.pkl, {name}, {o}', f'predict, {name}, {o}', None,
                  'the same'), ('the same, share of its limit', f'session + decode, {name}, {o}',
-                               f'predict, {name}, {o}', 1 / 1.2, '1: session and decoding alone',
+                               f'predict, {name}, {o}', 1 / 1.2, '1: only session and decoding',
                  f'resize, {name}, {o}')]
     return rows
 
 
 def start_up():
-    "Help of the command, and the import that it must not wait for, as whole processes."
+    "The help of the command, and the import that it must not wait for, as whole processes."
     def process(*command): return partial(timed, partial(subprocess.run, command, check=True, capture_output=True))
     return in_turn({'import fastai.vision.all': process(sys.executable, '-W', 'ignore', '-c',
                                                         'import fastai.vision.all'),
@@ -441,24 +441,24 @@ def start_up():
 ROWS = {  # what is measured: (function, [(what, above, below, bar, limit)])
     'loading': (loading, [
         ('12-MP JPEGs, first epoch', 'stock fastai', 'ours, first epoch', 2, 'entropy decoding of all bytes'),
-        ('the same, share of its limit', 'entropy decoding alone', 'ours, first epoch', None,
-         '1: nothing but entropy decoding'),
+        ('the same, share of its limit', 'entropy decoding only', 'ours, first epoch', None,
+         '1: only entropy decoding'),
         ('12-MP JPEGs, later epochs', 'stock fastai', 'ours, later epochs', 10, 'memcpy of the prepared squares'),
         ('the same, share of its limit', 'memcpy of the squares', 'ours, later epochs', None,
-         '1: nothing but the copy, in one process')]),
+         '1: only the copy, in one process')]),
     'frozen': (frozen, [
-        ('frozen-head step, B0, 224 px', 'stock fastai', 'ours', 5, 'the body going forward alone'),
-        ('the same, share of its limit', 'forward only', 'ours', .9, '1: nothing but the body going forward')]),
+        ('frozen-head step, B0, 224 px', 'stock fastai', 'ours', 5, 'only the body\'s forward pass'),
+        ('the same, share of its limit', 'forward only', 'ours', .9, '1: only the body\'s forward pass')]),
     'head': (head, [
-        ('5 epochs of the head, B0, 12 MP', 'stock fastai', '1 view', 5, 'one pass of the photos'),
-        ('the same with 2 views', 'stock fastai', '2 views', 2.5, 'two passes of the photos, one decoding'),
-        ('the same, augmented live', 'stock fastai', 'live', None, 'five passes of the photos, one decoding')]),
+        ('5 epochs of the head, B0, 12 MP', 'stock fastai', '1 view', 5, 'one pass over the photos'),
+        ('the same with 2 views', 'stock fastai', '2 views', 2.5, 'two passes over the photos, one decoding'),
+        ('the same, augmented live', 'stock fastai', 'live', None, 'five passes over the photos, one decoding')]),
     'feed': (feed, [
         ('fine-tuning epoch, B0, 224 px', 'ready squares', 'real files', .95, '1: the loader costs nothing'),
         ('the same, augmentation counted', 'ready floats', 'real files', None,
          '1: loader and augmentation cost nothing')]),
     'step': (step, [
-        ('fine-tuning step, B0, 224 px', 'bare loop', 'ours', .95, '1: PyTorch alone'),
+        ('fine-tuning step, B0, 224 px', 'bare loop', 'ours', .95, '1: only PyTorch'),
         ('fine-tuning step, stock fastai', 'stock fastai', 'ours', None, 'the bare loop')]),
     'serve-b0': (partial(serving, 'efficientnet_b0', REPEATS), served_rows('one photo, B0, 224 px')),
     'serve-b3': (partial(serving, 'efficientnet_b3', REPEATS), served_rows('one photo, B3, 300 px')),
@@ -468,7 +468,7 @@ ROWS = {  # what is measured: (function, [(what, above, below, bar, limit)])
 
 
 def row(what, figures, above, below, bar, limit, part=None):
-    "One ratio of two arms, pair by pair; where it misses its bar, what the arm `part` says of the reason."
+    "One ratio of two arms, pair by pair; if it misses its bar, the arm `part` gives the reason."
     ratios, seconds = [a / b for a, b in zip(figures[above], figures[below], strict=True)], {k: statistics.median(v)
         for k, v in figures.items()}
     actual = dict(what=what, ratio=f'{above} / {below}', median=statistics.median(ratios), lowest=min(ratios),
@@ -496,7 +496,8 @@ def main():
         photos = phone_photos(Path(folder)) if {'loading', 'feed', 'head'} & {*chosen} else None
         sizes = [o.stat().st_size * 8 / (4032 * 3024) for o in photos.rglob('*.jpg')] if photos else []
         if sizes:
-            print(f'{len(sizes)} photos of 4032 × 3024, {min(sizes):.2f} to {max(sizes):.2f} bits a pixel', flush=True)
+            print(f'{len(sizes)} photos of 4032 × 3024, {min(sizes):.2f} to {max(sizes):.2f} bits per pixel',
+                  flush=True)
         print(f"{'what':34} {'ratio':62} {'median':>8} {'lowest':>8} {'highest':>8} {'bar':>5}  limit")
         for name in chosen:
             work, wanted = ROWS[name]

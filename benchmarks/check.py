@@ -1,8 +1,8 @@
-"""How `check` grows with the number of photos: seconds a photo, and memory of its process; and what a fingerprint costs
-the second time.
+"""How `check` grows with the number of photos: seconds per photo, and memory of its process; and the cost of a
+fingerprint the second time.
 
-Draws data sets of random pictures (unrelated, 480 × 360, as JPEG), and runs `check` on each as a process of its own,
-in turn. Prints a table and writes it to benchmarks/check.json. BASEGUN_COUNTS="2000 20000" gives the sizes.
+Draws data sets of random pictures (unrelated, 480 × 360, as JPEG), and runs `check` on each in its own process,
+in turn. Prints a table and writes it to benchmarks/check.json. BASEGUN_COUNTS="2000 20000" sets the sizes.
 """
 import json
 import os
@@ -37,7 +37,7 @@ print(f'\\n{seconds} {memory} {time.perf_counter() - started}')
 
 
 def sample(task):
-    "Draw a slice of a data set: random shapes on random grounds, no two alike."
+    "Draw a part of a data set: random shapes on random grounds, no two alike."
     folder, numbers = task
     for i in numbers:
         random = np.random.default_rng([3, i])
@@ -59,7 +59,7 @@ def data_set(folder, n, pool):
 
 
 def measured(folder):
-    """Run `check` in a process of its own: seconds, peak memory of that process in KiB, seconds of the fingerprint
+    """Run `check` in its own process: seconds, peak memory of that process in KiB, seconds of the fingerprint
     after it.
     """
     result = subprocess.run([sys.executable, '-c', MEASURED, folder], capture_output=True, text=True, check=True)
@@ -85,14 +85,14 @@ def main():
     few, many = rows[0], rows[-1]
     growth = (many['peak_mib'] - few['peak_mib']) * 2**20 / (many['photos'] - few['photos'])
     ratio = many['milliseconds_a_photo'] / few['milliseconds_a_photo']
-    print(f"{'photos':>7} {'ms a photo':>11} {'lowest':>7} {'highest':>8} {'peak MiB':>9} "
+    print(f"{'photos':>7} {'ms per photo':>12} {'lowest':>7} {'highest':>8} {'peak MiB':>9} "
           f"{'check / fingerprint again':>26}")
     for o in rows:
-        print(f"{o['photos']:7} {o['milliseconds_a_photo']:11.2f} {o['lowest']:7.2f} {o['highest']:8.2f} "
+        print(f"{o['photos']:7} {o['milliseconds_a_photo']:12.2f} {o['lowest']:7.2f} {o['highest']:8.2f} "
               f"{o['peak_mib']:9.0f} "
               f"{o['check_over_fingerprint']:26.0f}")
-    print(f'seconds a photo, {many["photos"]} / {few["photos"]} photos: {ratio:.2f} (bar 0.8 to 1.2); memory grows by '
-          f'{growth:.0f} bytes a photo (bar 1024)')
+    print(f'seconds per photo, {many["photos"]} / {few["photos"]} photos: {ratio:.2f} (bar 0.8 to 1.2); memory grows '
+          f'by {growth:.0f} bytes per photo (bar 1024)')
     write_whole(HERE/'check.json', json.dumps(dict(cores=cores(), repeats=REPEATS, rows=rows, ratio=ratio,
                                                    bytes_a_photo=growth), indent=2) + '\n')
 

@@ -1,17 +1,17 @@
-"""Is the evidence right? Prints a table and writes benchmarks/evidence.json.
+"""Is the evidence correct? Prints a table and writes benchmarks/evidence.json.
 
 A tiny network is trained on drawn guns, and one with real weights on real photos (BASEGUN_REAL, default ../shared/real;
-left out where there is none). Then, on val:
+left out if the folder is missing). Then, on val:
 
-- sums: the largest distance between a logit and what the evidence adds up to;
-- randomised: rank correlation of the map with that of the same network whose head, or all of it, is random
-  (Adebayo 2018);
-- deletion and insertion: the probability of the answer while places are greyed out, or brought in, in the order of the
-  evidence, of a random order, and of Grad-CAM (`pip install grad-cam`; left out where it is not installed);
-- pointing (drawn guns): share of the positive evidence on the gun, beside the share of the photo that the gun covers;
-- mirror pair (drawn guns): which half of the gun the evidence for one of the pair against the other lies on;
-- latency: EfficientNet-B0 at 224 pixels in onnxruntime, asked for probabilities alone and for evidence too, over
-  the time of the same network exported without evidence.
+- sums: the largest difference between a logit and the sum of its evidence;
+- randomised: rank correlation of the map with that of the same network with a random head, or with all its weights
+  random (Adebayo 2018);
+- deletion and insertion: the probability of the predicted class while places are greyed out, or restored, in the order
+  of the evidence, in a random order, and in the order of Grad-CAM (`pip install grad-cam`; left out if not installed);
+- pointing (drawn guns): share of the positive evidence on the gun, and the share of the photo that the gun covers;
+- mirror pair (drawn guns): which half of the gun has the evidence for one of the pair against the other;
+- latency: EfficientNet-B0 at 224 pixels in onnxruntime, for only the probabilities and for the evidence too, divided
+  by the time of the same network exported without evidence.
 """
 import json
 import os
@@ -72,7 +72,7 @@ def sums(judged):
 
 
 def randomised(judged):
-    "Mean rank correlation of the answer's map with that of a random head, and of a random network."
+    "Mean rank correlation of the predicted class's map with that of a random head, and of a random network."
     torch.manual_seed(1)
     best, own = judged.logits(judged.squares).argmax(1), judged.maps(judged.squares)
     head = torch.nn.Linear(judged.layer.in_features, judged.layer.out_features)
@@ -85,7 +85,7 @@ def randomised(judged):
 
 
 def grad_cam(judged, best):
-    "Maps of pytorch-grad-cam on the last feature map, or nothing where it is not installed."
+    "Maps of pytorch-grad-cam on the last feature map, or None if it is not installed."
     try:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -105,7 +105,7 @@ def grad_cam(judged, best):
 
 
 def curves(judged, orders, best):
-    "Mean probability of the answer over the steps of deletion and of insertion: lower and higher are better."
+    "Mean probability of the predicted class over deletion (lower is better) and insertion (higher is better)."
     n, side = orders.shape[1], judged.squares.shape[1]
     edges = np.linspace(0, side, n + 1).round().astype(int)
     deleted, inserted = judged.squares.copy(), np.full_like(judged.squares, NEUTRAL)
@@ -132,7 +132,7 @@ def ordered(judged):
 
 
 def pointing(judged, n=10):
-    "Share of the positive evidence against the runner-up on the gun, and the share of the square that the gun covers."
+    "Share of the positive evidence against the second class on the gun, and share of the square that the gun covers."
     shares, areas = [], []
     for label in GUNS:
         for i in range(n):
@@ -155,7 +155,7 @@ def pointing(judged, n=10):
 
 
 def mirror_pair(judged, classes, n=20):
-    "Share of the evidence for the right one of the mirror pair against its twin that lies in the photo's middle half."
+    "Share of right classes, and of the evidence for the class against its mirror twin in the photo's middle half."
     a, b = (classes.index(o) for o in ('epaule_a_verrou', 'epaule_semi_auto_style_chasse'))
     right, shares = 0, []
     for own, other, label in ((a, b, 'epaule_a_verrou'), (b, a, 'epaule_semi_auto_style_chasse')):
@@ -188,7 +188,7 @@ class Serving(torch.nn.Module):
 
 
 def latency(repeats=200):
-    "Ratios of medians, in turn: probabilities alone, and evidence too, over a network without evidence."
+    "Ratios of medians, in turn: only probabilities, and evidence too, over a network without evidence."
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
     plain, explained = (onnxruntime.InferenceSession(onnx_model(Serving(o).eval(), 224).SerializeToString(), options)

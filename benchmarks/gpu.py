@@ -1,10 +1,10 @@
-"""What only a GPU can show, in under 8 minutes on one H100: prints a table, and writes it to benchmarks/gpu.json.
+"""Measure what needs GPUs, in under 8 minutes on one H100: prints a table and writes it to benchmarks/gpu.json.
 
-Training from files end to end, photos a second, against stock fastai and a bare loop of PyTorch on ready tensors; the
-batch probe against a search by hand; memory that does not suffice; a training that is interrupted; how often a step
-waits for the GPU; answers of the GPU against those of the CPU; an export of a run that was made there. Photos are drawn
-at 1.2 megapixels. BASEGUN_TINY=1 tries the script out on a CPU, with a tiny network. BASEGUN_ROWS="training probe" runs
-some of the rows.
+Training from files end to end, photos per second, against stock fastai and a bare PyTorch loop on prepared tensors; the
+batch probe against a search by hand; too little memory; an interrupted training; how often a step waits for the GPU;
+predictions of the GPU against those of the CPU; the export of a run that was made there. Photos are drawn at 1.2
+megapixels. BASEGUN_TINY=1 tries the script out on a CPU, with a tiny network. BASEGUN_ROWS="training probe" runs some
+of the rows.
 """
 import contextlib
 import io
@@ -59,11 +59,11 @@ DEVICE = 'cpu' if TINY else 'cuda'
 NETWORKS = [('test_efficientnet', 32, 16, 96)] if TINY else [
     ('efficientnet_b0', 224, 256, 4096), ('efficientnet_b3', 300, 128, 2048), ('efficientnet_b5', 456, 32, 768)]
 SMALL, SMALL_SIZE = ('test_efficientnet', 32) if TINY else ('efficientnet_b0', 224)
-STARTED, LIMIT = time.monotonic(), 7 * 60  # seconds after which nothing is compiled any more
+STARTED, LIMIT = time.monotonic(), 7 * 60  # in seconds; after half of it nothing is compiled
 
 
 def now():
-    "The time, once the device has done what it was told."
+    "The time, after the device has finished its work."
     if DEVICE == 'cuda': torch.cuda.synchronize()
     return time.perf_counter()
 
@@ -76,7 +76,7 @@ def saved(task):
 
 
 def data_set(folder, train):
-    "Draw photos, an eighth as many for val."
+    "Draw photos for train, and an eighth as many for val."
     tasks = []
     for split, n in dict(train=train, val=max(12, train // 8)).items():
         for i, label in zip(range(n), cycle(GUNS)):
@@ -89,18 +89,18 @@ def data_set(folder, train):
 # Training from files
 
 def epochs(learn, callbacks, n=2):
-    "Train so many epochs; returns the seconds of the last one's training."
+    "Train `n` epochs; returns the seconds of training in the last one."
     seconds = []
     class Timer(Callback):
         order = 1000
-        def before_train(self): self.begun = now()
-        def after_train(self): seconds.append(now() - self.begun)
+        def before_train(self): self.started = now()
+        def after_train(self): seconds.append(now() - self.started)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(n, 1e-4, cbs=[*callbacks, Timer()])
     return seconds[-1]
 
 
 def ours(data, photos, cache, arch, batch_size, precision, compiled=False):
-    "Photos a second of our fine-tuning, in its second epoch; the third where it compiles."
+    "Photos per second of our fine-tuning, in its second epoch, or in the third if it compiles."
     dls = dataloaders(data, arch, photos, batch_size, None, DEVICE, cache)
     learn, stage = learner(dls, arch, 'none'), Stage('fine-tune', 2, 1e-4, 1e-4, precision)
     learn.unfreeze()
@@ -115,7 +115,7 @@ def ours(data, photos, cache, arch, batch_size, precision, compiled=False):
 
 
 def stock(data, arch, batch_size):
-    "The same of stock fastai as its documents show it, in half precision, for a fourth of the photos."
+    "The same for stock fastai as its documentation shows it, in half precision, on a quarter of the photos."
     block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_y=parent_label,
                       get_items=lambda folder: sorted(get_image_files(folder/'train'))[::4]
                       + get_image_files(folder/'val'),
@@ -129,21 +129,21 @@ def stock(data, arch, batch_size):
 
 
 def bare(arch, batch_size, precision, steps=12):
-    "Photos a second of a loop of PyTorch alone, on tensors that are ready on the device: nothing can be faster."
+    "Photos per second of a plain PyTorch loop, on tensors that are on the device already: nothing can be faster."
     model = timm.create_model(arch.timm_name, num_classes=6).to(DEVICE, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     number, scaler = getattr(torch, precision), torch.amp.GradScaler(DEVICE, enabled=precision == 'float16')
     x = torch.randn(batch_size, 3, arch.size, arch.size, device=DEVICE).to(memory_format=torch.channels_last)
     y = torch.arange(batch_size, device=DEVICE) % 6
     for i in range(steps + 3):
-        if i == 3: begun = now()
+        if i == 3: started = now()
         with torch.autocast(DEVICE, number, enabled=number != torch.float32):
             loss = torch.nn.functional.cross_entropy(model(x), y)
         scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
         optimiser.zero_grad()
-    return steps * batch_size / (now() - begun)
+    return steps * batch_size / (now() - started)
 
 
 def training(folder):
@@ -172,7 +172,7 @@ def training(folder):
 # The batch size
 
 def by_hand(learn, stage, side, most):
-    "The largest batch of a multiple of 16 that a step can take, from above by halving steps."
+    "The largest batch, a multiple of 16, that fits in a step, by bisection."
     low, high = 0, most
     while high - low > 16:
         middle = (low + high) // 32 * 16
@@ -186,7 +186,7 @@ def by_hand(learn, stage, side, most):
 
 
 def probe(folder):
-    "What the probe chooses, and the largest that fits by hand: the choice is the power of two below."
+    "The batch that the probe chooses, and the largest that fits by hand: the choice is the power of two below it."
     if TINY: return []
     data, rows = data_set(folder/'probed', 1200), []
     for name in ('efficientnet_b3', 'efficientnet_b5'):
@@ -211,14 +211,14 @@ def quietly(*arguments, **options):
 
 
 def memory(folder):
-    "Memory that does not suffice for a batch: it is halved until it does, and the training ends."
+    "Too little memory for a batch: the batch is halved until it fits, and the training completes."
     if TINY: return []
     data = data_set(folder/'halved', 1024)
     torch.cuda.set_per_process_memory_fraction(8 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     try: quietly(data, **OPTIONS | dict(batch_size=1024, fine_tune_epochs=1), out=folder/'runs', name='halved')
     finally: torch.cuda.set_per_process_memory_fraction(1.)
     resolved = Run(folder/'runs'/'halved').config.resolved
-    return [dict(what='8 GiB, batches of 1024: tried, went on with', tried=resolved.halved_from,
+    return [dict(what='8 GiB, batches of 1024: tried, continued with', tried=resolved.halved_from,
                  went_on_with=resolved.batch_size)]
 
 
@@ -228,7 +228,7 @@ def weights_apart(a, b):
 
 
 def resume(folder):
-    "A training that was interrupted after its second epoch, against two that were not."
+    "A training that was interrupted after its second epoch, against two uninterrupted ones."
     data, runs = data_set(folder/'resumed', 192), folder/'runs'
     for name in ('first', 'second'): quietly(data, **OPTIONS, out=runs, name=name)
     saved_state = Checkpoint.after_epoch
@@ -245,7 +245,7 @@ def resume(folder):
 
 
 def waits(folder):
-    "How often a step of ours waits for the GPU, by PyTorch's own count."
+    "How often our step waits for the GPU, as PyTorch counts it."
     if TINY: return []
     data, arch = data_set(folder/'waits', 512), architecture(SMALL)
     dls = dataloaders(data, arch, batch_size=32, workers=4, device=DEVICE)
@@ -269,7 +269,7 @@ def waits(folder):
 
 
 def answers(folder):
-    "What a run says on both devices, and whether it can be exported."
+    "Predictions of a run on both devices, and whether it can be exported."
     data = data_set(folder/'judged', 192)
     quietly(data, **OPTIONS | dict(fine_tune_epochs=2), out=folder/'runs', name='judged')
     run, photos = Run(folder/'runs'/'judged'), list_photos(data)
@@ -295,14 +295,14 @@ def main():
         os.environ['XDG_CACHE_HOME'] = folder
         for part in parts:
             if part.__name__ not in chosen: continue
-            begun = time.monotonic()
+            started = time.monotonic()
             try: result[part.__name__] = part(Path(folder))
-            except Exception as err:  # the rows that come after are worth having; this one is told
+            except Exception as err:  # the later rows are still worth having; this one is reported
                 result[part.__name__] = [dict(what=f'failed: {type(err).__name__}: {err}')]
             for o in result[part.__name__]:
                 print('  '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' if k != 'what' else v
                                 for k, v in o.items()), flush=True)
-            print(f'({part.__name__}: {time.monotonic() - begun:.0f} s)', flush=True)
+            print(f'({part.__name__}: {time.monotonic() - started:.0f} s)', flush=True)
             if not TINY: write_whole(HERE/'gpu.json', json.dumps(result, indent=2) + '\n')
     if any(o['what'].startswith('failed') for rows in result.values() if isinstance(rows, list) for o in rows):
         raise SystemExit(1)

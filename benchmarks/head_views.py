@@ -1,7 +1,7 @@
-"""How many kept views of each photo the head needs: accuracy and loss on val for --head-views 0 (augmented anew), 1, 2,
-4 and 8, over seeds.
+"""How many stored views of each photo the head needs: accuracy and loss on val for --head-views 0 (augmented in each
+epoch), 1, 2, 4 and 8, over seeds.
 
-No pretrained weights can be had where this runs, so a body is trained first, from nothing, on three of the drawn
+The script needs no pretrained weights: it first trains a body, from random weights, on three of the drawn
 classes; the head then learns all six from other photos, ten epochs as by default. Prints a table and writes it to
 benchmarks/head-views.json.
 """
@@ -41,7 +41,7 @@ def main():
         folder = Path(folder)
         weights = body(folder)
         demo_data(folder/'data', photos_per_class=120)
-        # its val: enough photos to tell one number of views from another
+        # its val has enough photos to distinguish the numbers of views
         demo_data(folder/'more', photos_per_class=600, seed=9)
         shutil.rmtree(folder/'data'/'val')
         (folder/'more'/'val').rename(folder/'data'/'val')

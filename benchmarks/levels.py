@@ -1,8 +1,8 @@
-"""Whether what is called high is right as often as promised: 1,000 random splits of val, thresholds from one half,
-judged on the other.
+"""Whether high predictions are right as often as promised: 1,000 random splits of val, thresholds from one half,
+accuracy from the other.
 
-A tiny network is trained on drawn guns and asked about 3,000 others; its errors are its own. Then the same with
-photos whose answers are right as often as their confidence says, where the true share above a threshold is known.
+A tiny network is trained on drawn guns and predicts 3,000 others; its errors are real. Then the same with ideal
+predictions, which are right as often as their confidence says: their true share above a threshold is known.
 Prints a table and writes levels.json.
 """
 import json
@@ -42,7 +42,7 @@ def sample(folder, n=3000):
 
 
 def network():
-    "Confidences of a trained network on photos that it has not seen, and which of its answers are right."
+    "Confidences of a trained network on photos that it has not seen, and which of its predictions are right."
     with TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         folder = Path(folder)
         demo_data(folder/'data', photos_per_class=100)
@@ -55,17 +55,17 @@ def network():
 
 
 def ideal(n=6000):
-    "Answers that are right as often as their confidence says."
+    "Predictions that are right as often as their confidence says."
     random = np.random.default_rng(0)
     confidences = 1 - .5 * random.random(n) ** 3
     return confidences, random.random(n) < confidences
 
 
-def truth(threshold): return 1 - .125 * ((1 - threshold) / .5)  # mean of the confidences of `ideal` above it
+def truth(threshold): return 1 - .125 * ((1 - threshold) / .5)  # mean of the confidences of `ideal` above the threshold
 
 
 def split(confidences, right, high_rate, exact=None):
-    "Over random halves: how often a threshold is found, how much is above it, and how right that is."
+    "Over random halves: how often a threshold is found, the share of photos above it, and their accuracy."
     random, shares, rates, above, true = np.random.default_rng(1), 0, [], [], []
     for _ in range(SPLITS):
         half = np.zeros(len(right), bool)
@@ -82,7 +82,7 @@ def split(confidences, right, high_rate, exact=None):
 
 
 def fresh(high_rate, n=3000):
-    "New photos each time: how often the truth above the threshold keeps the promise."
+    "New photos each time: how often the true accuracy above the threshold keeps the promise."
     random, kept = np.random.default_rng(2), []
     for _ in range(SPLITS):
         confidences = 1 - .5 * random.random(n) ** 3
@@ -102,8 +102,8 @@ def main():
               f"{o['kept_in_test_half']:18.3f} "
               f"{'' if o['kept_in_truth'] is None else format(o['kept_in_truth'], '.3f'):>9}")
     kept = {o: fresh(o) for o in (.95, .99)}
-    print(f'new photos each time: the promise holds in {kept[.95]:.1%} and {kept[.99]:.1%} of {SPLITS} trials (at '
-          'least 95 % are meant to)')
+    print(f'new photos each time: the promise holds in {kept[.95]:.1%} and {kept[.99]:.1%} of {SPLITS} trials '
+          '(the target is at least 95 %)')
     write_whole(HERE/'levels.json', json.dumps(dict(splits=SPLITS, rows=rows,
                                                     fresh={str(k): v for k, v in kept.items()}), indent=2) + '\n')
 

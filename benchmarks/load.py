@@ -1,14 +1,14 @@
-"""How much `serve` bears: prints a table and writes benchmarks/load.json. It needs `hey` (Debian's package).
+"""Capacity of `serve`: prints a table and writes benchmarks/load.json. It needs `hey` (Debian's package).
 
 EfficientNet-B0 at 224 pixels, photos of 0.5 and 12 megapixels, server and load on one machine over loopback:
 
-- bare: the ONNX session on all cores and the decoding of the photo in a loop, without HTTP, and the same as one process
-  a core with one thread each, which is what no server can exceed;
-- ours at 1 to 64 clients, each of which asks again as soon as it has its answer: photos a second, and p50, p95, p99 of
-  those that got an answer; the others got 503 at once;
+- bare: the ONNX session on all cores and the decoding of the photo in a loop, without HTTP, and the same with one
+  process per core and one thread each, which no server can exceed;
+- ours at 1 to 64 clients, each of which sends the next request as soon as it has its response: photos per second, and
+  p50, p95, p99 of those that got a prediction; the others got 503 immediately;
 - the same with 64 places: a longer queue instead of refusals;
-- the peer: FastAPI with `predict.load` in a thread, as one would write it in ten lines;
-- overload: requests at four times the rate that the server can bear, and how long those that were let in took beside
+- the peer: FastAPI with `predict.load` in a thread, a typical server of ten lines;
+- overload: requests at four times the rate that the server can handle, and the time of the admitted ones relative to
   those at capacity (as many clients as places).
 """
 import csv
@@ -50,7 +50,7 @@ uvicorn.run(app, port=8790, log_level='error')
 
 
 def looped(run, threads, content, seconds):
-    "Photos a second of session and decoding, without a server."
+    "Photos per second of session and decoding, without a server."
     session, end, n = bare_session(run, threads), None, -3
     while end is None or time.perf_counter() < end:
         scaled_decode(content, 224)
@@ -73,8 +73,8 @@ def listening(*command):
 
 
 def asked(url, file, clients, rate=None, apart=1):
-    """What so many clients get. With a rate they come as `apart` programs, one a little later than the other: the
-    clients of one program ask all at the same moment."""
+    """Results of this number of clients. With a rate they run in `apart` programs, each a little later than the one
+    before: the clients of one program all send at the same moment."""
     limit = [] if rate is None else ['-q', str(rate / clients)]
     command = ['hey', '-z', f'{SECONDS}s', '-c', str(clients // apart), *limit, '-m', 'POST', '-D', str(file), '-T',
                'application/octet-stream', '-o', 'csv', f'{url}/predict']
@@ -106,7 +106,7 @@ def main():
             loop = looped(run, cores(), content, SECONDS)
             with ProcessPoolExecutor(cores(), mp_context=get_context('spawn')) as pool:
                 apart = sum(pool.map(looped, *zip(*[(run, 1, content, SECONDS)] * cores(), strict=True)))
-            say(f'{name}: bare loop {loop:.1f}, one process a core {apart:.1f} photos a second')
+            say(f'{name}: bare loop {loop:.1f}, one process per core {apart:.1f} photos per second')
             row = dict(photo=name, bytes=len(content), loop=loop, apart=apart)
             with listening(COMMAND, 'serve', model, '--port', 0) as url:
                 row['ours'] = [asked(url, file, o) for o in (1, 2, 4, 8, 16, 64)]
@@ -121,8 +121,8 @@ def main():
             for arm in ('ours', '64 places', 'peer'):
                 for o in row[arm]:
                     slow = ' '.join(f'{k} {o[k]:.3f}' for k in ('p50', 'p95', 'p99'))
-                    print(f"{name:7} {arm:9} {o['clients']:3} clients {o['photos_a_second']:6.1f} a second, of the "
-                          f"loop {o['photos_a_second'] / loop:.2f}, {slow}, refused {o['refused']:.2f}, "
+                    print(f"{name:7} {arm:9} {o['clients']:3} clients {o['photos_a_second']:6.1f} per second, "
+                          f"{o['photos_a_second'] / loop:.2f} of the loop, {slow}, refused {o['refused']:.2f}, "
                           f"other {o['other']}", flush=True)
             print(f"{name:7} overload at four times: {overload['photos_a_second'] / loop:.2f} of the loop, p95 "
                   f"{overload['p95'] / capacity['p95']:.2f} times that at capacity, refused {overload['refused']:.2f}, "

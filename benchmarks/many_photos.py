@@ -1,10 +1,10 @@
-"""What each step takes as the photos grow in number: seconds, peak memory of its main process, and growth per photo.
+"""Cost of each step as the number of photos grows: seconds, peak memory of its main process, and growth per photo.
 
 Draws data sets of tiny photos (64 × 48 pixels, JPEG, no two alike, 12 classes, every tenth in val), and runs check,
 train (head on features, then one epoch of fine-tuning, timm's test_resnet at 32 pixels), evaluate, export and report
-on each, every step as a process of its own. Prints a table and writes it to benchmarks/many-photos.json.
-BASEGUN_COUNTS="3000 300000" gives the sizes, BASEGUN_STEPS="check train" the steps, BASEGUN_FOLDER a place to draw in
-(what lies there already is taken; a temporary folder otherwise).
+on each, every step in its own process. Prints a table and writes it to benchmarks/many-photos.json.
+BASEGUN_COUNTS="3000 300000" sets the sizes, BASEGUN_STEPS="check train" the steps, BASEGUN_FOLDER the folder of the
+photos (existing ones are used again; by default it is a temporary folder).
 """
 import json
 import os
@@ -39,7 +39,7 @@ def place(folder, i):
 
 
 def draw(folder, first, last):
-    "Draw some photos: a few blurred fields of colour, redder the higher the number of the class, and noise."
+    "Draw some photos: a few blurred fields of colour, redder for higher numbers of the class, and noise."
     for i in range(first, last):
         random = np.random.default_rng([7, i])
         fields = random.integers(40, 216, (6, 8, 3)).astype(np.int16)
@@ -58,7 +58,7 @@ def data_set(folder, n):
 
 
 def measured(arguments, log):
-    "Run a command as a process of its own; returns its seconds and peak memory in MiB."
+    "Run a command in its own process; returns its seconds and peak memory in MiB."
     reading, writing = os.pipe()
     program = MEASURED.replace('PIPE', str(writing))
     started = time.monotonic()
@@ -86,13 +86,13 @@ def steps(data, out):
 
 
 def bytes_a_photo(rows):
-    "By how much the peak grows from the smallest data set to the largest."
+    "Growth of the peak per photo, from the smallest data set to the largest."
     first, last = rows[0], rows[-1]
     return (last['peak_mib'] - first['peak_mib']) * 2**20 / (last['photos'] - first['photos'])
 
 
 def save_some_weights(file):
-    "Write weights that are worth keeping, as far as the command can know."
+    "Write random weights, which the command treats as pretrained."
     if file.exists(): return
     import timm
     import torch
@@ -119,7 +119,7 @@ def main():
                 rows.append(dict(photos=n, step=name, seconds=round(seconds, 1), peak_mib=round(mib, 1)))
                 print(f'{n:8} {name:10} {seconds:8.1f} s {mib:8.1f} MiB', flush=True)
     growth = {name: bytes_a_photo([o for o in rows if o['step'] == name]) for name in chosen} if counts[1:] else {}
-    for name, size in growth.items(): print(f'{name:10} {size:8.0f} bytes a photo')
+    for name, size in growth.items(): print(f'{name:10} {size:8.0f} bytes per photo')
     write_whole(HERE/'many-photos.json', json.dumps(dict(rows=rows, bytes_a_photo=growth), indent=2) + '\n')
 
 

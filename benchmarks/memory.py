@@ -1,9 +1,9 @@
-"""How much memory `train` takes as the photos grow in number: the peak of its main process, and bytes a photo between
-the two sizes.
+"""How much memory `train` takes as the number of photos grows: the peak of its main process, and bytes per photo
+between the two sizes.
 
 Draws data sets of tiny random pictures (16 × 16, no two alike, as PNG), and trains timm's test_efficientnet at 32
-pixels on each, both stages, as a process of its own. Prints a table and writes it to benchmarks/memory.json.
-BASEGUN_COUNTS="100 100000" gives the sizes.
+pixels on each, both stages, in its own process. Prints a table and writes it to benchmarks/memory.json.
+BASEGUN_COUNTS="100 100000" sets the sizes.
 """
 import json
 import os
@@ -31,7 +31,7 @@ print(next(int(o.split()[1]) for o in open('/proc/self/status') if o.startswith(
 
 
 def data_set(folder, n):
-    "Draw `n` pictures in two classes, every tenth of them in val."
+    "Draw `n` pictures in two classes, a fifth of them in val."
     for split in ('train', 'val'):
         for label in 'ab': (folder/split/label).mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def data_set(folder, n):
 
 
 def peak(folder, out):
-    "Train in a process of its own, and return its peak memory in KiB."
+    "Train in another process, and return its peak memory in KiB."
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', MEASURED, folder, out, out/'cache', str(cores())],
                           capture_output=True, text=True)
     if result.returncode: raise SystemExit(result.stderr)
@@ -58,7 +58,7 @@ def main():
             rows.append(dict(photos=n, peak_mib=peak(data_set(Path(folder)/'data', n), Path(folder)/'out') / 1024))
         print(f"{n:8} photos  {rows[-1]['peak_mib']:8.1f} MiB", flush=True)
     growth = (rows[-1]['peak_mib'] - rows[0]['peak_mib']) * 2**20 / (counts[-1] - counts[0])
-    print(f'{growth:.0f} bytes a photo (bar 1024; limit: the name and the digest of each, about 100)')
+    print(f'{growth:.0f} bytes per photo (bar 1024; limit: name and digest, about 100)')
     write_whole(HERE/'memory.json', json.dumps(dict(rows=rows, bytes_a_photo=growth), indent=2) + '\n')
 
 

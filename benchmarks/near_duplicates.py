@@ -1,10 +1,10 @@
 """How many near-duplicates `check` finds, by kind of edit, and how many of its pairs are wrong.
 
 Takes unrelated photos, plants edited copies of some of them on the other side, and searches as `check` does. Drawn
-guns, alike on plain grounds, are the hardest photos there are: the same six drawings, over and over. The real ones
-are those of BASEGUN_REAL (default: `../shared/real`), where there are any. These sets hold some pictures twice
-already: `TWINS` are those that a person looked at, and count neither as right nor as wrong. Every other pair that was
-not planted is listed, to be looked at. Prints two tables, writes them to benchmarks/near-duplicates.json.
+guns, alike on plain grounds, are the hardest photos: the same six drawings, many times. The real photos are those of
+BASEGUN_REAL (default: `../shared/real`), if that folder has any. These sets already hold some pictures twice: a person
+looked at the pairs in `TWINS`, which count neither as right nor as wrong. Every other pair that was not planted is
+listed for inspection. Prints two tables and writes them to benchmarks/near-duplicates.json.
 """
 import json
 import os
@@ -30,7 +30,7 @@ from basegun_fastai.data.photo import read_photo
 HERE = Path(__file__).parent
 TRAIN, PLANTED, UNRELATED = 2400, 240, 600
 
-TWINS = [  # each line one picture, or one thing photographed twice from the same place
+TWINS = [  # each entry is one picture, or one thing photographed twice from the same place
     ('caltech/train/Motorbikes/image_0413.jpg', 'caltech/val/Motorbikes/image_0415.jpg'),  # in another colour
     ('caltech/train/garfield/image_0027.jpg', 'caltech/train/garfield/image_0033.jpg',
      'caltech/train/garfield/image_0034.jpg'),
@@ -51,14 +51,14 @@ TWINS = [  # each line one picture, or one thing photographed twice from the sam
 
 
 def cropped(photo, share, random):
-    "Cut `share` of the width and of the height away, at a random place."
+    "Cut `share` off the width and the height, at a random place."
     width, height = (round(o * (1 - share)) for o in photo.size)
     x, y = random.integers(0, photo.width - width + 1), random.integers(0, photo.height - height + 1)
     return photo.crop((x, y, x + width, y + height))
 
 
 def inside(photo, share):
-    "Cut `share` away on every side."
+    "Cut `share` off every side."
     x, y = (round(o * share) for o in photo.size)
     return photo.crop((x, y, photo.width - x, photo.height - y))
 
@@ -88,7 +88,7 @@ def on_a_phone(photo):
 
 
 def covered(photo, sides, percent, colours):
-    "Lay a bar over each of `sides`, of which words may have a colour of their own; the photo's size stays."
+    "Cover each of `sides` with a bar, plain or with words in another colour; the photo's size stays."
     out, (width, height), (*ink, ground) = photo.copy(), photo.size, colours.split(' on ')
     x, y = (round(o * percent / 100) for o in photo.size)
     boxes = dict(left=(0, 0, x, height), top=(0, 0, width, y), right=(width - x, 0, width, height),
@@ -105,7 +105,7 @@ BARS = [('bottom', 4, 'black'), ('bottom', 7, 'black'), ('bottom', 12, 'black'),
         ('bottom', 7, 'yellow on black'), ('bottom', 12, 'black on white'), ('left', 7, 'black'),
         ('right', 12, 'white'), ('top+bottom', 7, 'white on black')]
 
-EDITS = {  # what is done: (how, file ending, how it is saved, bar of its recall)
+EDITS = {  # name: (edit, file ending, options of saving, bar of its recall)
     're-encode q30': (lambda p, _: p, 'jpg', dict(quality=30), .99),
     're-encode q90': (lambda p, _: p, 'jpg', dict(quality=90), .99),
     're-encode webp': (lambda p, _: p, 'webp', dict(quality=70), .99),
@@ -133,7 +133,7 @@ EDITS |= {f'{colours} over the {sides.replace("+", " and ")} {percent} %': (
 
 
 def make(task):
-    "Write one photo to train/, and every edit of it to val/; or an unrelated one to val/."
+    "Write one photo to train/ and every edit of it to val/, or an unrelated one to val/."
     folder, number, source = task
     random = np.random.default_rng([7, number])
     photo = read_photo(source).copy() if source else draw_photo(list(GUNS)[number % len(GUNS)], random)
@@ -148,7 +148,7 @@ def make(task):
 
 
 def searched(folder):
-    "Search as `check` does; return the pairs as (file in val, file in train), and how many photos there are."
+    "Search as `check` does; return the pairs as (file in val, file in train, fit), and the numbers of photos."
     files = [f'{split}/{o}' for split in ('val', 'train') for o in sorted(os.listdir(folder/split))]
     with CropRecords() as records:
         table = examine(folder, pd.DataFrame(dict(file=files)), records=records)
@@ -158,7 +158,7 @@ def searched(folder):
 
 
 def rows_of(pairs, sources):
-    "Recall of each kind of edit, precision over all pairs but twins, the wrong ones, and how many twins were met."
+    "Recall of each kind of edit, precision over all pairs except for twins, the wrong pairs, and the number of twins."
     def source(file): return str(sources[int(Path(file).stem.rsplit(' ', 1)[-1])].relative_to(REAL))
     right = lambda a, b: 'unrelated' not in a and Path(a).stem.rsplit(' ', 1)[1] == Path(b).stem  # noqa: E731
     hits = {a for a, b, _ in pairs if right(a, b)}
@@ -172,7 +172,7 @@ def rows_of(pairs, sources):
 
 
 def search_time(many, few):
-    "Seconds for the pair search alone, once over `few` × `many` random signatures; `check` does four of them."
+    "Seconds of one pair search over `few` × `many` random signatures; `check` does four of them."
     random = np.random.default_rng(0)
     some, others = (random.integers(0, 2**64, (n, 4), dtype=np.uint64) for n in (few, many))
     started = time.perf_counter()
@@ -181,7 +181,7 @@ def search_time(many, few):
 
 
 def crop_search_time(many, few):
-    "Seconds for the search for crops, over `few` × `many` random records without bars."
+    "Seconds of the search for crops, over `few` × `many` random records without bars."
     random = np.random.default_rng(0)
     some, others = (np.zeros(n, RECORD) for n in (few, many))
     for o in (some, others): o['phash'] = random.integers(0, 2**64, o['phash'].shape, dtype=np.uint64)
@@ -201,8 +201,8 @@ def measured(sources):
     rows, precision, wrong, twins = rows_of(pairs, sources)
     print(f"{'real' if sources else 'drawn':40} {'recall':>7} {'bar':>5}")
     for o in rows: print(f"{o['edit']:40} {o['recall']:7.3f} {o['bar'] or '':>5}")
-    print(f"precision {precision:.4f} (bar 0.99): {len(pairs)} pairs, {len(wrong)} wrong, {twins} of twins that the "
-          f"set had before, among {n_val} × {n_train} photos")
+    print(f"precision {precision:.4f} (bar 0.99): {len(pairs)} pairs, {len(wrong)} wrong, {twins} of known "
+          f"twins, among {n_val} × {n_train} photos")
     return dict(rows=rows, precision=precision, pairs=len(pairs), wrong=wrong, twins=twins, val=n_val, train=n_train)
 
 
@@ -213,7 +213,7 @@ def main():
     results = dict(drawn=measured([]))
     real = sorted(o for o in REAL.glob('*/*/*/*') if o.is_file())
     if len(real) < TRAIN + UNRELATED:
-        print(f"'{REAL}' has {len(real)} photos, and {TRAIN + UNRELATED} are needed: they are left out")
+        print(f"'{REAL}' has {len(real)} of the {TRAIN + UNRELATED} photos needed: real photos are left out")
     else: results['real'] = measured([real[i] for i in np.random.default_rng(0).permutation(len(real))])
     many, few = (int(o) for o in os.environ.get('BASEGUN_SEARCH', '1000000 x 100000').split('x'))
     seconds, actual = search_time(many, few)

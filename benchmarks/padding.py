@@ -1,13 +1,13 @@
-"""What padding to a square costs: frozen features of real weights on photos in a square, and in a rectangle of the same
-area.
+"""The cost of padding to a square: frozen features of real weights on photos in a square, and in a rectangle of the
+same area.
 
-A wide photo in a square leaves the network a small gun between two bands. EfficientNets take any multiple of 32 as
-width and height, so a rectangle whose shape is that of the train photos would show it larger at the same price.
-Judged by a logistic regression on what the frozen body makes of the photos as they are, on two sets of real photos
-and on wide drawn guns (2 : 1); the third real set is square. All photos of a set are judged, each by a model that
-learnt on the other four fifths, since hymenoptera's 153 val photos are too few to tell a point. For comparison, the
-square as the photo is squashed into it, and a padded square of more pixels. The folder comes from BASEGUN_REAL, as in
-real.py. Prints a table and writes it to padding.json.
+A wide photo in a square shows the network a small gun between two bands. EfficientNets accept any multiple of 32 as
+width and height, so a rectangle in the shape of the train photos would show the gun larger at the same cost. The
+measure is the accuracy of a logistic regression on the frozen body's features of the unaugmented photos, on two sets of
+real photos and on wide drawn guns (2 : 1); the third real set is square. All photos of a set are predicted, each by a
+model that learnt on the other four fifths, because hymenoptera's 153 val photos are too few to show a point of
+difference. For comparison: the photo squashed into the square, and a padded square of more pixels. The folder comes
+from BASEGUN_REAL, as in real.py. Prints a table and writes it to padding.json.
 """
 import json
 import math
@@ -48,8 +48,8 @@ def wide_guns(folder, per_class=dict(train=80, val=20)):  # noqa: B006 it is not
 
 
 def rectangle(ratio, size):
-    """Width and height, multiples of 32 with about as many pixels as a square of `size`, nearest to a ratio of
-    width to height.
+    """Width and height, multiples of 32 with about as many pixels as a square of `size`, with width / height nearest
+    to `ratio`.
     """
     sides = [(w, h) for w, h in product(range(32, 2 * size + 1, 32), repeat=2) if .9 < w * h / size ** 2 < 1.03]
     return min(sides, key=lambda o: abs(math.log(o[0] / o[1] / ratio)))
@@ -83,7 +83,7 @@ def accuracy(body, folder, table, framed, width, height):
 
 def main():
     if not WEIGHTS.is_file():
-        return print(f"no real photos and weights at '{REAL}': nothing is measured. Give their folder as BASEGUN_REAL")
+        return print(f"no real photos and weights at '{REAL}': nothing is measured. Set BASEGUN_REAL to their folder")
     rows = []
     with TemporaryDirectory() as folder:
         wide_guns(Path(folder))

@@ -1,17 +1,17 @@
 """Real photos, real weights: whole trainings through the package, beside a logistic regression and stock fastai.
 
 Three public sets and real firearms (typology), three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real
-beside the checkout), and without it nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px` the same with
---size 288; `logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and `stock crop`
-are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirror; `unequal` and
-`unequal, balanced` are `train` on train photos of which the rarest class has a tenth of the commonest, without and
-with --class-weights balanced; `before` is how `train` was when its fine-tuning made networks worse, so that it kept
-the head's epochs, noted once from commit cabff89. Prints a table and writes real.json after each training.
-BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and BASEGUN_SEEDS="1" measure some of it again; the rest stays as
-it was noted. Two cores take hours for all of it, a GPU minutes. Where glibc gives memory back after each step, a CPU
-spends half of its time on taking it again; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in front of the
-command keeps it. With it one training took 14.5 GB of memory at 288 px, and two processes of several seeds each more
-than 24: give each seed a command of its own.
+beside the checkout); if it is missing, nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px`
+is the same with --size 288; `logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and `stock crop`
+are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirroring; `unequal` and
+`unequal, balanced` are `train` on train photos in which the rarest class has a tenth of the commonest, without and
+with --class-weights balanced; `before` is an earlier `train`, whose fine-tuning made networks worse, so that it kept
+the head's epochs; it was noted once from commit cabff89. Prints a table and writes real.json after each training.
+BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and BASEGUN_SEEDS="1" measure a part again; the other rows keep
+their noted values. All of it takes hours on two cores and minutes on a GPU. If glibc returns memory to the system after
+each step, a CPU spends half of its time on getting it back; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in
+front of the command keeps it. With these settings one training took 14.5 GB of memory at 288 px, and two processes of
+several seeds each took more than 24: run one command per seed.
 """
 import json
 import os
@@ -62,7 +62,7 @@ def photos(data):
 
 
 def numbers(labels, probabilities):
-    "What is measured of answers."
+    "Accuracy, loss and recall of predictions."
     return dict(accuracy=float((probabilities.argmax(1) == labels).mean()), loss=float(log_loss(labels, probabilities)),
                 recall=float(recall_score(labels, probabilities.argmax(1), average='macro')))
 
@@ -81,7 +81,7 @@ def ours(name, seed, data=None, **options):
 
 
 def unequal(class_weights, name, seed):
-    "The same, on fewer and fewer train photos from class to class, down to a tenth."
+    "The same, with fewer train photos from class to class, down to a tenth."
     table = photos(REAL/name)
     labels = sorted(table.label.unique())
     with TemporaryDirectory() as folder:
@@ -93,7 +93,7 @@ def unequal(class_weights, name, seed):
 
 
 def logistic_regression(name, seed):  # noqa: ARG001 it has no randomness
-    "scikit-learn's defaults on the features that the frozen body makes of the photos as they are."
+    "scikit-learn's defaults on the frozen body's features of the unaugmented photos."
     table, arch = photos(REAL/name), architecture(ARCH)
     labels = sorted(table.label.unique())
     def features(split):
@@ -108,7 +108,7 @@ def logistic_regression(name, seed):  # noqa: ARG001 it has no randomness
 
 
 def stock(method, name, seed):
-    "fastai as its tutorials use it, but for mirrors, which guns do not bear; the last epoch is what is left."
+    "fastai as its tutorials use it, except for mirroring, which changes guns; the last epoch is kept."
     table = photos(REAL/name)
     set_seed(seed, reproducible=True)
     size = Resize(architecture(ARCH).size, method,
@@ -120,7 +120,7 @@ def stock(method, name, seed):
     with TemporaryDirectory() as path:
         learn = vision_learner(dls, ARCH, metrics=[accuracy, recall], path=path,
                                pretrained_cfg_overlay=dict(file=str(WEIGHTS)))
-        learn.model.to(memory_format=torch.channels_last)  # the same answers, and a CPU takes a third less time
+        learn.model.to(memory_format=torch.channels_last)  # the same predictions, and a CPU takes a third less time
         class Rows(Callback):
             order = 60
             def after_epoch(self):
@@ -137,7 +137,7 @@ def stock(method, name, seed):
 ARMS = {'ours': (ours, SEEDS, SETS), 'ours, 288 px': (partial(ours, size=288), SEEDS, SETS[:1]),
         'logistic regression': (logistic_regression, (0,), SETS),
         'stock pad': (partial(stock, ResizeMethod.Pad), SEEDS, SETS),
-        'stock crop': (partial(stock, ResizeMethod.Crop), SEEDS, SETS),  # trash is square: there the two are one
+        'stock crop': (partial(stock, ResizeMethod.Crop), SEEDS, SETS),  # trash is square: no difference
         'unequal': (partial(unequal, 'none'), SEEDS, SETS[:2]),
         'unequal, balanced': (partial(unequal, 'balanced'), SEEDS, SETS[:2])}
 
@@ -146,7 +146,7 @@ def noted(): return json.loads(NOTED.read_text())['rows'] if NOTED.exists() else
 
 
 def note(row):
-    "Put a row where the row of the same set, arm and seed was."
+    "Replace the row of the same set, arm and seed."
     key = ('set', 'arm', 'seed')
     rows = [o for o in noted() if any(o[k] != row[k] for k in key)] + [row]
     order = [*ARMS, 'before']
@@ -178,18 +178,18 @@ def table(rows):
 
 def main():
     if not WEIGHTS.is_file():
-        return print(f"no real photos and weights at '{REAL}': nothing is measured. Give their folder as BASEGUN_REAL")
+        return print(f"no real photos and weights at '{REAL}': nothing is measured. Set BASEGUN_REAL to their folder")
     wanted = [int(o) for o in os.environ.get('BASEGUN_SEEDS', '').split(';') if o]
     for arm in (os.environ.get('BASEGUN_ARMS') or ';'.join(ARMS)).split(';'):
         measure, seeds, sets = ARMS[arm]
         for name in (os.environ.get('BASEGUN_SETS') or ';'.join(sets)).split(';'):
             for seed in [o for o in seeds if not wanted or o in wanted]:
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 row = dict(set=name, arm=arm, seed=seed, **measure(name, seed))
-                note(row | dict(seconds=round(time.perf_counter() - begun), device='cuda' if torch.cuda.is_available()
+                note(row | dict(seconds=round(time.perf_counter() - started), device='cuda' if torch.cuda.is_available()
                                 else 'cpu'))
                 print(f"{arm}, {name}, seed {seed}: {row['kept']['accuracy']:.2%} in "
-                      f"{time.perf_counter() - begun:.0f} s", flush=True)
+                      f"{time.perf_counter() - started:.0f} s", flush=True)
     table(noted())
 
 

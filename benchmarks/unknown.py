@@ -1,20 +1,20 @@
-"""What a network has never seen: how well confidence, energy and familiarity tell it from val photos, on real photos.
+"""Photos of things that a network has never seen: how well confidence, energy and familiarity separate them from val.
 
 The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout); without it only the latency is
-measured. `train` runs with its defaults on four sets, three seeds each. Then, with the network that it kept:
+measured. `train` runs with its defaults on four sets, three seeds each. Then, with the kept network:
 
 - typology against its five kinds of other things, and hymenoptera, trash and caltech each against the val photos of
   the other two: AUROC and FPR95 of the confidence, the energy (logsumexp of the logits) and the similarity to the 5th
-  nearest train photo, which familiarity is a rank of; `hard` are grenade, melee and flamethrower together;
-- the same with the features of the weights as they came, before any training;
-- with a bank of 64 to 4,096 train photos, chosen by chance, as k-means centres, or by a greedy cover;
+  nearest train photo, of which familiarity is a rank; `hard` is grenade, melee and flamethrower together;
+- the same with the features of the pretrained weights, before any training;
+- with a bank of 64 to 4,096 train photos, chosen at random, as k-means centres, or by a greedy cover;
 - val split in two at random, 100 times: how many photos of one half are unfamiliar by the table of the other;
 - whether photos of other things should also move the threshold on the confidence: levels from one half of val and of
-  the other things, judged on the other half;
-- time of an answer and size of model.onnx with and without a bank (EfficientNet-B0, one thread, interleaved).
+  the other things, measured on the other half;
+- time of a prediction and size of model.onnx with and without a bank (EfficientNet-B0, one thread, interleaved).
 
-Prints tables and writes unknown.json. BASEGUN_RUNS names a folder in which the runs are kept and found again as
-<set>-<seed>; BASEGUN_SEEDS="1" takes fewer seeds. Two cores take about two hours for the trainings, then 20 minutes.
+Prints tables and writes unknown.json. In the folder BASEGUN_RUNS the runs are kept as <set>-<seed> for the next time;
+BASEGUN_SEEDS="1" takes fewer seeds. Two cores take about two hours for the trainings, then 20 minutes.
 """
 import json
 import os
@@ -60,7 +60,7 @@ BANKS, SPLITS, REPEATS, RATE = (64, 128, 256, 512, 1024, 2048, 4096), 100, 150, 
 
 
 def trained(name, seed, folder):
-    "A run with the defaults; one that is there already is taken as it is."
+    "A run with the defaults; an existing one is used again."
     run = Run(folder/f'{name}-{seed}')
     if not run.exists:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
@@ -70,7 +70,7 @@ def trained(name, seed, folder):
 
 
 def groups_of_photos(name):
-    "Files that are asked about, by group: train, val, and what is no class of the set."
+    "Files to predict, by group: train, val, and things that are no class of the set."
     table = photos(REAL/name)
     groups = {split: [str(REAL/name/o) for o in table.file[table.split == split]] for split in ('train', 'val')}
     if name == 'typology':
@@ -100,7 +100,7 @@ def answers(run, name, as_they_came=False):
     table, groups = groups_of_photos(name)
     dls = run_loaders(run, REAL/name, table[table.split == 'val'], device='cpu')
     network = trained_model(run)
-    if as_they_came:  # the body's weights as they were, and a classifier that nobody asks
+    if as_they_came:  # the body's pretrained weights, and a classifier that is not used
         state = load_state_dict(str(WEIGHTS), device='cpu', weights_only=True)
         classifier = run_architecture(run.config).classifier
         network.load_state_dict({k: v for k, v in state.items() if not k.startswith(classifier)}, strict=False)
@@ -120,14 +120,14 @@ def scores(measured, bank):
 
 
 def others(name, of):
-    "What val is told from: each group, and some together."
+    "What val is compared with: each group, and some together."
     names = [o for o in of if o not in ('train', 'val')]
     together = dict(hard=HARD, all=KINDS) if name == 'typology' else {}
     return {o: (o,) for o in names} | together
 
 
 def told_apart(name, of, score):
-    "AUROC and FPR95 of a score, by what val is told from."
+    "AUROC and FPR95 of a score, by the group that val is compared with."
     return {group: ood_metrics(of['val'][score], np.concatenate([of[o][score] for o in parts]))
             for group, parts in others(name, of).items()}
 
@@ -138,7 +138,7 @@ def k_means(features, _, size):
 
 
 def greedy_cover(features, _, size):
-    "Each photo is the one farthest from those chosen before."
+    "Each chosen photo is the one farthest from the earlier ones."
     chosen, nearest = [0], features @ features[0]
     while len(chosen) < size:
         chosen.append(int(nearest.argmin()))
@@ -150,7 +150,7 @@ def chance(features, labels, size): return features[sample_evenly(labels, size)]
 
 
 def bank_sizes(name, measured):
-    "AUROC by size of the bank and way to choose it, on the hardest question of the set."
+    "AUROC by size of the bank and method of choice, on the hardest comparison of the set."
     (train_features, _), labels = measured['of']['train'], measured['labels']['train']
     rows, group = [], 'hard' if name == 'typology' else 'all others'
     for size in BANKS:
@@ -182,7 +182,7 @@ def split_val(of):
 
 
 def levels(name, measured, of):
-    "Other things and val photos that are not low, by what decides: each of four ways, on the halves not used."
+    "Shares of other things and val photos that are not low, for each of four methods, on the halves not used."
     names = np.array(measured['classes'])
     right = names[measured['of']['val'][1].argmax(1)] == measured['labels']['val']
     val, ood = of['val'], {k: np.concatenate([of[o][k] for o in others(name, of) if o in of]) for k in of['val']}
@@ -221,7 +221,7 @@ def measure(name, seed, run):
 
 
 def with_bank(run, folder, size):
-    "Export a run with a bank of unit vectors, whatever they are."
+    "Export a run with a bank of random unit vectors."
     network, random, config = trained_model(run), np.random.default_rng(0), run.config
     data = Path(config.options['data'])
     val = list_photos(data)
@@ -238,7 +238,7 @@ def with_bank(run, folder, size):
 
 
 def latency(folder):
-    "Milliseconds of an answer without a bank, with ours and with the largest; sizes of model.onnx; equal answers."
+    "Milliseconds per prediction without a bank, with ours and the largest; sizes of model.onnx; equal predictions."
     path, plain = exported('efficientnet_b0', folder)
     folders = {0: plain, **{o: with_bank(Run(path), folder/f'bank-{o}', o) for o in (MAX_BANK, 4096)}}
     models = {size: load(o, threads=1) for size, o in folders.items()}
@@ -261,7 +261,7 @@ def latency(folder):
 
 
 def mean(rows, *keys):
-    "Mean over the seeds of what stands in each row under the keys."
+    "Mean over the seeds of the value in each row under the keys."
     values = []
     for row in rows:
         for key in keys: row = row[key]
@@ -285,7 +285,7 @@ def print_told_apart(noted):
 
 
 def print_set(name, rows):
-    "What else was measured on a set."
+    "The other measurements on a set."
     shares = [o['unfamiliar_in_other_half'] for o in rows]
     print(f"{name}: unfamiliar in the half of val that the table is not from: {statistics.mean(shares):.2%} "
           f"({', '.join(f'{o:.2%}' for o in shares)} by seed)")
@@ -294,7 +294,7 @@ def print_set(name, rows):
               f"{mean(rows, 'levels', how, 'ood_shown'):6.1%} of other things")
     for o in rows:
         if 'as_they_came' not in o: continue
-        print('  weights as they came: ' + ', '.join(f"{k} {v['auroc']:.4f}" for k, v in o['as_they_came'].items()))
+        print('  pretrained weights: ' + ', '.join(f"{k} {v['auroc']:.4f}" for k, v in o['as_they_came'].items()))
         for b in o['banks']:
             print(f"  bank of {b['photos']:5} by {b['chosen']:12}: AUROC {b['auroc']:.4f}, FPR95 {b['fpr95']:.3f}")
 
@@ -307,8 +307,8 @@ def print_tables(noted):
     if not (measured := noted.get('latency')): return
     for o in measured['rows']:
         slower = ', '.join(f'{v:.3f} with a bank of {k}' for k, v in o['times_as_slow'].items())
-        print(f"{o['photo']}: times the time of an answer without a bank: {slower}")
-    print(f"bytes more in model.onnx: {measured['bytes_more']}; answers bit-identical: "
+        print(f"{o['photo']}: time of a prediction relative to one without a bank: {slower}")
+    print(f"bytes more in model.onnx: {measured['bytes_more']}; predictions bit-identical: "
           f"{measured['answers_bit_identical']}")
 
 

@@ -1,9 +1,9 @@
-"""How long a small training takes from its command to its end, as whole processes, against stock fastai:
+"""How long a small training takes from its command to its end, in whole processes, against stock fastai:
 EfficientNet-B0 at 224 pixels, 258 drawn train photos and 9 val photos, five epochs of the head, nothing cached.
 
-Stock fastai trains and exports. Ours also judges, calibrates, checks what it wrote, and writes the page of the run;
-the second arm leaves the page out. The limit is two passes of the photos through the body, beside the imports.
-Runs are interleaved; prints medians and ratios, and when each step of ours began. Argument: repeats (default 3).
+Stock fastai trains and exports. Ours also evaluates, calibrates, checks the files it wrote, and writes the report of
+the run; the second arm leaves the report out. The limit is two passes of the photos through the body, and the imports.
+Runs are interleaved; prints medians and ratios, and when each step of ours starts. Argument: repeats (default 3).
 """
 import os
 import statistics
@@ -33,14 +33,14 @@ def make_data(folder, command):
     subprocess.run([command, 'demo-data', 'data', '--photos-per-class', '43'], cwd=folder, check=True,
                    capture_output=True)
     for i, label in enumerate(sorted((folder/'data'/'val').iterdir())):
-        for photo in sorted(label.iterdir())[2 if i < 3 else 1:]: photo.unlink()  # nine are left
+        for photo in sorted(label.iterdir())[2 if i < 3 else 1:]: photo.unlink()  # nine remain
     subprocess.run([sys.executable, '-W', 'ignore', '-c', WEIGHTS], cwd=folder, check=True)
 
 
 def timed(command, folder):
-    "Seconds of a process, and when each line came on stderr."
+    "Seconds of a process, and the time of each line on stderr."
     lines, started = [], time.perf_counter()
-    environment = os.environ | dict(XDG_CACHE_HOME=str(folder/f'cache {time.time()}'))  # a new one: nothing is kept
+    environment = os.environ | dict(XDG_CACHE_HOME=str(folder/f'cache {time.time()}'))  # a new one: nothing is cached
     with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
                           text=True) as process:
         for line in process.stderr: lines.append((time.perf_counter() - started, line.rstrip()))

@@ -1,6 +1,6 @@
-"""The book as pages that a browser shows: `python nbs/book.py _docs` makes them, and says which links lead nowhere.
+"""The book as HTML pages: `python nbs/book.py _docs` makes them, and lists dead links.
 
-nbconvert turns each notebook into HTML; what stands around it, and the links between the pages, are made here.
+nbconvert converts each notebook to HTML; this file adds the frame of the pages and the links between them.
 """
 import json
 import re
@@ -54,7 +54,7 @@ def link(name, text, root): return f'<a href="{root}{name.replace(".ipynb", ".ht
 
 
 def read(name):
-    "A notebook without what nbdev alone reads; and the ids of the cells that are in the package."
+    "A notebook without the lines that only nbdev reads, and the ids of the exported cells."
     notebook = nbformat.read(NBS/name, 4)
     exported = [o.id for o in notebook.cells if o.source.startswith('#| export')]
     notebook.cells = [o for o in notebook.cells if not o.source.startswith('#| default_exp')]
@@ -63,18 +63,18 @@ def read(name):
 
 
 def to_pages(html):
-    "Turn links to notebooks into links to their pages; what a page shows of HTML is text, and stays."
+    "Turn links to notebooks into links to their pages; HTML that a page shows as text does not change."
     return re.sub(r'(<a [^<>]*href="[^":<>]*)\.ipynb(["#])', r'\1.html\2', html)
 
 
 def page(name, order, exporter):
-    "A notebook as a page, with what comes before and after it."
+    "A notebook as a page, with links to the pages before and after it."
     root, at = '../' * name.count('/'), order.index(name)
     notebook, exported = read(name)
     body = to_pages(exporter.from_notebook_node(notebook)[0])
     marks = ', '.join(f'[id="cell-id={o}"] .input .highlight' for o in exported)
     marked = f'{marks} {{ border-left-color: var(--link) }}' if exported else ''
-    near = [f'{word}: {link(order[i], title(order[i]), root)}' for word, i in (('before', at - 1), ('next', at + 1))
+    near = [f'{word}: {link(order[i], title(order[i]), root)}' for word, i in (('previous', at - 1), ('next', at + 1))
             if 0 <= i < len(order)]
     light, dark = (HtmlFormatter(style=o).get_style_defs('.highlight') for o in ('default', 'monokai'))
     return f"""<!doctype html>
@@ -87,7 +87,7 @@ def page(name, order, exporter):
 
 
 class Links(HTMLParser):
-    "The links of a page, and the places in it that a link can lead to."
+    "The links of a page, and its anchors."
 
     def __init__(self, html):
         super().__init__()
@@ -100,7 +100,7 @@ class Links(HTMLParser):
 
 
 def dead_links(out):
-    "Links between the pages that lead nowhere, and anchors that are not there."
+    "Links between the pages whose page or anchor does not exist."
     pages = {o: Links(o.read_text()) for o in out.rglob('*.html')}
     for file, links in pages.items():
         for target in links.targets:
@@ -113,7 +113,7 @@ def dead_links(out):
 
 def main(out):
     order, exporter = notebooks(), HTMLExporter(template_name='basic', embed_images=True)
-    exporter.register_filter('clean_html', lambda o: o)  # of what a stranger wrote: it takes a third of the time
+    exporter.register_filter('clean_html', lambda o: o)  # for untrusted notebooks; it takes a third of the time
     for name in order:
         target = out/name.replace('.ipynb', '.html')
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"Pages in headless Chromium: what becomes of one, and how wide it is."
+"Pages in headless Chromium: their final HTML and their width."
 import html
 import re
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 
 def browsed(url, tmp_path, width=1200):
-    "Open a page in headless Chromium, and return what became of it."
+    "Open a page in headless Chromium, and return its final HTML."
     chromium = shutil.which('chromium')
     if not chromium: pytest.skip('no chromium: apt-get install chromium')
     flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
@@ -18,7 +18,7 @@ def browsed(url, tmp_path, width=1200):
 
 
 def widths_of(page, tmp_path, *windows):
-    "How many pixels a page takes in windows of some widths."
+    "Width of a page in pixels, in windows of some widths."
     inside = html.escape(page.read_text(errors='replace'))
     frames = ''.join(f'<iframe width="{o}" height="800" style="border:0" srcdoc="{inside}"></iframe>' for o in windows)
     (tmp_path/'frames.html').write_text(

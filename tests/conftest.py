@@ -1,4 +1,4 @@
-"What the tests share: a drawn data set, a trained run, and the installed command."
+"Shared by the tests: a drawn data set, a trained run, and the installed command."
 import fcntl
 import hashlib
 import os
@@ -14,20 +14,20 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault('OMP_NUM_THREADS', '2')  # before torch, which only the tests that need it import
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # threads that spin while they wait take the cores of other tests
-# what is remembered of photos, for this session alone
+os.environ.setdefault('OMP_NUM_THREADS', '2')  # before torch, which only some tests import
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # spinning threads take the cores of other tests
+# cache of photo contents, for only this session
 CACHE = os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='basegun-cache-')
 
 COMMAND = str(Path(sys.executable).with_name('basegun-fastai'))
 TINY = dict(arch='test_efficientnet', size=32, weights='none', batch_size=16, workers=0)
-QUICK = TINY | dict(no_report=True)  # for what does not look at the page, which is most of the end of a training
+QUICK = TINY | dict(no_report=True)  # for tests that do not need the page, the longest part of a training's end
 # of the fixture `run`; at this rate its 24 val photos suffice for familiarity, and one of them is unfamiliar
 WHOLE = TINY | dict(head_epochs=2, fine_tune_epochs=2, unfamiliar_rate=.1)
 
 
 def soak(few, many):
-    "How often something is repeated: `few` times in `make test`, `many` in `make soak`, whose tests are marked `soak`."
+    "The number of repeats: `few` in `make test`, `many` in `make soak`, whose tests are marked `soak`."
     return many if os.environ.get('BASEGUN_SOAK') else few
 
 
@@ -35,7 +35,7 @@ def pytest_unconfigure():
     shutil.rmtree(CACHE, ignore_errors=True)
 
 
-# files that take minutes begin first, so that no process waits for the last one
+# files that take minutes start first, so that no process waits for the last one
 SLOWEST = ['test_distributed.py', 'test_train.py', 'test_export.py', 'test_processes.py', 'test_resume.py',
            'test_serve.py', 'test_cache.py', 'test_predict.py', 'test_report.py', 'test_check.py', 'test_split.py',
            'test_odd_photos.py', 'test_many_classes.py', 'test_run_page.py', 'test_hostile.py', 'test_files.py',
@@ -59,7 +59,7 @@ def run_command(*arguments, **options):
 
 
 def typed(*arguments):
-    "Be the command in this process, which has paid for the imports already."
+    "Run the command in this process, which has the imports already."
     from basegun_fastai.cli import main
     handlers = {o: signal.getsignal(o) for o in (signal.SIGTERM, signal.SIGINT)}
     argv, hook, out, err = sys.argv, sys.unraisablehook, StringIO(), StringIO()
@@ -75,7 +75,7 @@ def typed(*arguments):
 
 
 def sized(size, before_crop, **others):
-    "A small network that takes photos of a size."
+    "A small network for photos of a given size."
     from basegun_fastai.model.archs import architecture
     return replace(architecture('test_efficientnet'), size=size, before_crop=before_crop, **others)
 
@@ -87,7 +87,7 @@ TYPOLOGIES = ['autre_pistolet', 'epaule_a_levier_sous_garde', 'epaule_a_pompe', 
 
 
 def draw_typologies(data, classes=TYPOLOGIES, train=7, val=4):
-    "Draw some photos of each of many classes, not as many of each."
+    "Draw some photos of many classes, not equally many of each."
     import numpy as np
 
     from basegun_fastai.data.demo import GUNS, draw_photo
@@ -103,7 +103,7 @@ KINDS = ['autre_pistolet', 'fusil', 'revolver']
 
 
 def prediction_table(answers, classes=KINDS):
-    "`Predictions` of rows of (file, label, predicted, confidence); the rest is left to the label."
+    "`Predictions` from rows of (file, label, predicted, confidence); the label gets the remaining probability."
     import numpy as np
 
     from basegun_fastai.trust.predictions import Predictions
@@ -116,12 +116,12 @@ def prediction_table(answers, classes=KINDS):
 
 
 def as_arguments(**options):
-    "Write options as they are typed; of a switch that is True, its name."
+    "Write options as they are typed; a switch that is True gives its name."
     return [o for k, v in options.items() for o in (f"--{k.replace('_', '-')}", str(v))[:1 if v is True else 2]]
 
 
 def once(factory, name, make):
-    "A folder of a session: the first of its processes makes what is in it, the others take that."
+    "A folder of a session: the first of its processes fills it, the others use it."
     root = factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ: root = root.parent
     folder, whole = root/name, root/f'{name} is whole'
@@ -163,7 +163,7 @@ def run(data, tmp_path_factory):
 
 def fitted(data, out, name='fitted', **options):
     """A training without its end, which takes most of a short one's time: `memory` has rows and best weights, `config`
-    what was decided, and `finish()` does the rest.
+    the decisions, and `finish()` completes the run.
     """
     from basegun_fastai.base.record import Run
     from basegun_fastai.training.options import Options
@@ -177,7 +177,7 @@ def fitted(data, out, name='fitted', **options):
 
 
 def forget_familiarity(run):
-    "Make a copy of a run one of an older version, which had no familiarity."
+    "Turn a copy of a run into one of an older version, which had no familiarity."
     import json
     run.familiarity.unlink()
     numbers = json.loads(run.metrics.read_bytes())
@@ -187,7 +187,7 @@ def forget_familiarity(run):
 
 @pytest.fixture(scope='session')
 def exported(run, tmp_path_factory):
-    "What `export` makes of the run; tests of other modules have fixtures of their own by this name."
+    "The export of the run; tests of other modules have their own fixtures of this name."
     from basegun_fastai.export import export
     return once(tmp_path_factory, 'exported', lambda folder: export(run.path, folder/'le modèle'))/'le modèle'
 
@@ -206,7 +206,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def pretrained(data, weights, tmp_path_factory):
-    "A finished run of both stages that began with the weights of a file."
+    "A finished run of both stages that started from the weights of a file."
     from basegun_fastai.base.record import Run
     from basegun_fastai.train import train
     options = TINY | dict(head_epochs=2, fine_tune_epochs=2, weights=str(weights))
@@ -215,7 +215,7 @@ def pretrained(data, weights, tmp_path_factory):
 
 @pytest.fixture
 def copy(data, tmp_path):
-    "A copy of the data that a test may spoil; the photos are links to the same bytes until they are replaced."
+    "A copy of the data that a test may change; the photos are links to the same bytes until they are replaced."
     import shutil
     out = tmp_path/'copy'
     shutil.copytree(data, out, copy_function=os.link)
@@ -237,7 +237,7 @@ def others(tmp_path):
 
 @pytest.fixture(scope='session')
 def trained_weights(tmp_path_factory):
-    "Weights of a small network whose BatchNorms have statistics that differ from those of a new one."
+    "Weights of a small network whose BatchNorm statistics differ from those of a new one."
     import timm
     import torch
     from fastai.torch_core import set_seed
@@ -255,7 +255,7 @@ def trained_weights(tmp_path_factory):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    "A stand-in for the model hub, to which this process goes; it has weights of a small network, and waits are short."
+    "A stand-in for the model hub, used by this process; it has weights of a small network, and waits are short."
     from types import SimpleNamespace
 
     from hub import Hub
@@ -270,7 +270,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(module, 'RETRY_WAITS', (0, 0))
     monkeypatch.setattr(file_download, 'time', SimpleNamespace(sleep=lambda _: None))
     for o in ('HTTP_PROXY', 'http_proxy', 'ALL_PROXY', 'all_proxy'): monkeypatch.delenv(o, raising=False)
-    close_session()  # the client knows the proxies of when it was made
+    close_session()  # the client keeps the proxies of its creation
     yield hub
     close_session()
     hub.close()

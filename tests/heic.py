@@ -1,4 +1,4 @@
-"HEIC files, made by pillow-heif in a process of its own: in one process it clashes with pi-heif, which reads them."
+"HEIC files, made by pillow-heif in another process: in one process it clashes with pi-heif, which reads them."
 import json
 import subprocess
 import sys
@@ -34,7 +34,7 @@ sys.stdout.buffer.write(out.getvalue())
 
 
 def heic(*images, **options):
-    "Write pictures into one HEIC; bytes among the options become base64 on the way."
+    "Write pictures into one HEIC; bytes among the options are sent as base64."
     from base64 import b64encode
     def png(image):
         out = BytesIO()

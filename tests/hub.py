@@ -1,4 +1,4 @@
-"A stand-in on loopback that speaks as much of the model hub's protocol as a download takes, and misbehaves as asked."
+"A stand-in on loopback with the part of the model hub's protocol that a download needs; it can misbehave."
 import hashlib
 import socket
 import threading
@@ -9,14 +9,14 @@ ABSENT = {'X-Error-Code': 'EntryNotFound', 'X-Repo-Commit': COMMIT}
 
 
 class Hub:
-    "Files by `repository/name`; `answer` is what the hub says to everything, `send` how its store sends a body."
+    "Files by `repository/name`; `answer` is the hub's response to every request, `send` how its store sends a body."
 
     def __init__(self):
         self.files, self.requests, self.ended = {}, [], threading.Event()
         self.answer, self.send = None, whole
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), type('Handler', (Handler,), dict(hub=self)))
         self.server.daemon_threads = True
-        self.server.handle_error = lambda *_: None  # of a client that has left
+        self.server.handle_error = lambda *_: None  # of a client that has disconnected
         threading.Thread(target=self.server.serve_forever, args=(.05,), daemon=True).start()
 
     @property
@@ -26,7 +26,7 @@ class Hub:
     def url(self): return f'http://127.0.0.1:{self.port}'
 
     def count(self, start):
-        "Requests that begin so, such as 'GET /store'."
+        "Number of requests that start with `start`, such as 'GET /store'."
         return sum(o.startswith(start) for o in self.requests)
 
     def close(self):
@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         owner, repo, _, _, name = self.path.strip('/').split('/')
         content = self.hub.files.get(f'{owner}/{repo}/{name}')
         if content is None: return self.reply(404, ABSENT)
-        self.reply(302, {  # as the hub does, to a store at another address
+        self.reply(302, {  # like the hub, to a store at another address
             'X-Repo-Commit': COMMIT, 'X-Linked-ETag': f'"{hashlib.sha256(content).hexdigest()}"',
             'X-Linked-Size': len(content), 'Location': f'http://localhost:{self.hub.port}/store/{owner}/{repo}/{name}'})
 
@@ -63,24 +63,24 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def status(code, headers=(), body=b''):
-    "Answer everything so."
+    "Answer every request with this status."
     return lambda handler, *_: handler.reply(code, headers, body)
 
 
 def silent(handler, *_):
-    "Say nothing until the test is over."
+    "Send nothing until the test is over."
     handler.hub.ended.wait()
     handler.close_connection = True
 
 
 def refused(handler, *_):
-    "Hang up without a word."
+    "Close the connection without a response."
     handler.connection.shutdown(socket.SHUT_RDWR)
     handler.close_connection = True
 
 
 def whole(handler, content, end=None):
-    "Send the body, or what is missing of it."
+    "Send the body, or its missing part."
     start = int(handler.headers.get('Range', 'bytes=0-')[6:].split('-')[0])
     handler.send_response(206 if start else 200)
     handler.send_header('Content-Length', str(len(content) - start))
@@ -90,7 +90,7 @@ def whole(handler, content, end=None):
 
 
 def part(then):
-    "Send a half of the body and no more, then do something else."
+    "Send half of the body, then do something else."
     def send(handler, content):
         whole(handler, content, len(content) // 2)
         handler.wfile.flush()
@@ -99,7 +99,7 @@ def part(then):
 
 
 def over_and_over(handler, content):
-    "Send a half of the body again and again."
+    "Send half of the body repeatedly."
     del handler.headers['Range']
     part(refused)(handler, content)
 
@@ -114,5 +114,5 @@ def slow(handler, content):
 
 
 def environment(hub, folder):
-    "What leads a process to the stand-in."
+    "Environment variables that direct a process to the stand-in."
     return dict(HF_ENDPOINT=hub.url, HF_HOME=str(folder), NO_PROXY='*')

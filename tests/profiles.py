@@ -1,4 +1,4 @@
-"Colour profiles, made number by number as ICC.1 lays them out: none is taken from anywhere."
+"Colour profiles, made number by number as ICC.1 specifies them: none is copied."
 import struct
 import zlib
 from io import BytesIO
@@ -23,7 +23,7 @@ SRGB_CURVE = b'para' + bytes(4) + struct.pack('>HH', 3, 0) + _fixed(2.4, 1 / 1.0
 
 
 def profile(kind, colours, connection, tags):
-    "A profile of class `kind`, of the given colour and connection spaces."
+    "A profile of class `kind`, with the given colour and connection spaces."
     tags = {b'desc': _text('made by a test'), b'cprt': _text('none'), b'wtpt': _xyz(*D50), **tags}
     at, table, body = 132 + 12 * len(tags), struct.pack('>I', len(tags)), b''
     for name, content in tags.items():
@@ -56,7 +56,7 @@ def grey_profile(power): return profile(b'mntr', b'GRAY', b'XYZ ', {b'kTRC': _ga
 
 
 def ink_profile(lab):
-    "A profile of four inks; `lab` says what L, a and b a row of 0 and 1 for each ink has."
+    "A profile of four inks; `lab` gives L, a and b for a row of 0 or 1 per ink."
     corners = [lab(*[(i >> (3 - k)) & 1 for k in range(4)]) for i in range(16)]
     table = b'mft1' + bytes(4) + bytes([4, 3, 2, 0]) + _fixed(*np.eye(3).ravel()) + bytes(range(256)) * 4
     table += b''.join(bytes([round(ell * 2.55), round(a + 128), round(b + 128)])
@@ -90,7 +90,7 @@ def chromaticities(primaries):
 
 
 def tagged(image, *chunks):
-    "A PNG with chunks of its own after the first one."
+    "A PNG with extra chunks after the first one."
     out = BytesIO()
     image.save(out, 'PNG')
     return out.getvalue()[:33] + b''.join(chunks) + out.getvalue()[33:]

@@ -13,7 +13,7 @@ from conftest import COMMAND
 
 
 class Server:
-    "The command `serve`, what it has written, and a client."
+    "The command `serve`, its output, and a client."
 
     def __init__(self, folder, *arguments):
         command = [COMMAND, 'serve', str(folder), '--port', '0', *map(str, arguments)]
@@ -33,12 +33,12 @@ class Server:
         raise AssertionError(''.join(self.said))
 
     def lines(self, n):
-        "The first `n` lines of the log, once they are there."
+        "The first `n` lines of the log; waits for them."
         self._until(lambda: len(self.log) >= n)
         return [json.loads(o) for o in self.log]
 
     def children(self):
-        "Ids of the processes that judge photos."
+        "Ids of the worker processes."
         threads = Path(f'/proc/{self.process.pid}/task').glob('*/children')
         return sorted(int(o) for file in threads for o in file.read_text().split())
 

@@ -1,4 +1,4 @@
-"The notebooks read as a book: prose beside its code, a small cell, a lesson; and what prose names is there."
+"The notebooks read as a book: prose beside its code, a small cell, a lesson; and names in prose exist."
 import ast
 import json
 import re
@@ -9,7 +9,7 @@ from test_layers import ORDER, ROOT, path
 
 NOTEBOOKS = [o for o in sorted(ROOT.glob('nbs/**/*.ipynb')) if '.ipynb_checkpoints' not in o.parts]
 NAMES = [o.relative_to(ROOT/'nbs').as_posix() for o in NOTEBOOKS]
-FILES = {'ipynb', 'pkl', 'png', 'csv', 'json', 'html', 'onnx', 'safetensors'}  # endings, not names
+FILES = {'ipynb', 'pkl', 'png', 'csv', 'json', 'html', 'onnx', 'safetensors'}  # file endings, not names
 OTHERS = {'torch', 'timm', 'fastai', 'sys', 'dls', 'photos', 'table'}
 MODULES = {o.split('.')[-1]: o for o in ORDER}
 
@@ -25,7 +25,7 @@ def is_import(source):
 
 
 def kinds(notebook):
-    "What each cell is: prose, picture, code of the package, lesson, or imports and the like."
+    "Kind of each cell: prose, picture, code of the package, lesson, or imports and similar."
     for cell, source in cells(notebook):
         if cell['cell_type'] == 'markdown': yield 'picture' if '![' in source else 'prose', cell['id']
         elif is_import(source) or '#| default_exp' in source: yield 'imports', cell['id']
@@ -72,7 +72,7 @@ DEFINED = {module: {*names_of(module)} for module in ORDER}
 
 
 def missing(text):
-    "Backticked `module.name`s that are not there; what is another package's or an object's stands in `OTHERS`."
+    "Backticked `module.name`s that do not exist; `OTHERS` names other packages and objects."
     for first, name in re.findall(r'`([a-z_.]+)\.(\w+)(?:\([^`]*)?`', text):
         if name in FILES or first.split('.')[0] in OTHERS or f'{first}.{name}' in ORDER: continue
         module = first if first in ORDER else MODULES.get(first)
@@ -91,7 +91,7 @@ def test_a_name_that_is_gone_is_found():
             == ['mistakes.write_groups', 'loaders.square'])
 
 
-BOOK = runpy.run_path(str(ROOT/'nbs'/'book.py'))  # what makes its pages
+BOOK = runpy.run_path(str(ROOT/'nbs'/'book.py'))  # makes its pages
 SHOWN = '&lt;a id="shown" href="#pair-{{ i }}"&gt;'  # a template that a page shows
 
 

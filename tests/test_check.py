@@ -1,4 +1,4 @@
-"`check` finds every fault that is planted, finds none where there is none, and changes nothing."
+"`check` finds every planted fault, reports no others, and changes nothing."
 import json
 import os
 import shutil
@@ -39,7 +39,7 @@ def files_of(actual, kind): return {file for o in actual['problems'] if o['kind'
 
 @pytest.fixture(scope='module')
 def large(tmp_path_factory):
-    "Drawn data with enough photos of each class, 24 and 20, that nothing is wrong with it."
+    "Drawn data without problems, with enough photos of each class: 24 and 20."
     import numpy as np
 
     from basegun_fastai.data.demo import draw_photo
@@ -54,7 +54,7 @@ def large(tmp_path_factory):
 
 @pytest.fixture
 def clean(large, tmp_path):
-    "A copy of it that a test may spoil."
+    "A copy of `large` that a test may change."
     shutil.copytree(large, tmp_path/'data', copy_function=os.link)
     return tmp_path/'data'
 

@@ -1,4 +1,4 @@
-"The installed command, as a user meets it: exit codes, streams, messages, and what it imports."
+"The installed command as a user sees it: exit codes, streams, messages, and imports."
 import json
 import os
 import subprocess
@@ -39,7 +39,7 @@ for arguments in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope='module')
 def walked():
-    "What one process says to many command lines: by each, its exit code, stdout, stderr and heavy imports."
+    "Results of many command lines in one process: exit code, stdout, stderr and heavy imports of each."
     result = subprocess.run([sys.executable, '-c', WALK, json.dumps(LIGHT)], capture_output=True, text=True)
     assert result.returncode == 0 and not result.stderr, result.stderr
     return {tuple(arguments): rest for arguments, *rest in map(json.loads, result.stdout.splitlines())}
@@ -110,7 +110,7 @@ def test_a_user_without_a_home_whom_the_system_does_not_know_can_use_every_comma
     without = [o for name in ('HOME', 'XDG_CACHE_HOME', 'USER', 'LOGNAME') for o in ('-u', name)]
     stranger = ['unshare', '--user', '--map-user=12345', '--map-group=12345', 'env', *without]
     if subprocess.run([*stranger, 'true'], capture_output=True).returncode:
-        pytest.skip('no user namespace may be made here')
+        pytest.skip('this user may not make a user namespace')
     result = subprocess.run([*stranger, COMMAND, 'cache'], capture_output=True, text=True)
     assert result.returncode == 0 and 'Traceback' not in result.stderr, result.stderr
     assert '/.cache/basegun-fastai' in result.stdout

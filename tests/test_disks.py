@@ -1,4 +1,4 @@
-"Disks that are not ext4: each fault is put in where the system would raise it."
+"Disks that are not ext4: each fault is raised at the call that fails on such a disk."
 import errno
 import os
 import shutil
@@ -19,7 +19,7 @@ from basegun_fastai.predict import load
 
 
 def failing(monkeypatch, name, number, folders):
-    "Let a function of `os` that takes a descriptor fail, for folders or for files."
+    "Make a function of `os` with a descriptor fail, for folders or for files."
     real = getattr(os, name)
     def fail(descriptor, *more):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode) == folders: raise OSError(number, os.strerror(number))
@@ -108,7 +108,7 @@ def test_a_disk_without_hard_links_is_told(tmp_path, monkeypatch, number):
 
 @pytest.fixture
 def forbidden():
-    "A folder that everybody may look into, and an effective user who may do no more; what a test makes is of another."
+    "A folder that all users may read, and an effective user who may do no more; files of a test have another owner."
     if os.geteuid(): pytest.skip('only root can be two users')
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)

@@ -1,4 +1,4 @@
-"Every public name says what it does, and each parameter and result what its name and its type do not say."
+"Every public name says what it does, and each parameter and result more than its name and its type."
 import ast
 import re
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from test_layers import ORDER, ROOT, path, syntax
 
-# what a class of ours is stands with the class; fastai's two are in every book on it
+# our classes are described in their docstrings; fastai's two are in every book on it
 RECORDS = {o.name for module in ORDER for o in syntax(module).body if isinstance(o, ast.ClassDef)
            and not o.name.startswith('_')} | {'Learner', 'DataLoaders'}
 FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
 NOTHING = {'None', 'Iterator[None]'}
 FILLERS = set('a an the of it its this that these those one'.split())
-CONTEXT = set('run training network data set fastai'.split())  # says nothing of a record: there is one of each
+CONTEXT = set('run training network data set fastai'.split())  # these do not describe a record, since each exists once
 
 
 def public(tree):
@@ -32,7 +32,7 @@ def hooks(name, node):  # methods that fastai calls, under names that fastai has
 
 
 def commented(node, lines):
-    "What a class or function may comment: where, under which name (a result has none), its annotation, its docment."
+    "Places for docments in a class or function: line, name (none for a result), annotation, docment."
     def docment(line): return line.partition('# ')[2].strip() or None
     if isinstance(node, ast.ClassDef):
         fields = [o for o in node.body if isinstance(o, ast.AnnAssign)]
@@ -49,20 +49,20 @@ def commented(node, lines):
 
 
 def is_plain(module, name, annotation):
-    "Does the type, or the name that means the same everywhere, say it all?"
+    "Is the type, or a name with one meaning everywhere, a full description?"
     if annotation is None: return False
     text = ast.unparse(annotation).strip("'")
     return text in RECORDS | NOTHING or (name, text) == ('data', 'Path') and '.' in module
 
 
 def words(text):
-    "Of a text or a name, in small letters, without the endings of a plural and of a genitive."
+    "Words of a text or a name, in lower case, without the endings of plural and genitive."
     text = re.sub('([a-z])([A-Z])', r'\1 \2', text).lower().replace("'s", '')
     return {o.removesuffix('s') for o in re.findall('[^\\W\\d_]+|\\d+', text)}
 
 
 def says_nothing(module, name, annotation, docment):
-    "Does a docment repeat the name or the type?"
+    "Does a docment only repeat the name or the type?"
     if ast.unparse(annotation) in NOTHING and re.match('(Of a context: )?nothing', docment, re.I): return True
     if '`' in docment: return False
     more = CONTEXT if is_plain(module, name, annotation) else set()

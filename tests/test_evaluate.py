@@ -1,4 +1,4 @@
-"A run is judged on other photos: what it leaves, and what it refuses."
+"Evaluation of a run on other photos: the files that it writes, and the inputs that it refuses."
 import json
 import shutil
 
@@ -39,7 +39,7 @@ def test_other_things_are_taken_into_account_by_train_and_evaluate(data, others,
 def test_what_is_wrong_with_an_evaluation_is_told_at_once(run, data, copy, others, tmp_path):
     (copy/'val').rename(copy/'photos')
     (copy/'photos'/'flamethrower').mkdir()
-    (copy/'photos'/'flamethrower'/'0.jpg').write_bytes(b'no photo')  # would be told, had it been read
+    (copy/'photos'/'flamethrower'/'0.jpg').write_bytes(b'no photo')  # would be reported if it were read
     (tmp_path/'g.csv').write_text('file;camera\n')
     result = typed('evaluate', run.path, copy/'photos', '--out', copy/'photos'/'out', '--not-a-gun', others/'inner',
                  '--groups', tmp_path/'g.csv')
@@ -79,7 +79,7 @@ def test_the_same_photos_are_as_familiar_as_after_the_training(run, data, tmp_pa
     rows, mine = (pd.read_csv(o/'predictions-val.csv') for o in (run.path, tmp_path/'out'))
     bank = read_bank(run)
     assert np.allclose(rows.familiarity, familiarity(bank.val_similarities, bank.table), atol=1e-6)
-    # the table has the similarities of these very photos, so rounding moves them by a place at most
+    # the table has the similarities of exactly these photos, so rounding moves them by at most one place
     assert np.abs(mine.familiarity - rows.familiarity).max() < 1.01 / (len(bank.table) + 1)
     for folder, table in ((run.path, rows), (tmp_path/'out', mine)):
         numbers, unfamiliar = json.loads((folder/'metrics.json').read_text()), table.familiarity < .1

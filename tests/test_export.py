@@ -1,4 +1,4 @@
-"What is exported answers as what was trained, and nothing else is exported."
+"An export predicts like the trained network; nothing else is exported."
 import json
 import os
 import shutil
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def place(twenty, tmp_path_factory):
-    "A run on drawn photos, and what was exported of it; 200 photos in val."
+    "A run on drawn photos with 200 photos in val, and its export."
     folder = tmp_path_factory.mktemp('made')
     shutil.copytree(twenty, folder/'data', copy_function=os.link)
     for c, label in enumerate(GUNS):
@@ -302,7 +302,7 @@ def test_evidence_that_does_not_add_up_is_not_exported(place, copied, monkeypatc
     plain, calls = module.evidence, []
     def wrong(features, layer):
         calls.append(1)
-        return plain(features, layer) * (1 if len(calls) == 1 else 1.01)  # the first is the look at the network
+        return plain(features, layer) * (1 if len(calls) == 1 else 1.01)  # the first call inspects the network
     monkeypatch.setattr(module, 'evidence', wrong)
     result = typed('export', copied, '--data', place/'data', '--out', tmp_path/'out')
     assert result.returncode == 1 and 'adds up to something else' in result.stderr and not (tmp_path/'out').exists()
@@ -336,7 +336,7 @@ def squares(run, data):
 
 @pytest.fixture(scope='module')
 def without_bank(run, tmp_path_factory):
-    "What is exported of the same run without its bank, and what was said."
+    "The export of the same run without its bank, and its messages."
     folder = tmp_path_factory.mktemp('without')
     shutil.copytree(run.path, folder/'whole')
     forget_familiarity(Run(folder/'whole'))
@@ -369,7 +369,7 @@ def test_a_bank_changes_neither_labels_nor_probabilities(exported, without_bank,
     for file, before in zip(rows.file, rows.familiarity, strict=True):
         answer, other = model(data/file), plain(data/file)
         assert answer[:2] == other[:2] and answer.probabilities == other.probabilities and other.familiarity is None
-        assert abs(answer.familiarity - before) < 1.01 / 25  # rounding moves these very photos by a place at most
+        assert abs(answer.familiarity - before) < 1.01 / 25  # rounding moves exactly these photos by at most one place
         assert (answer.reason == 'unfamiliar') == (answer.familiarity < .1)
     photos = [data/o for o in rows.file]
     for answer, other in zip(model.batch(photos), plain.batch(photos), strict=True):

@@ -1,4 +1,4 @@
-"What we assume of fastai's insides, with nothing of ours between: after an upgrade this file says what broke."
+"Our assumptions about fastai's internals, tested on fastai only: after an upgrade this file shows what broke."
 import pickle
 from importlib.metadata import version
 

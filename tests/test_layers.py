@@ -1,4 +1,4 @@
-"Imports go only upwards: the five wings, then the commands."
+"Imports go only upwards, through the five wings and then the commands."
 import ast
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def syntax(name):
 
 
 def imported(node, name):
-    "Absolute names of the modules that an import statement of a module of this package names."
+    "Absolute names of the modules that an import statement in this package names."
     if isinstance(node, ast.Import): return [o.name for o in node.names]
     if not isinstance(node, ast.ImportFrom): return []
     above = ['basegun_fastai', *name.split('.')][:-node.level] if node.level else []
@@ -135,7 +135,7 @@ def test_lines_of_templates_fit_a_screen(file):
 
 
 def takes_the_encoding_of_the_locale(call):
-    "Does a call read or write text without a word on its encoding?"
+    "Does a call read or write text without naming the encoding?"
     named = {o.arg for o in call.keywords}
     if 'encoding' in named or None in named: return False
     if isinstance(call.func, ast.Attribute): return call.func.attr in ('read_text', 'write_text')

@@ -1,4 +1,4 @@
-"Every target of the Makefile is run by `make test`, which CI runs, or by `make soak`, before a release."
+"Every target of the Makefile runs in `make test`, which CI runs, or in `make soak`, before a release."
 import re
 import subprocess
 
@@ -8,11 +8,11 @@ from test_layers import ROOT
 
 MAKEFILE = (ROOT/'Makefile').read_text()
 RULES = {target: needed.split() for target, needed in re.findall(r'^([\w./]+):(?! *\w+ *=)(.*)$', MAKEFILE, re.M)}
-TARGETS = {o for o in RULES if o.isidentifier()}  # the others are files, or words to make itself
+TARGETS = {o for o in RULES if o.isidentifier()}  # the others are files, or words for make itself
 
 
 def run_by(target):
-    "A target, and all that it needs."
+    "A target, and all targets that it needs."
     return {target}.union(*(run_by(o) for o in RULES.get(target, ())))
 
 

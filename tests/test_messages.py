@@ -1,4 +1,4 @@
-"Every mistake a user can make gets one message with a remedy, exit 1, and leaves nothing behind."
+"Every mistake of a user gets one message with a remedy and exit 1, and leaves no files."
 import shutil
 import subprocess
 import sys
@@ -13,7 +13,7 @@ TRAIN = dict(arch='test_efficientnet', size=32, weights='none', head_epochs=0, f
 
 
 def refused(data, out, words, *more, **options):
-    "Train with a mistake; every one of `words` must be in the message, and nothing may be left."
+    "Train with a mistake; all `words` must be in the message, and no file may be left."
     before = tree(data) if data.is_dir() else None
     result = typed('train', data, '--out', out, *as_arguments(**TRAIN | options), *more)
     assert result.returncode == 1 and not result.stdout, result

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 def older(data, tmp_path, monkeypatch):
     "A copy of both, beside the data that the run names."
     shutil.copytree(OLDER, tmp_path/'older')
-    (tmp_path/'data').symlink_to(data)  # the run was trained on the folder 'data' of where the command ran
+    (tmp_path/'data').symlink_to(data)  # the run was trained on 'data' in the folder in which the command ran
     monkeypatch.chdir(tmp_path)
     return tmp_path/'older'
 

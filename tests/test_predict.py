@@ -1,4 +1,4 @@
-"What was exported answers without torch, is refused after any change, and the rows come as they are ready."
+"An export predicts without torch, is refused after any change, and rows are printed as soon as they are ready."
 import csv
 import io
 import json
@@ -40,11 +40,11 @@ MUTATIONS = soak(200, 10_000)
 NEIGHBOUR = 3
 PROJECTION = np.random.default_rng(1).normal(size=(SIZE * SIZE * 3, 8)).astype(np.float32)
 BANK = np.random.default_rng(2).normal(size=(8, 40)).astype(np.float32)
-BANK /= np.linalg.norm(BANK, axis=0)  # a column a train photo
+BANK /= np.linalg.norm(BANK, axis=0)  # one column per train photo
 
 
 def similarity_nodes(bank):
-    "What gives the cosine to the third nearest of the bank; nodes, and their numbers."
+    "Nodes for the cosine to the third nearest of the bank, and their numbers."
     nodes = [helper.make_node('MatMul', ['flat', 'projection'], ['features']),
              helper.make_node('LpNormalization', ['features'], ['unit'], axis=1, p=2),
              helper.make_node('MatMul', ['unit', 'bank'], ['cosines']),
@@ -55,7 +55,7 @@ def similarity_nodes(bank):
 
 
 def network(about, props=None, name='photos', scale=1., end='Softmax', bank=BANK):
-    """An ONNX file that looks at every pixel, and tells a similarity unless there is no bank; `props` are its
+    """An ONNX file that uses every pixel, and returns a similarity unless there is no bank; `props` are its
     metadata.
     """
     weights = scale * np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, len(CLASSES))).astype(np.float32) / 4000
@@ -78,7 +78,7 @@ def network(about, props=None, name='photos', scale=1., end='Softmax', bank=BANK
 
 
 def turned():
-    "A photo that lies on its side."
+    "A photo that is stored on its side."
     exif, content = Image.Exif(), io.BytesIO()
     exif[ExifTags.Base.Orientation] = 6
     draw_photo('revolver', np.random.default_rng(1), (64, 48)).save(content, 'JPEG', exif=exif)
@@ -99,7 +99,7 @@ def described(**changes):
 
 
 def of_format_1():
-    "What an older version exported."
+    "The export of an older version."
     about = described(format='basegun-fastai model 1', levels={'low': .5, 'high': .6})
     del about['familiarity']
     return about
@@ -115,13 +115,13 @@ def written(folder, about, content):
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    "What `export` would leave of a tiny network; no test may change it."
+    "The export of a tiny network; no test may change it."
     return written(tmp_path_factory.mktemp('été')/'exported', described(), network(described()))
 
 
 @pytest.fixture(scope='module')
 def older(tmp_path_factory):
-    "What an older version would have left of it; no test may change it."
+    "The export of it by an older version; no test may change it."
     about = of_format_1()
     return written(tmp_path_factory.mktemp('older')/'exported', about, network(about, bank=None))
 
@@ -220,7 +220,7 @@ def test_every_mutation_is_refused(spoilt, name):
 
 @pytest.mark.soak
 def test_a_network_that_was_mutated_and_sealed_again_loads_or_is_refused(spoilt):
-    "In a process of its own, which a crash of onnxruntime would end."
+    "In another process, because a crash of onnxruntime would end it."
     result = subprocess.run([sys.executable, '-c', f'''
 import sys; sys.path.insert(0, {str(ROOT/'tests')!r})
 from test_predict import *
@@ -326,7 +326,7 @@ def test_json_that_was_copied_as_text_says_so(spoilt):
 @pytest.mark.slow
 def test_json_of_any_depth_is_refused(spoilt):
     text = (spoilt/'model.json').read_text()
-    for depth in range(900, 1000):  # somewhere in there reading still works, and writing no more
+    for depth in range(900, 1000):  # within this range reading still works, but writing does not
         (spoilt/'model.json').write_text(text.replace('0.9', '[' * depth + ']' * depth, 1))
         refused(spoilt, 'model.json')
 
@@ -398,7 +398,7 @@ def test_what_is_given_instead_of_an_export(tmp_path, exported):
     refused(tmp_path/'\0', 'no folder')
 
 
-# The answers
+# Predictions
 
 
 def test_answers_are_plain_python(exported, photos):
@@ -444,7 +444,7 @@ def test_familiarity_and_reason_are_those_of_the_formula(exported):
     for content in strange_photos():
         features = pixels(content, SIZE).reshape(-1).astype(np.float64) @ PROJECTION
         similarity = np.sort(features / np.linalg.norm(features) @ BANK)[-NEIGHBOUR]
-        if np.abs(similarity - np.array(TABLE)).min() < 1e-5: continue  # rounding decides
+        if np.abs(similarity - np.array(TABLE)).min() < 1e-5: continue  # rounding decides here
         answer = model(content)
         assert answer.familiarity == (1 + (np.array(TABLE) <= similarity).sum()) / (len(TABLE) + 1)
         reason = 'unfamiliar' if answer.familiarity < .1 else 'uncertain' if answer.confidence < .5 else None
@@ -504,7 +504,7 @@ def test_many_threads_get_the_same_answers(exported, photos):
     assert len(actual) == 400 and actual == wanted * 100
 
 
-BACK = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # how to store what Orientation turns upright
+BACK = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the inverse of what Orientation does
 
 
 def stored(upright, orientation):
@@ -630,7 +630,7 @@ def test_rows_come_through_a_pipe_as_they_are_ready_and_sigterm_ends_it(exported
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env={k: v for k, v in os.environ.items() if k != 'PYTHONUNBUFFERED'}) as process:
         came = b''
-        # what is in the pipe at this moment
+        # the current content of the pipe
         while came.count(b'\n') < 2: came += os.read(process.stdout.fileno(), 2**16)
         assert b'0.jpg' in came and came.count(b'slow.png') < 5
         process.send_signal(signal.SIGTERM)
@@ -721,7 +721,7 @@ def test_classes_that_are_no_text_can_be_loaded(tmp_path):
     assert load(tmp_path).classes[0] == '\udcff'
 
 
-# What it takes
+# Requirements
 
 
 def in_a_process(code, *arguments):
@@ -752,7 +752,7 @@ def test_what_other_programs_leave_gets_no_row(exported, photos, tmp_path):
     done = typed('predict', exported, folder)
     assert done.returncode == 0 and len(rows(done.stdout)) == 4
     assert done.stderr.startswith('3 files that other programs left beside the photos')
-    alone = typed('predict', exported, folder/'Thumbs.db')  # what is asked for by its name is looked at
+    alone = typed('predict', exported, folder/'Thumbs.db')  # a file that is named is read
     assert alone.returncode == 1 and len(rows(alone.stdout)) == 1
 
 
@@ -793,7 +793,7 @@ def test_the_package_without_its_dependencies_and_three_others_are_enough(export
 
 
 def test_nobody_is_told_that_a_model_is_opened(exported, tmp_path):
-    "onnxruntime would make an id of this machine and a queue of events for its maker as soon as it is imported."
+    "By default, onnxruntime writes an id of this machine and a queue of events for its maker at its import."
     environment = {k: v for k, v in os.environ.items() if k != 'ORT_DISABLE_TELEMETRY'}
     environment |= dict(TMPDIR=str(tmp_path), HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
     program = 'import sys; from basegun_fastai import predict; predict.load(sys.argv[1])'

@@ -1,4 +1,4 @@
-"What README shows is what the commands say."
+"The README shows the real output of the commands."
 import json
 import re
 import shlex
@@ -81,7 +81,7 @@ def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
     result = run_warm('train', data, '--arch', 'test_efficientnet', '--size', 32, '--weights', 'none',
                       '--fine-tune-epochs', 2, '--lr', .006, '--batch-size', 16, '--out', 'demo/runs', '--name',
                       'first', cwd=tmp_path)
-    # what follows depends on the photos
+    # the rest of the line depends on the photos
     def words(line):
         line = re.sub(r'^(no familiarity|unfamiliar)\b.*', 'familiarity', line)  # README's val has enough photos for it
         return re.sub(r'^(high|medium|low|nothing is called high)\b.*', r'\1', line)
@@ -188,7 +188,7 @@ def test_the_table_of_real_photos_is_that_of_the_benchmark():
     lasts = [100 * mean(o, 'ours', last) for o in ('hymenoptera', 'trash', 'caltech')]
     assert 'the last one has {:.1f}, {:.1f} and {:.1f}.'.format(*lasts) in words
     larger = [100 * mean('hymenoptera', 'ours, 288 px', *o) for o in ((), (head,), (last,))]
-    assert '`--size 288` has {:.1f}, and {:.1f} with the head alone'.format(*larger[:2]) in words
+    assert '`--size 288` has {:.1f}, and {:.1f} with only the head'.format(*larger[:2]) in words
     assert f'fine-tuning to its end has {larger[2]:.1f}' in words
     ours = [o for o in noted if (o['set'], o['arm']) == ('hymenoptera', 'ours')]
     assert statistics.mean(map(last, ours)) == pytest.approx(statistics.mean(map(head, ours)), abs=.001)
@@ -230,6 +230,6 @@ def test_the_table_of_unknown_things_is_that_of_the_benchmark():
     assert ' instead of '.join(auroc) in ' '.join(README.split())
     slower = {o['photo']: o['times_as_slow'] for o in noted['latency']['rows']}
     share = [f"{100 * (slower[photo][size] - 1):.1f}" for size in ('2048', '4096') for photo in ('0.5 MP', '12 MP')]
-    words = 'Familiarity costs {} % of the time of an answer for photos of 0.5 megapixels and {} % for 12'
+    words = 'Familiarity costs {} % of the time of a prediction for photos of 0.5 megapixels and {} % for 12'
     assert words.format(*share[:2]) in HOW and 'would cost {} and {} %'.format(*share[2:]) in HOW
     assert max(slower[o]['2048'] for o in slower) <= 1.05 and noted['latency']['answers_bit_identical']

@@ -1,4 +1,4 @@
-"`report` writes the page of a run again, compares runs, and refuses what would be a page about something else."
+"`report` writes the page of a run again, compares runs, and refuses photos and runs that do not match."
 import json
 import shutil
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def mine(run, tmp_path):
-    "A copy of the run that a test may spoil."
+    "A copy of the run that a test may change."
     shutil.copytree(run.path, tmp_path/'mine')
     return Run(tmp_path/'mine')
 

@@ -1,4 +1,4 @@
-"Killed at any moment and resumed, a training ends as if nothing had happened."
+"A training that is killed at any moment and resumed has the result of an uninterrupted one."
 import os
 import signal
 import subprocess
@@ -18,7 +18,7 @@ OPTIONS = as_arguments(**WHOLE)
 
 def stopped(data, out, name, at, how=signal.SIGKILL, wait=0., options=OPTIONS):
     """Start or continue a training, and send it a signal `wait` seconds after it says `at`; return its exit code
-    and what it said.
+    and its messages.
     """
     text = []
     with Command('train', data, '--out', out, '--name', name, '--resume', *options) as process:
@@ -82,7 +82,7 @@ def test_being_asked_to_stop_leaves_a_run_that_goes_on(run, data, tmp_path, how,
 
 
 def started(*command):
-    "A training whose processes have a group of their own; from its very beginning in `make soak`."
+    "A training in its own process group; as a new program in `make soak`."
     cold = soak(False, True)
     if cold: return subprocess.Popen([*map(str, [COMMAND, *command])], stdout=subprocess.DEVNULL,
                                      stderr=subprocess.PIPE, text=True, start_new_session=True)

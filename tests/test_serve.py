@@ -1,4 +1,4 @@
-"A real server answers as `predict` does, and neither strangers nor signals nor a killed process make it fall."
+"A real server predicts like `predict`; no request, signal or killed process makes it fail."
 import asyncio
 import json
 import os
@@ -43,7 +43,7 @@ def photos(data): return [o.read_bytes() for o in sorted(data.glob('*/*/*'))]
 
 @pytest.fixture(scope='module')
 def large():
-    "A photo whose reading takes a while."
+    "A photo that takes long to read."
     out = BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
     Image.fromarray(noise).save(out, 'PNG', compress_level=1)
@@ -187,7 +187,7 @@ def test_other_sites_may_ask_only_where_that_was_said(exported):
         assert server.client.get('/').status_code == 404
 
 
-ORIGINS = {  # as a browser sends them
+ORIGINS = {  # the form in which a browser sends them
     'https://app.example': 'https://app.example', 'HTTPS://App.Example:443': 'https://app.example',
     'http://app.example:80': 'http://app.example', 'http://app.example:443': 'http://app.example:443',
     'https://app.example:0443': 'https://app.example', 'https://app.example:': 'https://app.example',
@@ -237,7 +237,7 @@ def test_a_killed_process_takes_one_answer_with_it_and_another_comes(exported, p
 
 @pytest.fixture
 def another(exported, tmp_path):
-    "The same network as another model: other names of the classes, under another id."
+    "The same network as another model: other class names and another id."
     folder = shutil.copytree(exported, tmp_path/'another')
     about = json.loads((folder/'model.json').read_bytes())
     about |= dict(id='another-00000000', classes=[f'another {o}' for o in about['classes']])
@@ -251,7 +251,7 @@ def another(exported, tmp_path):
 
 
 def put(link, folder):
-    "Let a link lead to a folder, whatever it led to before."
+    "Make a link lead to a folder, also if the link exists."
     link.with_name('new').symlink_to(folder)
     link.with_name('new').rename(link)
 
@@ -264,7 +264,7 @@ def test_a_folder_that_was_replaced_is_not_served_beside_the_one_of_the_start(ex
         started = server.client.get('/version').json()['model']
         put(tmp_path/'served', another)
         os.kill(server.children()[0], signal.SIGKILL)
-        responses = [ask() for _ in range(4)]  # one of them meets the process that was killed
+        responses = [ask() for _ in range(4)]  # one of them reaches the killed process
         server._until(lambda: lines() or 'basegun_processes_ready 2.0' in server.client.get('/metrics').text)
         responses += [ask() for _ in range(40)]
         answers = [o.json() for o in responses if o.status_code == 200]
@@ -291,7 +291,7 @@ def test_who_asks_when_no_process_can_start_hears_why_at_once(exported, photos, 
         assert ask().status_code == 200
         (tmp_path/'served').unlink()
         os.kill(server.children()[0], signal.SIGKILL)
-        responses = [ask() for _ in range(3)]  # the first one meets the process that was killed
+        responses = [ask() for _ in range(3)]  # the first one reaches the killed process
         assert [o.status_code for o in responses] == [503] * 3
         assert "does not start (no folder '" in responses[2].json()['detail']
         assert server.client.get('/health/ready').json()['detail'] == responses[2].json()['detail']

@@ -1,4 +1,4 @@
-"A split is made once: whole, stratified, alike photos on one side, and the same for the same photos."
+"A split is made once: complete, stratified, similar photos on one side, and the same for the same photos."
 import csv
 import os
 import shutil
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def photos(twenty, tmp_path):
-    "Twenty drawn photos of each class that a test may spoil, in a folder with a space."
+    "Twenty drawn photos of each class that a test may change, in a folder with a space."
     shutil.copytree(twenty/'train', tmp_path/'mes photos', copy_function=os.link)
     return tmp_path/'mes photos'
 
 
 def make_split(photos, out, *options):
-    "Make a split; return what split.csv says of each file, after checking that it is true."
+    "Make a split; return the rows of split.csv, after checking that they are true."
     before = tree(photos)
     result = typed('split', photos, out, *options)
     assert result.returncode == 0 and result.stdout == f'{out}\n', result.stderr

@@ -1,4 +1,4 @@
-"Closed and full streams end no work, and spoil no file."
+"Closed and full streams neither stop a command nor damage a file."
 import json
 import os
 import re
@@ -21,7 +21,7 @@ def shell(streams, *arguments, **options):
                           capture_output=True, text=True, timeout=600, **options)
 
 
-# What the streams are is settled in `cli.main`, for all commands alike: one stands for those without PyTorch here.
+# `cli.main` prepares the streams, for all commands alike: one command represents those without PyTorch here.
 
 @pytest.fixture
 def checked(data, tmp_path): return ['check', data, '--json', tmp_path/'check.json']
@@ -40,7 +40,7 @@ def test_nor_does_onnxruntime_need_one(exported, data, tmp_path):
 
 def test_nor_do_a_training_and_an_export(data, run, tmp_path):
     assert run_without_streams('train', data, '--out', tmp_path, '--name', 'run', *OPTIONS) == 0
-    same(run, Run(tmp_path/'run'))  # what was printed is in none of its files
+    same(run, Run(tmp_path/'run'))  # its files contain nothing that was printed
     assert run_without_streams('export', tmp_path/'run') == 0 and (tmp_path/'run'/'exported'/'model.onnx').exists()
 
 
@@ -76,7 +76,7 @@ def test_a_training_goes_on_when_the_disk_of_its_log_is_full(data, run, tmp_path
 
 
 def test_the_letters_of_the_locale_change_no_name(copy, exported, tmp_path):
-    "Python may take the names of files for ASCII or Latin-1; a class keeps its name."
+    "Python may read file names as ASCII or Latin-1; a class keeps its name."
     for split in ('train', 'val'): (copy/split/'revolver').rename(copy/split/'pistolet à percussion')
     odd = os.environ | dict(LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0')
     done = run_command('check', copy, '--json', tmp_path/'check.json', env=odd)
@@ -84,4 +84,4 @@ def test_the_letters_of_the_locale_change_no_name(copy, exported, tmp_path):
     assert 'pistolet à percussion' in json.loads((tmp_path/'check.json').read_bytes())['counts']['train']
     photo = next((copy/'val'/'pistolet à percussion').iterdir())
     done = run_command('predict', exported, photo, env=odd)
-    assert done.returncode == 0 and 'pistolet \\xe0 percussion' in done.stdout  # a terminal that knows ASCII alone
+    assert done.returncode == 0 and 'pistolet \\xe0 percussion' in done.stdout  # a terminal that knows only ASCII

@@ -1,4 +1,4 @@
-"A training leaves what it promises, the same each time."
+"A training writes the promised files, the same each time."
 import json
 from io import BytesIO
 from pathlib import Path
@@ -31,7 +31,7 @@ def history(run): return pd.read_csv(run.history)
 
 
 def same(a, b):
-    "The files that must be byte-identical, and the history but for the seconds."
+    "Compare the files that must be byte-identical, and the history except for the seconds."
     assert a.weights.read_bytes() == b.weights.read_bytes()
     assert (a.path/'metrics.json').read_bytes() == (b.path/'metrics.json').read_bytes()
     banks = [o.familiarity.read_bytes() if o.familiarity.exists() else None for o in (a, b)]
@@ -185,7 +185,7 @@ def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, monkeypatch, capsy
     train(data, lr=rate, name='given', fine_tune_epochs=1, no_report=True, **options)
     same(Run(tmp_path/'auto'), Run(tmp_path/'given'))
     capsys.readouterr()
-    monkeypatch.setattr('basegun_fastai.base.progress.Bar.each', -1)  # a line for each batch instead of a minute
+    monkeypatch.setattr('basegun_fastai.base.progress.Bar.each', -1)  # one line per batch instead of per minute
     lr_find(data, name='found', **options)
     output = capsys.readouterr()
     assert float(output.out) == pytest.approx(rate, rel=.01)
@@ -256,7 +256,7 @@ def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_diffe
     assert balanced.train_loss[0] != none.train_loss[0]
     rows = pd.read_csv(tmp_path/'balanced'/'predictions-val.csv')
     numbers = json.loads((tmp_path/'balanced'/'metrics.json').read_text())
-    # val is as it is
+    # val stays unweighted
     assert numbers['calibration']['before']['nll'] == pytest.approx(balanced.val_loss[0], abs=1e-5) and len(rows) == 24
 
 

@@ -1,5 +1,5 @@
 """Train without augmentation, so that several processes and one see the same photos; arguments as `train` takes them.
-`torchrun` starts it several times; alone it is one process.
+`torchrun` starts it several times; without it, this is one process.
 """
 import sys
 

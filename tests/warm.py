@@ -1,5 +1,5 @@
-"""Commands that begin as copies of a process that has imported PyTorch and fastai already, which is most of the time
-that a short training takes. What depends on a program's very beginning is tested with the installed command.
+"""Commands that start as copies of a process that has imported PyTorch and fastai already, since the imports are most
+of a short training's time. The start of the program itself is tested with the installed command.
 """
 import ctypes
 import logging
@@ -29,19 +29,19 @@ def mount_for_itself(script):
 
 
 def take_environment(environment):
-    "Let a copy be as if it had begun with these variables."
+    "Make a copy as if it had started with these variables."
     import torch
     os.environ.clear()
     os.environ.update(environment)
     threads = int(environment.get('OMP_NUM_THREADS', torch.get_num_threads()))
     if threads != torch.get_num_threads(): torch.set_num_threads(threads)  # it was read at the import
-    multiprocessing.set_start_method(None, force=True)  # a copy would begin processes of its own as it was begun
-    tempfile.tempdir = None  # it is that of the process that was copied
+    multiprocessing.set_start_method(None, force=True)  # else it starts processes as it was started itself
+    tempfile.tempdir = None  # it belongs to the copied process
 
 
 class Rank(subprocess.Popen):
-    """What PyTorch's launcher starts, `python -P -c PROGRAM ...`, as a copy of the launcher; the rest of `Popen`, with
-    its session, signals and exit codes, stays as it is.
+    """The process that PyTorch's launcher starts, `python -P -c PROGRAM ...`, as a copy of the launcher; the rest of
+    `Popen`, with its session, signals and exit codes, does not change.
     """
 
     def _execute_child(self, args, *rest):
@@ -52,7 +52,7 @@ class Rank(subprocess.Popen):
 
 
 def be_rank(program, arguments, environment):
-    "In the copy: be a new Python that runs a program; returns its exit code."
+    "In the copy: run a program like a new Python; returns its exit code."
     os.setsid()
     for o in {*signal.Signals} - {signal.SIGKILL, signal.SIGSTOP}:
         if callable(signal.getsignal(o)): signal.signal(o, signal.SIG_DFL)
@@ -77,7 +77,7 @@ def be_rank(program, arguments, environment):
 
 
 def be_command(arguments, environment, folder, streams, mounts='', before=''):
-    "In the copy: be the command, which prints to `streams`, stdout and stderr, after a program that changes it."
+    "In the copy: run the program `before`, then the command, with `streams` as its stdout and stderr."
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
     subprocess_handler.Popen = Rank
     take_environment(environment)
@@ -86,7 +86,7 @@ def be_command(arguments, environment, folder, streams, mounts='', before=''):
     if streams:
         for number, o in enumerate(streams, 1): os.dup2(o.fileno(), number)
         sys.stdout, sys.stderr = (open(o, 'w', buffering=1, encoding='utf-8', closefd=False) for o in (1, 2))
-    else:  # as Python begins where a shell has closed all three
+    else:  # the state of Python if a shell has closed all three
         for o in range(3): os.close(o)
         sys.stdin = sys.stdout = sys.stderr = None
     sys.argv = ['basegun-fastai', *arguments]
@@ -96,7 +96,7 @@ def be_command(arguments, environment, folder, streams, mounts='', before=''):
 
 
 class Command:
-    "A command that goes on, with the names of `subprocess.Popen`; both streams are read as text."
+    "A running command, with the names of `subprocess.Popen`; both streams are read as text."
 
     def __init__(self, *arguments, cwd=None, env=None, mounts='', before=''):
         pipes = [SERVER.Pipe(duplex=False) for _ in range(2)]
@@ -142,7 +142,7 @@ def run_without_streams(*arguments):
 
 
 def run_warm(*arguments, **options):
-    "Run a command to its end; what it prints has to fit into a pipe."
+    "Run a command to its end; its output must fit into a pipe."
     with Command(*arguments, **options) as command:
         code = command.wait(600)
         return subprocess.CompletedProcess(arguments, code, command.stdout.read(), command.stderr.read())

@@ -1,4 +1,4 @@
-"Errors that cross processes whole, and say no more than a person reads."
+"Errors cross processes unchanged, and say only what a person reads."
 import inspect
 import pickle
 import pkgutil
@@ -15,7 +15,7 @@ from basegun_fastai.training.launching import ProcessEnded
 
 
 def exceptions():
-    "Every class of exceptions that a module of the package defines."
+    "Every exception class that a module of the package defines."
     names = [o.name for o in pkgutil.walk_packages(basegun_fastai.__path__, 'basegun_fastai.')]
     return [o for name in names for o in vars(import_module(name)).values()
             if inspect.isclass(o) and issubclass(o, BaseException) and o.__module__ == name]

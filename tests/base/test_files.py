@@ -1,4 +1,4 @@
-"What one command is making, no other command makes at the same time."
+"No two commands make the same thing at the same time."
 import errno
 import os
 import signal
@@ -71,7 +71,7 @@ def test_of_many_trainings_started_together_one_trains(data, tmp_path):
     n = soak(4, 20)
     many = [Command('train', data, *options, '--resume') for _ in range(n)]
     ended = [(o.stdout.read(), o.stderr.read(), o.wait(200)) for o in many]
-    # a slow machine may start some when the first has ended; they find nothing to do
+    # a slow machine may start some after the first has ended; these find nothing to do
     late = [o for o in ended if o[2] == 0 and 'is finished: nothing to do' in o[1]]
     refused = [o for o in ended if o[2] == 1]
     assert len(late) + len(refused) == n - 1, ended
@@ -79,7 +79,7 @@ def test_of_many_trainings_started_together_one_trains(data, tmp_path):
     for _, stderr, _ in refused:
         assert stderr.count('\n') == 1 and f"same' is being written by process {winner} on " in stderr
     assert os.listdir(tmp_path/'runs') == ['same'] and (tmp_path/'runs'/'same'/'metrics.json').is_file()
-    assert len(list((tmp_path/'runs'/'same'/'train').iterdir())) == 1  # one file of events, not one for each
+    assert len(list((tmp_path/'runs'/'same'/'train').iterdir())) == 1  # one file of events, not one per training
 
 
 @pytest.mark.soak
@@ -89,7 +89,7 @@ def test_of_many_that_take_a_default_name_in_one_second_each_gets_its_own(tmp_pa
             "with hold_first(sys.argv[1]) as path:\n    path.mkdir()\n    print(path)")
     many = [subprocess.Popen([sys.executable, '-c', code, tmp_path/'run_2026-01-01_120000'], text=True,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(n)]
-    for o in many: o.stdin.close()  # all go at once
+    for o in many: o.stdin.close()  # all start now
     outputs = [o.stdout.read().strip() for o in many]
     assert [o.wait(60) for o in many] == [0] * n
     names = {f'run_2026-01-01_120000{"" if i == 1 else f"_{i}"}' for i in range(1, n + 1)}
@@ -122,8 +122,8 @@ def test_never_two_at_once_whoever_comes_and_goes(tmp_path):
             "won, end = 0, time.monotonic() + 2\n"
             "while time.monotonic() < end:\n"
             "    try:\n        with hold(sys.argv[1] + '/new/run'):\n"
-            "            os.close(os.open(sys.argv[1] + '/alone', os.O_CREAT | os.O_EXCL))\n"
-            "            os.unlink(sys.argv[1] + '/alone')\n            won += 1\n"
+            "            os.close(os.open(sys.argv[1] + '/held', os.O_CREAT | os.O_EXCL))\n"
+            "            os.unlink(sys.argv[1] + '/held')\n            won += 1\n"
             "    except BasegunError: pass\nprint(won)")
     many = [subprocess.Popen([sys.executable, '-c', code, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              text=True) for _ in range(6)]

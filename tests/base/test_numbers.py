@@ -1,4 +1,4 @@
-"Numbers are taken from whoever gives them."
+"Options accept numbers of Python and of numpy."
 from decimal import Decimal
 
 import numpy as np

@@ -1,4 +1,4 @@
-"An option is declared once: what `-h` says of it is what the command accepts."
+"An option is declared once: `-h` says what the command accepts."
 import argparse
 import inspect
 import re

@@ -1,4 +1,4 @@
-"A process may die of a question, hang over it, or lose whoever asked; none of it costs more than the answer."
+"If a process crashes, hangs or loses its parent, only the current answer is lost."
 import json
 import multiprocessing
 import os
@@ -119,7 +119,7 @@ def test_processes_end_when_nobody_has_asked_for_a_while(pool, monkeypatch):
 
 
 def pipes_of(pid):
-    files = [f'/proc/{pid}/fd/{o}' for o in os.listdir(f'/proc/{pid}/fd')]  # the list itself was one, and is closed now
+    files = [f'/proc/{pid}/fd/{o}' for o in os.listdir(f'/proc/{pid}/fd')]  # one was the listing, closed now
     return {o for o in map(os.readlink, filter(os.path.lexists, files)) if o.startswith('pipe:')}
 
 

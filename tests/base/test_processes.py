@@ -1,4 +1,4 @@
-"What a machine may lack: shared memory, a folder for temporary files, `fork`."
+"Machines without shared memory, a folder for temporary files, or `fork`."
 import os
 import signal
 import subprocess
@@ -24,7 +24,7 @@ ODD = {'shm of 128 kB': 'mount -t tmpfs -o size=128k tmpfs /dev/shm',
 
 
 def groups(root, **files):
-    "Control groups: the lines of /proc/self/cgroup, and the limits by the path of their file with a colon for a slash."
+    "Control groups: the lines of /proc/self/cgroup, and limits by the path of their file with colons for slashes."
     for name, text in files.items():
         path = root/('proc/self/cgroup' if name == 'lines' else 'sys/fs/cgroup/' + name.replace(':', '/'))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,10 +41,10 @@ def test_processors_are_those_that_the_container_may_use(monkeypatch, tmp_path, 
 
 @pytest.mark.parametrize('files, n', [
     ({'lines': '0::/a/b\n', 'a:cpu.max': '200000 100000', 'a:b:cpu.max': 'max 100000'}, 2),  # a service in a slice
-    ({'lines': '0::/../../pod\n', 'cpu.max': '300000 100000'}, 3),  # the host's path, from a namespace of its own
+    ({'lines': '0::/../../pod\n', 'cpu.max': '300000 100000'}, 3),  # the host's path, seen from another namespace
     ({'lines': '3:cpu,cpuacct:/docker/x\n', 'cpu,cpuacct:docker:x:cpu.cfs_quota_us': '250000',
       'cpu,cpuacct:docker:x:cpu.cfs_period_us': '100000'}, 3),
-    # the container sees its own group as the top one
+    # the container sees its own group at the top
     ({'lines': '3:cpu:/docker/x\n', 'cpu:cpu.cfs_quota_us': '50000', 'cpu:cpu.cfs_period_us': '25000'}, 2),
     ({'lines': '3:cpu:/\n', 'cpu:cpu.cfs_quota_us': '-1', 'cpu:cpu.cfs_period_us': '100000'}, 8),
     ({'lines': '3:cpuset:/\n', 'cpuset:cpu.max': '100000 100000'}, 8)])
@@ -67,9 +67,9 @@ def test_processes_have_room_in_the_memory_of_the_container(monkeypatch, tmp_pat
 
 
 def on_a_machine_with(what, *arguments, cold=False, **options):
-    "Run the command where some of the system's folders are others; `cold`, from the beginning of the program."
+    "Run the command with some of the system's folders replaced; if `cold`, as a new program."
     if subprocess.run([*NAMESPACE, 'sh', '-ec', ODD[what]], capture_output=True, env=options.get('env')).returncode:
-        pytest.skip('this user may not mount anything here')
+        pytest.skip('this user may not mount disks')
     if os.getuid() == 0 and not cold: return run_warm(*arguments, mounts=ODD[what], **options)
     script = f'set -e; {ODD[what]}; exec "$@"'
     return subprocess.run([*NAMESPACE, 'sh', '-c', script, 'sh', COMMAND, *map(str, arguments)], capture_output=True,
@@ -101,7 +101,7 @@ def test_a_little_shared_memory_is_enough_for_many_workers(data, tmp_path):
 
 
 def test_a_small_temporary_folder_is_enough(data, tmp_path):
-    "A network is saved beside the results, and the finder keeps no copy of it."
+    "A network is saved beside the results, and the learning-rate finder keeps no copy of it."
     (tmp_path/'tmp').mkdir()
     small = os.environ | dict(TMPDIR=str(tmp_path/'tmp'))
     options = as_arguments(**TINY | dict(workers=2))
@@ -178,7 +178,7 @@ def test_reading_at_an_offset_is_the_same_without_preadv(tmp_path, monkeypatch):
         100)) + bytes(23)
 
 
-# as one is that was being started when the signal came
+# like a thread that was starting when the signal came
 STUCK = 'import threading; threading.Thread(target=threading.Event().wait).start()'
 
 

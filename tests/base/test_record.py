@@ -1,4 +1,4 @@
-"The folder of a run is opened once, and only if it can be asked."
+"The folder of a run is opened once, and only if it is complete."
 from dataclasses import replace
 
 import pytest

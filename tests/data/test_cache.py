@@ -1,4 +1,4 @@
-"A square that is kept is the photo's own, whatever happens to the processes, the photos or the disk."
+"A cached square is always that of its photo, even if processes, photos or the disk fail."
 import hashlib
 import importlib
 import json
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 SIDE = 36
 RECORD = SIDE * SIDE * 3 + 8
-NOWHERE = '/nowhere'  # data of which the squares alone can be read
+NOWHERE = '/nowhere'  # data of which only the squares can be read
 ONE, OTHER, JUDGED = 'train/revolver/0005.jpg', 'train/revolver/0006.jpg', 'val/revolver/0002.jpg'
 OPTIONS = as_arguments(**QUICK, fine_tune_epochs=1)
 
@@ -56,7 +56,7 @@ for o in table.index:
 
 @pytest.fixture(scope='module', autouse=True)
 def one_thread():
-    "Two of them wait for each other most of the time where other programs are running."
+    "Two threads wait for each other most of the time if other programs are running."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,13 +71,13 @@ def table(data):
 
 @pytest.fixture(scope='module')
 def expected(data, table):
-    "What the decoder makes of every photo."
+    "The decoder's square of every photo."
     return {o: pixels(data/o, SIDE) for o in table.file}
 
 
 @pytest.fixture
 def filling(data, table, tmp_path):
-    "Start a process that fills a folder, a photo for each line that it is sent after the first."
+    "Start a process that caches one photo for each line that it receives after the first."
     started = []
     def start(folder, *before):
         (tmp_path/'order').write_bytes(pickle.dumps((data, table, SIDE, folder)))
@@ -103,7 +103,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    "Where `auto` keeps what it keeps."
+    "The folder in which `auto` keeps squares."
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'home'))
     return tmp_path/'home'/'basegun-fastai'
 
@@ -124,14 +124,14 @@ def squares(data, table, folder): return read(opened(data, table, folder), table
 
 
 def filled(data, table, folder):
-    "Make a full file of squares."
+    "Make a complete file of squares."
     squares(data, table, folder)
     [file] = folder.glob('*.squares')
     return file
 
 
 def kept(folder):
-    "Count the places that are filled."
+    "Count the squares in a folder."
     return sum(o.read(i) is not None for o in map(SquareFile, folder.glob('*.squares')) for i in range(o.photos))
 
 
@@ -143,14 +143,14 @@ def changed(content, at, new): return content[:at] + new + content[at+len(new):]
 
 
 def replace(file, by):
-    "Put another photo under the name of one."
+    "Replace a photo by another one."
     content = by.read_bytes()
     file.unlink()
     file.write_bytes(content + b'\0')
 
 
 def counter(patch):
-    "Note every photo file that is read from now on."
+    "List every photo file that is read from now on."
     files, plain = [], photo.photo_bytes
     def noting(file):
         files.append(Path(file))
@@ -201,7 +201,7 @@ def test_the_cache_changes_the_time_alone(runs, file):
 
 
 def test_a_training_reads_each_photo_once_and_the_next_reads_none(runs):
-    begin = len(runs.files['warm'])  # fastai reads the first photo, at the side of val, when it makes the loaders
+    begin = len(runs.files['warm'])  # fastai reads the first photo, in the size of val, when it makes the loaders
     assert begin <= 2 and {o.name for o in runs.files['warm']} <= {'0000.jpg'}
     assert len(set(runs.files['cold'])) == 72 == len(runs.files['cold']) - begin
     assert len(runs.files['off']) > 72 + begin and runs.full == [72, 72]
@@ -274,7 +274,7 @@ def test_what_a_killed_process_has_filled_is_used(filling, data, table, expected
     process.stdin.write('\n' * 22)
     process.stdin.flush()
     for _ in range(20): process.stdout.readline()
-    process.kill()  # while it fills the 21st place, or after
+    process.kill()  # while it writes the 21st square, or after
     assert process.wait() == -signal.SIGKILL and 20 <= kept(tmp_path/'cache') <= 21
     assert same(squares(NOWHERE, first, tmp_path/'cache'), {o: expected[o] for o in first.file})
     assert same(squares(data, table, tmp_path/'cache'), expected)
@@ -306,7 +306,7 @@ DAMAGES = {
     'garbage in the middle': lambda o: changed(o, len(o) // 2, b'garbage'),
     'one bit': lambda o: o[:-1] + bytes([o[-1] ^ 1]),
     'cut short': lambda o: o[:len(o) // 2] + bytes(len(o) - len(o) // 2),
-    'the sum alone': lambda o: o[:8] + bytes(len(o) - 8),
+    'only the sum': lambda o: o[:8] + bytes(len(o) - 8),
     'no sum': lambda o: bytes(8) + o[8:],
     'nothing': lambda o: bytes(len(o)),
     'nothing, and its sum': lambda o: (1 << 32).to_bytes(8) + bytes(len(o) - 8),
@@ -513,14 +513,14 @@ def test_new_photos_alone_get_new_places(data, table, expected, tmp_path):
 
 
 def with_digest(content, start, end):
-    "Lengthen a photo until its digest is one that begins and ends so."
+    "Lengthen a photo until its digest starts with `start` and ends with `end`."
     longer = (content + o.to_bytes(3) for o in range(2**16))
     return next(o for o in longer if (digest := hashlib.sha256(o).digest()).startswith(start) and digest.endswith(end))
 
 
 @pytest.fixture
 def odd(tmp_path):
-    "Photos of odd names and digests, and in each of four folders one that is there twice."
+    "Photos of odd names and digests; each of four folders has one of them twice."
     names, data = [b'caf\xe9\n.png', 'un été.png'.encode(), b'- a  b.png', b"'.png", b'\\n.png'], tmp_path/'odd \udce9'
     for i, folder in enumerate(data/split/label for split in ('train', 'val') for label in ('a', 'b c')):
         folder.mkdir(parents=True)
@@ -537,7 +537,7 @@ def test_odd_photos_are_kept(odd, tmp_path, capsys):
     assert len(table) == 24 and not table.reason.any() and sum(o.endswith('00') for o in table.digest) >= 4
     cache, right = tmp_path/'cache \udce9', {o: pixels(odd/o, 24) for o in table.file}
     for data in (odd, Path(NOWHERE)):
-        place = open_cache(data, [(24, table[table.split == o]) for o in ('train', 'val')], cache)  # of one side
+        place = open_cache(data, [(24, table[table.split == o]) for o in ('train', 'val')], cache)  # of one size
         assert same(read(place, table, 24), right)
     [file] = cache.iterdir()
     assert kept(cache) == 20 == SquareFile(file).photos and not capsys.readouterr().err
@@ -609,8 +609,8 @@ def test_clearing_a_folder_removes_squares_and_nothing_else(home, data, table, t
     filled(data, table, folder)
     known_contents(data, table[['file', 'label', 'split']])
     (folder/'notes.txt').touch()
-    (folder/f'.{"0" * 16}.new').touch()  # as a process leaves that was killed when it made a file
-    (folder/'.run.new').mkdir()  # as a training leaves that was killed when it began a run here
+    (folder/f'.{"0" * 16}.new').touch()  # left by a process that was killed while it made a file
+    (folder/'.run.new').mkdir()  # left by a training that was killed while it started a run here
     result = typed('cache', '--clear', '--folder', folder)
     assert result.returncode == 0 and sorted(o.name for o in folder.iterdir()) == ['.run.new', 'notes.txt'], result
     assert len(list((home/'contents').iterdir())) == 1

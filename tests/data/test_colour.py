@@ -1,4 +1,4 @@
-"Colours are those of sRGB, whatever a file's numbers mean."
+"Colours become those of sRGB, for every meaning of a file's numbers."
 import struct
 from io import BytesIO
 
@@ -33,13 +33,13 @@ def close(actual, wanted, by=2): assert np.abs(np.asarray(actual) - np.asarray(w
 def test_a_profile_says_what_the_numbers_mean(name, format):
     profile, primaries, power = PROFILES[name]
     content = file(three([written(o, primaries, power) for o in PATCHES]), format, icc_profile=profile)
-    levels = 4 if format in ('JPEG', 'AVIF', 'HEIC') else 2  # those round in YCbCr
+    levels = 4 if format in ('JPEG', 'AVIF', 'HEIC') else 2  # these formats round in YCbCr
     for side in (None, 72): close(centres(read_photo(content, side)), PATCHES, levels)
 
 
 @pytest.mark.parametrize('format', ['PNG', 'TIFF', 'JPEG'])
 def test_a_grey_profile_says_what_the_numbers_mean(format):
-    # above the straight part
+    # above the linear part
     levels = [[round(((v / 255 + .055) / 1.055) ** (2.4 / 1.8) * 255)] * 3 for v in (60, 128, 200)]
     close(centres(read_photo(file(three(levels).convert('L'), format, icc_profile=grey_profile(1.8)), 72)),
           [[v] * 3 for v in (60, 128, 200)])

@@ -1,4 +1,4 @@
-"What was read is remembered for as long as the files are what they were."
+"Contents are cached until the files change."
 import json
 import os
 import shutil
@@ -17,7 +17,7 @@ from basegun_fastai.data.folders import list_photos
 
 @pytest.fixture
 def settled(copy, monkeypatch):
-    "A copy of the data of an hour ago; returns it and the list of the photos that are really read."
+    "A copy of the data with times of an hour ago; returns it and the list of photos that are actually read."
     read, plain = [], module.answers
     def counting(data, names, *more):
         read.extend(names)
@@ -149,7 +149,7 @@ def test_a_failure_of_the_machine_is_not_remembered(settled, monkeypatch):
     data, read = settled
     file, plain = 'train/revolver/0005.jpg', module.answers
     (data/file).rename(data/'aside')
-    (data/'aside').rename(data/file)  # it changed, and is read again
+    (data/'aside').rename(data/file)  # it has changed, so it is read again
     with monkeypatch.context() as failing:
         failing.setattr(module, 'answers', lambda _data, names, *_: iter([dict(reason='Input/output error')
             for _ in names]))
@@ -170,7 +170,7 @@ def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
 
 def test_a_bar_shows_on_a_terminal_that_does_not_know_its_size(monkeypatch):
     monkeypatch.delenv('COLUMNS', raising=False)
-    ours, theirs = os.openpty()  # of 0 rows and columns
+    ours, theirs = os.openpty()  # with 0 rows and columns
     with os.fdopen(ours, 'rb', 0) as screen, open(theirs, 'w', 1) as stderr:
         monkeypatch.setattr(sys, 'stderr', stderr)
         os.set_blocking(ours, False)

@@ -1,4 +1,4 @@
-"What is inside of bars is found to the pixel, parts are found wherever they were cut, and records stay in order."
+"The picture inside bars is found to the pixel, parts are found at every place, and records stay in order."
 from io import BytesIO
 
 import numpy as np
@@ -20,7 +20,7 @@ from basegun_fastai.data.photo import read_photo
 
 
 def grainy(seed, size=(320, 240)):
-    "A picture like no other, with no row or column of one colour."
+    "A unique picture, with no row or column of one colour."
     random, photo = np.random.default_rng(seed), np.asarray(scene(seed, size))
     return Image.fromarray((photo * .8 + random.integers(0, 50, photo.shape)).astype(np.uint8))
 
@@ -45,7 +45,7 @@ def test_bars_in_bars_and_words_in_bars_are_bars():
 
 
 def on_plain_ground(box, size=(320, 240), ground=(200, 190, 180)):
-    "An ellipse with grain, in a box of about one colour."
+    "A grainy ellipse, in a box of about one colour."
     photo = Image.new('RGB', size, ground)
     mask = Image.new('L', size)
     ImageDraw.Draw(mask).ellipse(box, 255)
@@ -86,7 +86,7 @@ def test_nothing_is_a_bar_where_nothing_would_remain(photo):
 
 
 def covered(photo, side, percent, ground='black', ink=None):
-    "Lay a bar over a part of a photo, perhaps with words in it."
+    "Cover a part of a photo with a bar, plain or with words."
     out, (width, height) = photo.copy(), photo.size
     x, y = width * percent // 100, height * percent // 100
     left, top, right, bottom = box = dict(left=(0, 0, x, height), top=(0, 0, width, y),
@@ -119,7 +119,7 @@ def test_where_bars_lie_over_two_photos_what_both_show_is_compared():
     assert [o.tobytes() for o in common_part(one, other)] == [photo.crop((50, 20, 200, 90)).tobytes()] * 2
     whole, part = common_part((photo, (0, 0, 1, 1)), one)
     assert whole.tobytes() == part.tobytes() == one[0].tobytes()
-    for top, most in ((20, 1), (30, .5), (60, .5)):  # per cent of the height; both show what is above 40 %
+    for top, most in ((20, 1), (30, .5), (60, .5)):  # percent of the height; both show the part above 40 %
         little = common_part((photo.crop((0, 0, 200, 40)), (0, 0, 1, .4)),
                              (photo.crop((0, top, 200, 100)), (0, top / 100, 1, 1)))
         assert most - .5 <= part_correlation(*([o] for o in little), np.zeros(1, int))[0] <= most
@@ -137,7 +137,7 @@ def test_the_colour_of_a_bar_does_not_rule_a_pair_out():
 
 
 def closest(a, b):
-    "The part that is closest, if one is close enough to be looked at."
+    "The closest part, if one is close enough to be compared."
     actual = [(rows[0, 2], first or second) for first, second, rows in crop_candidates(a, b) if len(rows)]
     return np.array([min(actual)[1]]) if actual else None
 
@@ -161,7 +161,7 @@ def test_nine_in_ten_parts_are_found_wherever_they_were_cut(share):
 
 def test_records_come_back_as_they_were_added():
     random = np.random.default_rng(0)
-    wanted = np.frombuffer(random.bytes(10_000 * RECORD.itemsize), RECORD)  # more than are held in memory
+    wanted = np.frombuffer(random.bytes(10_000 * RECORD.itemsize), RECORD)  # more than fit in its memory
     with CropRecords() as records:
         for o in wanted: records.add(o.tobytes())
         records.add(b'')

@@ -1,4 +1,4 @@
-"The drawn data set makes the point it is drawn for."
+"The drawn data set shows what it is meant to show."
 import numpy as np
 import pytest
 from conftest import tree

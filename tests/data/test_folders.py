@@ -1,4 +1,4 @@
-"What is wrong with a data set is said at once, and nothing in it is ever changed."
+"All problems of a data set are reported together, and nothing in it is ever changed."
 import os
 
 import pytest
@@ -81,7 +81,7 @@ def test_a_class_whose_name_is_no_text_is_a_fault(copy):
 
 
 def test_every_remedy_can_be_followed_to_the_letter(copy):
-    "What a message says to type or to do makes it go away, and no other one come."
+    "Doing what a message says removes it, and causes no other one."
     import shutil
     (copy/'train'/'revolver').rename(copy/'train'/'pistolet')
     first, second = layout_faults(copy)

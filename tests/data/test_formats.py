@@ -1,4 +1,4 @@
-"What a file is, by its content, and what to do about it."
+"The format of a file, by its content, and the remedy if it is not a photo."
 import struct
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_comments_without_an_end_take_no_time():
 
 
 def tiff(entries, order='<', more=b''):
-    "A TIFF of one directory; values are shorts or longs."
+    "A TIFF with one directory; values are shorts or longs."
     head = struct.pack(order + '2sHI', b'II' if order == '<' else b'MM', 42, 8) + struct.pack(order + 'H', len(entries))
     for tag, (kind, value) in sorted(entries.items()):
         head += struct.pack(order + 'HHI', tag, kind, 1)
@@ -101,7 +101,7 @@ def test_a_heic_is_turned_once(turns):
     from basegun_fastai.data.photo import _TURNS
     content = heic(three(), turns=turns)
     exif = struct.pack('>HHIH', ExifTags.Base.Orientation, 3, 1, turns)
-    assert exif in content  # it says it, and so do HEIF's own properties
+    assert exif in content  # the tag says it, and so do HEIF's own properties
     wanted = three() if turns == 1 else three().transpose(_TURNS[turns])
     read = read_photo(content)
     assert described_photo(content)[0][1:] == read.size == wanted.size

@@ -17,7 +17,7 @@ from basegun_fastai.trust.levels import Levels, level_counts
 from basegun_fastai.data.names import class_columns
 from basegun_fastai.trust.predictions import prediction_columns
 
-# as they are; of those with accents that a Mac has copied; and of one that was copied into val/ alone
+# plain names; one with accents that a Mac has copied; and one of which only val/ is such a copy
 PLAIN = ['file', 'label', 'class label', 'predicted', 'confidence', 'familiarity', 'reason', 'true', '-dash', '=1+1',
          '01', '1', 'NA', 'a, "b" \'c\'', 'x' * 120, 'pistolet à percussion']
 DECOMPOSED, IN_VAL = 'fusil à pompe', 'épaule à levier'
@@ -29,7 +29,7 @@ def decomposed(label): return normalize('NFD', label)
 
 
 def folder_of(split, label):
-    "The folder of a class, as the disk has it."
+    "The folder of a class, as it is named on the disk."
     return decomposed(label) if label == DECOMPOSED or (split, label) == ('val', IN_VAL) else label
 
 
@@ -48,7 +48,7 @@ def odd(tmp_path_factory):
 
 
 def done(*command):
-    "Be a command that ends well."
+    "Run a command that must succeed."
     result = typed(*command)
     assert result.returncode == 0, result.stderr
     return result
@@ -56,7 +56,7 @@ def done(*command):
 
 @pytest.fixture(scope='module')
 def trained(odd, tmp_path_factory):
-    "A run of them."
+    "A run on these classes."
     out = tmp_path_factory.mktemp('runs')
     done('train', odd, *OPTIONS, '--out', out)
     return Run(out/'run')
@@ -64,7 +64,7 @@ def trained(odd, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def model(odd, trained, tmp_path_factory):
-    "What is exported of it."
+    "The exported model of that run."
     out = tmp_path_factory.mktemp('exported')/'model'
     done('export', trained.path, '--data', odd, '--out', out)
     return out

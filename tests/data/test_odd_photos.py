@@ -1,6 +1,6 @@
-"""Odd, damaged and hostile photos: pixels or `UnreadablePhoto` comes out of each, in bounded time and memory.
+"""Odd, damaged and hostile photos: each gives pixels or `UnreadablePhoto`, in bounded time and memory.
 
-This same file as a program decodes them, so that a hang, a crash of a C library or a claim of memory ends no test.
+This file is also the program that decodes them, so that a hang, a crash of a C library or too much memory ends no test.
 """
 import base64
 import faulthandler
@@ -31,13 +31,13 @@ from basegun_fastai.data.photo import MAX_DECODED, MAX_PIXELS, UnreadablePhoto, 
 
 pytestmark = pytest.mark.slow
 
-MAX_MEMORY = 5 * 2**28  # that decoding may add: 20 bytes for each of the pixels that are decoded at once
-# of one decoding: of the processor, twice what HEIC of 256 tiles takes on the slowest seen; and by a busy clock
+MAX_MEMORY = 5 * 2**28  # that decoding may add: 20 bytes per pixel that is decoded in one step
+# per decoding: processor time, twice that of HEIC with 256 tiles on the slowest machine; and elapsed time under load
 MAX_SECONDS = dict(ITIMER_PROF=16, ITIMER_REAL=100)
-PROPERTIES = ['random bytes', 'bytes behind a beginning', 'truncated', 'damaged', 'spliced']
-NUMBERS = [o.to_bytes(size, order) for size in (2, 4) for order in ('big', 'little')  # that a size may overflow at
+PROPERTIES = ['random bytes', 'bytes behind a header', 'truncated', 'damaged', 'spliced']
+NUMBERS = [o.to_bytes(size, order) for size in (2, 4) for order in ('big', 'little')  # at which a size may overflow
            for o in (0, 1, 256**size // 2 - 1, 256**size // 2, 256**size - 1, 20000)]
-on_linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='it asks Linux how much memory was taken')
+on_linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux reports the memory of a process')
 
 
 def saved(image, kind, **options):
@@ -49,12 +49,12 @@ def saved(image, kind, **options):
 
 
 def noise(*shape, seed=0, most=256, kind=np.uint8):
-    "Draw what no format shrinks."
+    "Draw noise, which no format compresses."
     return np.random.default_rng(seed).integers(0, most, shape, dtype=kind)
 
 
 def tiff(tags, data):
-    "Write a TIFF by hand, its directory before its pixels: each tag is a type of integers and their values."
+    "Write a TIFF by hand, its directory before its pixels: each tag is a type of integer and its values."
     size = {3: 2, 4: 4, 5: 4}  # bytes; 5 is a fraction, of two integers
     values = {tag: np.atleast_1d(o).astype(f'<u{size[kind]}') for tag, (kind, o) in sorted(tags.items())}
     at = 8 + 2 + 12 * len(values) + 4
@@ -102,7 +102,7 @@ def bmp(width, height, runs):
 
 
 def scans(width, height, count):
-    "Write a CMYK JPEG of empty scans, which claims a size."
+    "Write a CMYK JPEG of empty scans that claims a size."
     content = saved(Image.new('CMYK', (8, 8)), 'JPEG')
     size, first = content.index(b'\xff\xc0') + 5, content.index(b'\xff\xda')
     names = content[size+5:size+5+3*4:3]
@@ -113,7 +113,7 @@ def scans(width, height, count):
 
 @functools.cache
 def photos():
-    "A small noisy photo of each kind that the formats can hold."
+    "A small noisy photo of each kind that the formats support."
     shape, exif = (60, 90), Image.Exif()
     exif[274], exif[271], exif[282] = 6, 'a maker of cameras', 72.5
     rgb, other, alpha, grey = (Image.fromarray(noise(*shape, *o, seed=i)) for i, o in enumerate([[3], [3], [4], []]))
@@ -158,7 +158,7 @@ def photos():
 
 
 def bombs():
-    "What costs the most for its bytes: photos of all the pixels that are decoded at once, and claims to refuse."
+    "The costliest photos for their bytes: as many pixels as are decoded in one step, and claims that are refused."
     def entry(tag, kind, count, value): return struct.pack('<HHQQ', tag, kind, count, value)
     tags = entry(256, 4, 1, 20) * 70_000 + entry(257, 4, 1, 20) + entry(282, 5, 3_000_000, 16 + 8 + 70_002 * 20 + 8)
     side, claimed, floats = isqrt(MAX_DECODED), isqrt(MAX_PIXELS), dict(bits=32, more={339: (3, 3)})
@@ -185,7 +185,7 @@ def bombs():
 
 
 def mended(content):
-    "Give a PNG's chunks the check sums that they should have, so that what they say is believed."
+    "Correct the check sums of a PNG's chunks, so that their content is used."
     if not content.startswith(b'\x89PNG\r\n\x1a\n'): return content
     content, at = bytearray(content), 8
     while (end := at + 8 + int.from_bytes(content[at:at+4], 'big')) + 4 <= len(content):
@@ -195,10 +195,10 @@ def mended(content):
 
 
 def damaged(content, plan):
-    "Damage a photo at some places: the plan has 9 bytes for each."
+    "Damage a photo at some places: the plan has 9 bytes per place."
     content = bytearray(content)
     for kind, neighbours, high, low, size, pick, *new in zip(*[iter(plan)] * 9, strict=True):
-        # headers, ends
+        # in headers, in ends, anywhere
         at = (low % 80, -low - 1, high << 8 | low, high << 7 | low)[neighbours % 4] % (len(content) + 1)
         size, new = size % 64 + 1, NUMBERS[new[0] % len(NUMBERS)] if pick % 2 else bytes(new)
         match kind % 8:
@@ -211,7 +211,7 @@ def damaged(content, plan):
 
 
 def properties(check):
-    "What may come in as a photo, by its name in `PROPERTIES`: how many examples, and a test of one."
+    "Possible inputs by their name in `PROPERTIES`: the number of examples, and a test of one example."
     known, whole = st.sampled_from(list(photos().values())), functools.cache(decoded)
     place = st.integers(0, 80) | st.integers(-200, -1) | st.integers(0, 2**15)
     plan = st.binary(min_size=9 * 20, max_size=9 * 20)
@@ -219,7 +219,7 @@ def properties(check):
     def behind(start, size, content): check(mended(start[:size] + content))
     def truncated(content, size):
         actual = check(content[:size % (len(content) + 1)])
-        assert isinstance(actual, str) or np.array_equal(actual, whole(content)), 'what is left is shown as the whole'
+        assert isinstance(actual, str) or np.array_equal(actual, whole(content)), 'a part is shown as a whole photo'
     def spoilt(content, count, plan, mend): check((mended if mend else bytes)(damaged(content, plan[:9*count])))
     def spliced(a, b, end, start): check(mended(a[:end % (len(a) + 1)] + b[start % (len(b) + 1):]))
     return dict(zip(PROPERTIES, [
@@ -231,12 +231,12 @@ def properties(check):
 
 
 def memory(field):
-    "Ask how many bytes this process has; `getrusage` counts those of the process that started it too."
+    "Memory of this process in bytes; `getrusage` also counts that of its parent process."
     return int(re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) << 10
 
 
 def decoded(source):
-    "Decode a photo in both ways, and return the pixels or the reason of the first."
+    "Decode a photo in both ways, and return the pixels or the reason from the first."
     actual = []
     for decode in (lambda: pixels(source, 64), lambda: read_photo(source)):
         for timer, seconds in MAX_SECONDS.items(): signal.setitimer(getattr(signal, timer), seconds)
@@ -251,7 +251,7 @@ def decoded(source):
 
 
 def main(last, what, part=1):
-    "Decode what comes in, one in `part`, within the bounds; the file `last` keeps what is being decoded."
+    "Decode inputs, one in `part`, within the bounds; the file `last` holds the current one."
     import resource
     faulthandler.enable()
     warnings.simplefilter('ignore')
@@ -263,7 +263,7 @@ def main(last, what, part=1):
         Path(last).write_bytes(base64.b64encode(source) if isinstance(source, bytes) else os.fsencode(source))
         actual = decoded(source)
         for timer in MAX_SECONDS: signal.setitimer(getattr(signal, timer), 0)
-        if memory('VmHWM') - held > MAX_MEMORY:  # which stays, so that there is no simpler example
+        if memory('VmHWM') - held > MAX_MEMORY:  # the peak stays, so hypothesis cannot simplify the example
             print(f'it took {memory("VmHWM") - held >> 20} MiB', flush=True)
             os._exit(1)
         return actual
@@ -274,14 +274,14 @@ def main(last, what, part=1):
                  suppress_health_check=list(HealthCheck))(test)()
     else:
         paths = [os.path.join(folder, o) for folder, _, names in os.walk(what) for o in sorted(names)]
-        if not paths: sys.exit('there is no file')
+        if not paths: sys.exit('the folder has no files')
         reasons = Counter(o if isinstance(o, str) else 'read' for o in map(check, paths))
         for reason, count in reasons.most_common(30): print(f'{count:8} {reason}')
     print(f'{memory("VmHWM") - held >> 20} MiB at most')
 
 
 def outcome(folder, what, part=1):
-    "Run this file as a program to its end, or show the photo that ended it, in base 64 or by its name."
+    "Run this file as a program to its end; if it fails, show the photo, in base 64 or by its name."
     last = folder/'last'
     last.touch()
     command = [sys.executable, __file__, last, what, str(part)]
@@ -298,7 +298,7 @@ def outcome(folder, what, part=1):
 @pytest.mark.soak
 @pytest.mark.parametrize('what', PROPERTIES)
 def test_whatever_comes_in_pixels_or_a_reason_come_out(what, tmp_path):
-    from conftest import soak  # which the program does without
+    from conftest import soak  # the program does not need it
     part = soak(4, 1)
     outcome(tmp_path, what, part)
 
@@ -317,7 +317,7 @@ def test_the_costliest_photos_are_bounded(tmp_path):
 
 @on_linux
 @pytest.mark.skipif(not os.environ.get('BASEGUN_ODD_PHOTOS'),
-                    reason='BASEGUN_ODD_PHOTOS=<folder> decodes every file in it, whatever it is')
+                    reason='BASEGUN_ODD_PHOTOS=<folder> decodes every file in that folder')
 def test_a_folder_of_odd_files(tmp_path): outcome(tmp_path, Path(os.environ['BASEGUN_ODD_PHOTOS']).absolute())
 
 
@@ -334,7 +334,7 @@ def test_every_kind_of_photo_is_read(kind):
 def test_a_truncated_photo_is_an_error(kind, part):
     content = photos()[kind]
     if kind in ('MPO', 'animated GIF', 'animated PNG'):
-        content = content[:len(content) // 2]  # the first of two photos is whole without the second
+        content = content[:len(content) // 2]  # the first of two photos is complete without the second
     with pytest.raises(UnreadablePhoto) as actual: pixels(content[:round(len(content) * part)], 64)
     assert actual.value.reason
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
-    "A report on 12 classes with long names and faults of most kinds; returns its file and what `--json` says."
+    "A report on 12 classes with long names and faults of most kinds; returns its file and the JSON of `--json`."
     out = tmp_path_factory.mktemp('été & <b>')
     draw_typologies(out/'data')
     data = out/'data'

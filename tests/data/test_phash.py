@@ -1,4 +1,4 @@
-"The search finds what a comparison bit by bit finds, and no two photos are alike that are not."
+"The search finds the same pairs as a comparison bit by bit, and no pair of different photos."
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -9,7 +9,7 @@ from basegun_fastai.data.phash import is_near_duplicate, nearest, phash, registe
 
 
 def scene(seed, size=(320, 240)):
-    "A picture like no other."
+    "A unique picture."
     random, photo = np.random.default_rng(seed), Image.new('RGB', size, 'lightgrey')
     draw = ImageDraw.Draw(photo)
     for _ in range(12):

@@ -1,4 +1,4 @@
-"The decoder: every way a photo can come in gives the pixels that a person would see."
+"The decoder: every kind of source gives the pixels that a person sees."
 import base64
 import os
 import signal
@@ -53,13 +53,13 @@ def test_the_eight_orientations_give_the_same_pixels(kind, size):
 
 @pytest.fixture(scope='module')
 def large():
-    "A noisy photo as a telephone takes it."
+    "A noisy photo like one from a phone."
     noise = np.random.default_rng(0).normal(0, 12, (3024, 4032, 1))
     image = Image.fromarray((np.asarray(scene(4032, 3024)) + noise).clip(0, 255).astype(np.uint8))
     return saved(image, 'JPEG', quality=90)
 
 
-# of 4032: those between are at the limit of a scale
+# of 4032: the middle sizes are at the limit of a scale
 @pytest.mark.parametrize('side', [96, 224, 300, 315, 600, 630, 1260])
 def test_a_scaled_jpeg_decode_is_the_full_one_within_one_level(large, side):
     full = Image.open(BytesIO(large)).convert('RGB').resize((side, round(side * 3 / 4)), Image.Resampling.BICUBIC)
@@ -197,8 +197,8 @@ def test_damaged_exif_takes_no_pixels_away(kind):
 
 @pytest.fixture
 def in_time():
-    "Fail a test that waits for what never comes."
-    def late(*_): pytest.fail('it waits')
+    "Fail a test that waits for ever."
+    def late(*_): pytest.fail('it waits for ever')
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, 20)
     yield
@@ -218,7 +218,7 @@ def nothing(path): assert not path.exists()
 def a_socket(path):
     with socket.socket(socket.AF_UNIX) as server:
         here = os.getcwd()
-        os.chdir(path.parent)  # the address of a socket is short
+        os.chdir(path.parent)  # the address of a socket must be short
         try: server.bind(path.name)
         finally: os.chdir(here)
 
@@ -236,7 +236,7 @@ def test_what_is_no_file_is_an_error_at_once(make, reason, tmp_path):
     assert actual.value.path == str(path) and reason in actual.value.reason != ''
 
 
-@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='nothing is forbidden to this user')
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='root may read every file')
 def test_a_forbidden_file_is_an_error(tmp_path):
     path = tmp_path/'photo.jpg'
     path.write_bytes(photos()['JPEG'])
@@ -244,7 +244,7 @@ def test_a_forbidden_file_is_an_error(tmp_path):
     with pytest.raises(UnreadablePhoto, match='Permission denied'): pixels(path, 32)
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='names are text here')
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names are text on this system')
 def test_a_name_that_is_no_text(tmp_path):
     path = os.path.join(tmp_path, os.fsdecode(b'\xe9t\xe9 \xff.jpg'))
     with open(path, 'wb') as file: file.write(photos()['JPEG'])
@@ -264,7 +264,7 @@ def test_a_file_of_too_many_bytes_is_refused_and_not_read(tmp_path):
 
 
 class Upload:
-    "As Starlette has a file that was sent."
+    "An uploaded file, as in Starlette."
     async def read(self): return b''
 
 
@@ -286,7 +286,7 @@ def test_a_photo_comes_in_whatever_holds_bytes(tmp_path):
 
 
 class Drops(BytesIO):
-    "A stream that gives less than it is asked for, as a pipe does."
+    "A stream that returns less than was requested, like a pipe."
     def read(self, n): return super().read(min(n, 100))
 
 

@@ -1,4 +1,4 @@
-"What no pixel of a PNG needs refuses no photo, and changes none."
+"Parts of a PNG that no pixel needs neither refuse nor change a photo."
 import struct
 import time
 import zlib

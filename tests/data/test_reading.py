@@ -1,4 +1,4 @@
-"One photo may kill the process that reads it, and no more."
+"A photo can crash only the process that reads it."
 import json
 import os
 import signal
@@ -39,7 +39,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def crashing(tmp_path, monkeypatch):
-    "A decoder that dies of photos of three widths, as a library with a bug does, in the processes that read."
+    "A decoder that crashes on photos of three widths, like a library with a bug, in the reading processes."
     (tmp_path/'site').mkdir()
     (tmp_path/'site'/'sitecustomize.py').write_text(CRASHES)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path/'site'))
@@ -97,7 +97,7 @@ def test_a_photo_that_takes_too_much_memory_is_an_error(photos, monkeypatch):
 
 
 def asked(change, folder, names):
-    "Answers of a process in which something is changed first."
+    "Answers of a process after a change in it."
     process = Process(f'import basegun_fastai.data.reading as r; {change}; r.run_worker()')
     process.start()
     question = dict(folder=str(folder), task='examine', names=names)
@@ -106,7 +106,7 @@ def asked(change, folder, names):
 
 
 def test_a_page_of_words_is_known_with_a_twelfth_of_the_memory(tmp_path):
-    "Where SciPy's libraries are imported with too little, they hang."
+    "SciPy's libraries hang if they are imported with too little memory."
     page = Image.new('RGB', (128, 96), 'white')
     for y, words in ((30, 'THIS PICTURE'), (50, 'IS NO LONGER HERE')):
         ImageDraw.Draw(page).text((20, y), words, fill='black')
@@ -138,7 +138,7 @@ def test_files_of_the_working_folder_are_not_imported(photos, monkeypatch):
 
 
 def children(process=None):
-    "Numbers of the processes that any thread of a process has started."
+    "Ids of the processes that any thread of a process has started."
     return {o for file in Path(f'/proc/{process or os.getpid()}/task').glob('*/children')
             for o in file.read_text().split()}
 

@@ -1,4 +1,4 @@
-"Every kind of TIFF is read rightly or refused by name, never made into other levels."
+"Every kind of TIFF is read correctly or refused by name, never with wrong levels."
 import struct
 import zlib
 from io import BytesIO
@@ -45,11 +45,11 @@ def packed(levels, bits, kind, order):
 
 
 def ramp(light, bits, kind, order='<', compression=RAW, fill=1, alpha=None, big=False):
-    "A TIFF from the lowest level to the highest, and what a person sees in it."
+    "A TIFF from the lowest level to the highest, and the levels that a person sees."
     share = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
     most = {FLOAT: 1, SIGNED: 2 ** (bits - 1) - 1}.get(kind, 2 ** bits - 1)
     levels = share if kind == FLOAT else np.array([[min(most, round(o * most)) for o in row] for row in share.tolist()])
-    # ink of CMYK is black alone
+    # CMYK has only black ink
     planes = [levels * (light != CMYK or i == 3) for i in range(COLOURS.get(light, 1))]
     if alpha is not None: planes.append(levels * 0 + most)
     content = packed(np.stack(planes, -1), bits, kind, order)

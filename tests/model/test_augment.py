@@ -1,4 +1,4 @@
-"A training photo is turned and tilted, always whole, and never mirrored."
+"A training photo is rotated and tilted, always whole, and never mirrored."
 import pytest
 import torch
 from conftest import sized
@@ -34,7 +34,7 @@ RED, BLUE = 0, 2
 
 @pytest.fixture(scope='module')
 def wide(tmp_path_factory):
-    "A photo of 600×200 with a red mark at the left end and a blue one at the right, both in full height."
+    "A photo of 600×200 with a red mark at the left end and a blue one at the right, both of full height."
     image = Image.new('RGB', (600, 200), 'white')
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, 24, 199), fill=(255, 0, 0))
@@ -45,7 +45,7 @@ def wide(tmp_path_factory):
 
 
 def places(batch, mark):
-    "Mean column, in 0 to 1, and area in pixels of a mark in each photo; NaN where it is not seen."
+    "Mean column, from 0 to 1, and area in pixels of a mark in each photo; NaN if it is invisible."
     other = BLUE if mark == RED else RED
     calls = ((batch[:, mark] - batch[:, other]) > .3).float()                          # (n, height, width)
     columns = torch.linspace(0, 1, batch.shape[-1])
@@ -53,7 +53,7 @@ def places(batch, mark):
 
 
 def sample(photo, n, size, before_crop):
-    "Draw `n` training looks at a photo."
+    "Draw `n` augmentations of a photo."
     set_seed(0)
     square = PhotoSquare(size, before_crop)(photo, split_idx=0)
     batch = IntToFloatTensor()(TensorImage(torch.stack([square] * n)))

@@ -1,4 +1,4 @@
-"Which device is used, and what is said where it is not the one asked for."
+"Which device is used, and the message if it is not the requested one."
 import pytest
 import torch
 
@@ -13,7 +13,7 @@ def test_gpus_that_torch_was_not_built_for():
     assert not is_unsupported_gpu((13, 0), wheel) and is_unsupported_gpu((13, 0), wheel[:-1])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
 def test_a_gpu_that_is_not_there():
     with pytest.raises(BasegunError, match='--device cpu'): usable_device('cuda')
     assert usable_device('auto') == 'cpu'

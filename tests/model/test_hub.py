@@ -1,4 +1,4 @@
-"Weights that are downloaded: once, and each thing that goes wrong has its own words and remedy."
+"Weights are downloaded once, and each failure has its own message and remedy."
 import logging
 import os
 import re
@@ -83,7 +83,7 @@ DAMAGE = {
 @pytest.mark.parametrize('case', DAMAGE)
 @pytest.mark.parametrize('head', HEADS)
 def test_a_file_that_does_not_fit_is_refused_before_a_run_is_made(filled, data, tmp_path, case, head):
-    "The next try says so too, without another download; once the named file is deleted, a good one is taken."
+    "The next try reports it too, without another download; after the named file is deleted, a good one is used."
     damage, words = DAMAGE[case]
     good, filled.files[FILE] = filled.files[FILE], damage(filled.files[FILE])
     for _ in range(2):
@@ -131,12 +131,12 @@ def test_weights_of_a_wrapped_network_and_those_without_a_classifier_arrive(fill
 def test_one_of_several_processes_downloads(filled, data, tmp_path):
     filled.send = slow
     store = dict(ENDPOINT=filled.url, HF_HUB_CACHE=str(tmp_path/'home'),
-                 HUGGINGFACE_CO_URL_TEMPLATE=constants.HUGGINGFACE_CO_URL_TEMPLATE)  # which were read at the import
+                 HUGGINGFACE_CO_URL_TEMPLATE=constants.HUGGINGFACE_CO_URL_TEMPLATE)  # read at the import
     done = run_warm('train', data, '--out', tmp_path/'out', '--gpus', 2, '--device', 'cpu', *as_arguments(
         **OPTIONS | dict(fine_tune_epochs=0, no_report=True)), env=os.environ | environment(filled, tmp_path/'home'),
         before=f'from huggingface_hub import constants; vars(constants).update({store})')
     assert done.returncode == 0 and done.stderr.count('downloading the weights') == 1, done.stderr
-    assert filled.count('HEAD') == 2 and filled.count('GET /store') == 1  # we ask once, and the library once
+    assert filled.count('HEAD') == 2 and filled.count('GET /store') == 1  # one from us, one from the library
 
 
 def test_nothing_is_downloaded_for_options_that_are_wrong(filled, data, tmp_path):
@@ -232,7 +232,7 @@ def test_networks_that_have_no_weights():
 
 @pytest.mark.parametrize('send', [status(429, {'Retry-After': '3600'}), over_and_over])
 def test_what_has_no_end_is_ended(filled, monkeypatch, send):
-    "The library waits for an hour where it is asked to, and begins again for ever where what it has is sent again."
+    "The library waits for an hour if the hub says so, and retries for ever if it gets the same bytes again."
     filled.send = send
     monkeypatch.setattr(file_download, 'time', time)
     monkeypatch.setattr(module, 'MAX_SILENCE', .3)
@@ -251,7 +251,7 @@ def test_a_slow_download_goes_on(filled, weights, monkeypatch):
 
 @pytest.mark.slow
 def test_a_bar_shows_on_a_terminal_how_far_a_download_is(filled, tmp_path):
-    "Also on one that does not know how wide it is."
+    "Also on one that does not know its width."
     filled.send = slow
     screen, terminal = os.openpty()
     command = f'from basegun_fastai.model.hub import hub_file; hub_file({NAME!r})'
@@ -259,7 +259,7 @@ def test_a_bar_shows_on_a_terminal_how_far_a_download_is(filled, tmp_path):
                           env=os.environ | environment(filled, tmp_path/'home'))
     os.close(terminal)
     text = ''
-    with suppress(OSError):  # the end of what a closed terminal has
+    with suppress(OSError):  # the end of a closed terminal's output
         while shown := os.read(screen, 10**6).decode(): text += shown
     os.close(screen)
     assert done.returncode == 0 and f'downloading the weights of {NAME}' in text, text

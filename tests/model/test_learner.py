@@ -54,7 +54,7 @@ def test_unfreezing_moves_the_body_but_not_the_statistics_that_came_with_its_wei
     assert all(not torch.equal(v, before[k]) for k, v in learn.model.named_parameters())  # scale and shift too
     assert len(statistics_before) > 20 and all(torch.equal(v, statistics_before[k])
                                                for k, v in statistics(learn.model).items())
-    assert head == 'linear' or learn.model[1][0].running_mean.abs().max() > 0  # that of the head is new, and learns
+    assert head == 'linear' or learn.model[1][0].running_mean.abs().max() > 0  # the head's is new, and learns
 
 
 def test_the_statistics_of_a_network_from_nothing_move(dls):
@@ -69,7 +69,7 @@ def test_the_statistics_stay_in_a_compiled_network_whose_validation_comes_betwee
     learn = learner(dls, TINY, weights)
     before = statistics(learn.model)
     learn.unfreeze()
-    learn.model.compile(backend='eager')  # what torch.compile sees of the modes, without a C++ compiler's minute
+    learn.model.compile(backend='eager')  # tracks modes like torch.compile, without the minute of a C++ compiler
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, .05)
     assert all(torch.equal(v, before[k]) for k, v in statistics(learn.model).items())
 
@@ -85,7 +85,7 @@ def test_weights_of_classes_count_in_training_alone(dls, weights):
     learn = learner(dls, TINY, weights, class_weights=shares)
     fitted(learn, cbs=Seen())
     assert {o[0] for o in calls} == {True, False} and all(a == pytest.approx(b, rel=1e-5) for _, a, b in calls)
-    assert learn.loss_func.func.weight is None  # what is kept of the learner judges as ever
+    assert learn.loss_func.func.weight is None  # the saved learner evaluates without weights
 
 
 def test_balanced_weights_give_each_class_the_same_say():

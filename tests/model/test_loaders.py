@@ -1,4 +1,4 @@
-"What the network sees: the whole gun, never mirrored, always augmented in training and never elsewhere."
+"The network sees the whole gun, never mirrored, always augmented in training and never elsewhere."
 import pickle
 import shutil
 import tracemalloc

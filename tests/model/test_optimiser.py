@@ -1,4 +1,4 @@
-"One update for all layers, as fastai's own."
+"One update for all layers, equal to fastai's."
 import torch
 from fastai.optimizer import Adam
 from torch import nn

@@ -1,4 +1,4 @@
-"Scores that stay on the device, as scikit-learn's."
+"Scores that stay on the device, equal to scikit-learn's."
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"Weights come in and go out key by key."
+"Weights are loaded and saved key by key."
 from dataclasses import replace
 
 import pytest

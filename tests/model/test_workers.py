@@ -1,4 +1,4 @@
-"Processes that read photos: they live from epoch to epoch, and end without a word."
+"Processes that read photos: they live from epoch to epoch, and end silently."
 import os
 
 import pytest

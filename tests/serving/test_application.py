@@ -1,4 +1,4 @@
-"What is around every answer, whoever gives it."
+"Headers, log line and limits of every response."
 import asyncio
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ ABOUT = dict(id='a-1', classes=['a', 'b'], decoder=4, has_evidence=True, has_fam
 
 
 def answer(method, path, headers=(), content=None, settings=None, **processes):
-    "What the application answers before processes that nobody needs to ask."
+    "Response of the application, without worker processes."
     before = SimpleNamespace(**dict(places=2, taken=0, ready=1, ending=False, fault=None, about=ABOUT,
                                   reason='no process can answer') | processes)
     app = application(before, settings or Settings(max_bytes=1000, allow_origin=(ORIGIN,), key=KEY), ('<p>', 'none'),

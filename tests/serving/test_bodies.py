@@ -1,4 +1,4 @@
-"A body is as large and as slow as it may be, whatever its header claims."
+"Bodies have limits of size and time, and their headers cannot change these."
 import asyncio
 from base64 import b64encode
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ def request(*chunks, headers=(), last=b''):
     messages = [dict(type='http.request', body=o, more_body=True) for o in chunks]
     async def receive():
         if messages: return messages.pop(0)
-        if last is None: await asyncio.Event().wait()  # nothing comes any more
+        if last is None: await asyncio.Event().wait()  # nothing else arrives
         return dict(type='http.request', body=last)
     return Request(dict(type='http', method='POST', headers=list(headers)), receive)
 

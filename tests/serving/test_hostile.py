@@ -1,4 +1,4 @@
-"Whatever strangers send, the server says why it is no photo, and grows no larger."
+"For every hostile input, the server says why it is not a photo, and its memory does not grow."
 import re
 import subprocess
 import sys
@@ -16,8 +16,8 @@ from test_odd_photos import bombs, properties  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak,
               pytest.mark.skipif(find_spec('fastapi') is None, reason='no basegun-fastai[serve]')]
-CASES = soak(40, 5500)  # of Schemathesis, for each path
-UPLOADS = soak(40, 1000)  # for each kind of damage
+CASES = soak(40, 5500)  # of Schemathesis, per path
+UPLOADS = soak(40, 1000)  # per kind of damage
 FINE = {200, 408, 413, 422, 503, 504}
 
 
@@ -37,14 +37,14 @@ def resident(server):
 def test_the_server_keeps_to_its_schema(server, tmp_path):
     command = [sys.executable, '-m', 'schemathesis.cli', 'run', f'{server.url}/openapi.json', '--max-examples', CASES,
                '--continue-on-failure', '--generation-deterministic', '--no-color', '--warnings', 'off',
-               '--exclude-checks', 'positive_data_acceptance']  # no schema says which bytes are a photo
+               '--exclude-checks', 'positive_data_acceptance']  # no schema can describe a photo
     before = resident(server)
     result = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
     print(result.stdout[-600:], f'{before:.0f} MiB before, {resident(server):.0f} after')
     assert result.returncode == 0, result.stdout[-3000:]
 
 
-@pytest.mark.parametrize('what', ['random bytes', 'bytes behind a beginning', 'truncated', 'damaged', 'spliced'])
+@pytest.mark.parametrize('what', ['random bytes', 'bytes behind a header', 'truncated', 'damaged', 'spliced'])
 def test_damaged_photos_are_refused_with_a_reason(server, what):
     statuses, sizes = [], []
     def check(content):
@@ -52,7 +52,7 @@ def test_damaged_photos_are_refused_with_a_reason(server, what):
         statuses.append(response.status_code)
         assert response.status_code in FINE and (response.status_code == 200 or response.json()['detail'])
         if len(statuses) % (UPLOADS // 4 + 1) == 0: sizes.append(resident(server))
-        return ''  # what the test of `truncated` takes for a reason
+        return ''  # the test of `truncated` expects a reason
     _, test = properties(check)[what]
     settings(max_examples=UPLOADS, deadline=None, derandomize=True, database=None,
              suppress_health_check=list(HealthCheck))(test)()

@@ -27,7 +27,7 @@ def photo(data): return next((data/'val'/'revolver').glob('*'))
 
 @contextmanager
 def opened(url, **options):
-    "The page, and what it asked of others or complained about."
+    "The page, and its requests to other hosts and its errors."
     from playwright.sync_api import sync_playwright
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which('chromium'), args=['--no-sandbox'])
@@ -95,7 +95,7 @@ def test_french_on_a_phone_in_the_dark(server, photo):
 
 def test_the_keyboard_is_enough(server, photo):
     with opened(server.url) as (page, _):
-        page.on('filechooser', lambda _: None)  # from now on no dialog opens unheard
+        page.on('filechooser', lambda _: None)  # from now on every dialog is noticed
         for _ in range(6):
             page.keyboard.press('Tab')
             if page.evaluate('document.activeElement.id') == 'file': break

@@ -1,4 +1,4 @@
-"Behind a real nginx, as it comes, answers are those of the server."
+"Behind a real nginx with its default settings, responses are those of the server."
 import os
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"Every answer arrives, also one that is ready before the request has come; what is read for that has limits."
+"Every response arrives, also one before the end of the request; the bytes read for that are limited."
 import asyncio
 import selectors
 import socket
@@ -23,7 +23,7 @@ from basegun_fastai.serving.bodies import Bodies
 from basegun_fastai.serving.server import Server, listen
 
 KEY = 'Authorization: Bearer key\r\n'
-BODY = b'x' * 600_000  # as `head` says
+BODY = b'x' * 600_000  # the length that `head` declares
 
 
 def until(condition):
@@ -34,7 +34,7 @@ def until(condition):
 
 @contextmanager
 def running():
-    "The server in a thread of this process, before processes that nobody needs to ask."
+    "The server in a thread of this process, without worker processes."
     processes = SimpleNamespace(places=2, taken=0, ready=1, ending=False, fault=None, about=None)
     app = application(processes, Settings(max_bytes=500_000, key='key'), write=lambda _: None)
     with listen('127.0.0.1', 0) as listening:
@@ -57,7 +57,7 @@ def server():
 
 @contextmanager
 def connected(server):
-    "A client whose kernel takes little of what it sends, as if the network were slow."
+    "A client with small kernel buffers, like one on a slow network."
     with socket.create_connection(server.address, 20) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
         yield connection
@@ -85,9 +85,9 @@ def test_an_answer_before_the_body_arrives(server, path, status, http, more, cap
     with ThreadPoolExecutor(10) as pool:
         def sent(_):
             with connected(server) as connection:
-                connection.sendall(request + BODY)  # most clients read when all is sent
+                connection.sendall(request + BODY)  # most clients read after they have sent everything
                 statuses = [response(connection)]
-                if http == '1.1' and not more and status != 500:  # what is left of the body is no request
+                if http == '1.1' and not more and status != 500:  # the rest of the body is not a request
                     connection.sendall(request + BODY)
                     statuses.append(response(connection))
                 return {*statuses}
@@ -144,7 +144,7 @@ def test_a_connection_rests_for_longer_than_balancers_keep_theirs():
 
 
 class Clock(selectors.DefaultSelector):
-    "Where everybody waits for a time, it is that time at once."
+    "If every task waits for a time, the clock jumps to it."
     now = 0.
 
     def select(self, timeout=None):
@@ -154,7 +154,7 @@ class Clock(selectors.DefaultSelector):
 
 
 def at_once(coroutine):
-    "Run a coroutine on a clock of its own."
+    "Run a coroutine on a new clock."
     clock = Clock()
     loop = asyncio.SelectorEventLoop(clock)
     loop.time = lambda: clock.now
@@ -162,7 +162,7 @@ def at_once(coroutine):
 
 
 async def upload(n, pieces):
-    "Send a body of `n` bytes in pieces, one a second; the status of the answer, and after how many seconds it came."
+    "Send a body of `n` bytes in pieces, one per second; return the status, and the seconds until it arrived."
     app, all_bodies = FastAPI(), Bodies(20_000_000, 2)
     @app.post('/predict')
     async def count(request: Request):

@@ -1,4 +1,4 @@
-"What stops a training, the mean of the weights, and which epoch is kept."
+"Reasons to stop a training, the mean of the weights, and the choice of the kept epoch."
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelStepException
@@ -22,7 +22,7 @@ def learn(data): return learner(dataloaders(data, ARCH, batch_size=16, workers=0
 
 @pytest.fixture
 def trained(data, weights, tmp_path):
-    "Train two epochs of the whole network on weights from a file, with or without the mean."
+    "Train the whole network for two epochs from the weights of a file, with or without the mean."
     def train(average, *callbacks):
         run = Run(tmp_path/f'{average}')
         run.path.mkdir()
@@ -80,7 +80,7 @@ def test_a_step_that_is_left_out_counts_for_nothing_in_the_mean(trained):
 
 def test_one_process_has_nothing_to_put_together(trained, tmp_path):
     class PutTogether(Callback):
-        order = 40  # as `DataParallel`
+        order = 40  # like `DataParallel`
         def after_validate(self):
             for o in (self.nan_guard, self.history, self.val_answers): o.reduce()
     memories = [trained(True)[1]]

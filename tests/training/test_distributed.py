@@ -1,4 +1,4 @@
-"Processes that train together do what one does, end together, and go on where they were."
+"Processes that train together do the work of one, end together, and continue from their last epoch."
 import json
 import os
 import random
@@ -34,7 +34,7 @@ KILLS = soak(3, 20)
 
 @pytest.fixture(scope='module', autouse=True)
 def one_thread_each():
-    "Several processes on few cores."
+    "One thread per process: several processes share few cores."
     before = os.environ['OMP_NUM_THREADS']
     os.environ['OMP_NUM_THREADS'] = '1'
     yield
@@ -52,19 +52,19 @@ def test_parts_are_all_photos_once(n, batch_size, processes):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_each_photo_is_seen_once_an_epoch_and_validated_once(data, workers):
     tiny, photos = architecture('test_efficientnet', size=32), list_photos(data)
-    photos = photos.drop(photos.index[[3]])  # 47 and 24
-    alone = dataloaders(data, tiny, photos, 18, 0, 'cpu')
+    photos = photos.drop(photos.index[[3]])  # 47 for train, 24 for val
+    single = dataloaders(data, tiny, photos, 18, 0, 'cpu')
     ranks = [dataloaders(data, tiny, photos, 18, workers, 'cpu', shard=(o, 3)) for o in range(3)]
     for number, (split, n) in enumerate(dict(train=47, val=24).items()):
-        for o in (alone, *ranks): o.loaders[number].rng.seed(3)
+        for o in (single, *ranks): o.loaders[number].rng.seed(3)
         batches = [[xb for xb, _ in o.loaders[number]] for o in ranks]
-        assert {len(o) for o in batches} == {len(alone.loaders[number])}, split
+        assert {len(o) for o in batches} == {len(single.loaders[number])}, split
         labels = [torch.cat([yb for _, yb in o.loaders[number]]) for o in ranks]
         assert sum(map(len, labels)) == n
-        whole = torch.cat([yb for _, yb in alone.loaders[number]])
+        whole = torch.cat([yb for _, yb in single.loaders[number]])
         assert torch.cat(labels).bincount().tolist() == whole.bincount().tolist()
     val = [torch.cat([torch.cat(parts) for parts in zip(*([xb for xb, _ in o.valid] for o in ranks), strict=True)])]
-    assert torch.equal(val[0], torch.cat([xb for xb, _ in alone.valid]))  # in the order of the photos
+    assert torch.equal(val[0], torch.cat([xb for xb, _ in single.valid]))  # in the order of the photos
     for o in ranks:
         for dl in o.loaders: dl.close()
 
@@ -118,8 +118,8 @@ def test_several_processes_learn_what_one_learns(copy, weights, tmp_path, monkey
                                                                | options)]
     with monkeypatch.context() as patch:
         patch.setattr('basegun_fastai.model.loaders.augmentation', turned_off())
-        alone = typed(*command, '--name', 'alone')
-    assert alone.returncode == 0, alone.stderr
+        single = typed(*command, '--name', 'single')
+    assert single.returncode == 0, single.stderr
     if processes == 2:
         several = run_warm(*command, '--name', 'several', '--gpus', '2', before='import together')
     else:
@@ -130,7 +130,7 @@ def test_several_processes_learn_what_one_learns(copy, weights, tmp_path, monkey
     assert several.returncode == 0, several.stderr
     printed = several.stdout
     assert printed.strip().splitlines()[-1] == str(tmp_path/'several') and printed.count('accuracy') == 1
-    same_to_rounding(Run(tmp_path/'alone'), Run(tmp_path/'several'))
+    same_to_rounding(Run(tmp_path/'single'), Run(tmp_path/'several'))
 
 
 def turned_off():
@@ -140,19 +140,19 @@ def turned_off():
     return lambda size, *_: setup_aug_tfms([Reframe(size, p_affine=0.)])
 
 
-def same_to_rounding(alone, several):
+def same_to_rounding(single, several):
     from safetensors.torch import load_file
-    expected, actual = load_file(alone.weights), load_file(several.weights)
-    for run, state in ((alone, expected), (several, actual)):  # the last layer as it was trained
+    expected, actual = load_file(single.weights), load_file(several.weights)
+    for run, state in ((single, expected), (several, actual)):  # the last layer before its temperature
         for k in state.keys() & {'classifier.weight', 'classifier.bias'}:
             state[k] = state[k] * json.loads(run.metrics.read_text())['calibration']['temperature']
     assert max((expected[k].float() - actual[k].float()).abs().max() for k in expected) < 1e-5
-    rows, others = (pd.read_csv(o.history).drop(columns='seconds') for o in (alone, several))
+    rows, others = (pd.read_csv(o.history).drop(columns='seconds') for o in (single, several))
     pd.testing.assert_frame_equal(rows, others, rtol=1e-4)
-    answers, others = (pd.read_csv(o.predictions) for o in (alone, several))
+    answers, others = (pd.read_csv(o.predictions) for o in (single, several))
     pd.testing.assert_frame_equal(answers, others, rtol=1e-3)
-    assert {o.name for o in alone.path.iterdir()} == {o.name for o in several.path.iterdir()}
-    assert several.config.best['epoch'] == alone.config.best['epoch']
+    assert {o.name for o in single.path.iterdir()} == {o.name for o in several.path.iterdir()}
+    assert several.config.best['epoch'] == single.config.best['epoch']
 
 
 # Ends
@@ -168,7 +168,7 @@ class Launched:
         self.pipe = os.fstat(self.process.stderr.fileno()).st_ino
 
     def alive(self):
-        "Numbers of all its processes: begun with its variables, or copies that print where it prints."
+        "Ids of all its processes: those with its variables, and copies that print to the same pipe."
         numbers = []
         for folder in Path('/proc').glob('[0-9]*'):
             try:
@@ -180,24 +180,24 @@ class Launched:
         return numbers
 
     def ranks(self):
-        "Those of the processes that train."
+        "Ids of the processes that train."
         return [o for o in self.alive() if f'PPid:\t{self.process.pid}\n' in Path(f'/proc/{o}/status').read_text()]
 
     def wait_for(self, text):
         for line in self.process.stderr:
             self.text.append(line)
             if text in line: return
-        raise AssertionError(f'it never says {text!r}: {"".join(self.text)}')
+        raise AssertionError(f'{text!r} is missing in: {"".join(self.text)}')
 
     def go_on(self):
-        "Wait for some lines and a moment more, at random; is it still going on then?"
+        "Wait for some lines and a moment more, at random; is it still running then?"
         self.text += [line for _, line in zip(range(random.randrange(1, 14)), self.process.stderr, strict=False)]
         try: self.process.wait(random.random())
         except subprocess.TimeoutExpired: return True
         return False
 
     def ended(self, seconds=30):
-        "Its exit code and what it text, once nothing of it is left."
+        "Its exit code and its messages, after all its processes have ended."
         until = time.monotonic() + seconds
         rest = self.process.stderr.read()
         code = self.process.wait(max(1, until - time.monotonic()))
@@ -217,7 +217,7 @@ CODES = dict(rank=137, launcher=-signal.SIGKILL, term=143)
 
 @pytest.fixture(scope='module')
 def together(data, weights, tmp_path_factory):
-    "A run of two processes that was not disturbed; all others are copies of processes that have their imports."
+    "An undisturbed run of two processes; all others start as copies of a process with the imports done."
     out = tmp_path_factory.mktemp('together')
     options = as_arguments(**SMALL | dict(weights=weights, workers=1, unfamiliar_rate=.1, no_report=True))
     launched = Launched(data, '--out', out, '--name', 'whole', *options, cold=True)

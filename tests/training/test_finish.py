@@ -1,4 +1,4 @@
-"What is kept of a training, and that it is what was trained."
+"The files of a training hold the trained network."
 import json
 
 import pytest
@@ -33,8 +33,8 @@ def test_the_temperature_is_in_the_last_layer_and_nowhere_else(data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('options', 'shown'), [
-    (dict(head_epochs=2, head_views=2, fine_tune_epochs=0), []),  # the features of the frozen body are those of the end
-    (dict(head_epochs=1, head_views=1, fine_tune_epochs=4), ['features'] * 48)])  # the bank's are those of the page
+    (dict(head_epochs=2, head_views=2, fine_tune_epochs=0), []),  # the features of the frozen body are used again
+    (dict(head_epochs=1, head_views=1, fine_tune_epochs=4), ['features'] * 48)])  # the page uses those of the bank
 def test_nothing_is_computed_twice_at_the_end(data, weights, tmp_path, monkeypatch, capsys, options, shown):
     from basegun_fastai.trust import judge
     counts = []
@@ -56,7 +56,7 @@ def test_the_report_can_be_left_to_its_own_command(data, tmp_path, monkeypatch):
     monkeypatch.setattr('basegun_fastai.training.finish.inspect_run', None)
     train(data, fine_tune_epochs=1, out=tmp_path, name='run', **QUICK)
     assert Run(tmp_path/'run').finished and not Run(tmp_path/'run').report.exists()
-    train(data, fine_tune_epochs=1, out=tmp_path, name='run', resume=True, **TINY)  # not another run by that
+    train(data, fine_tune_epochs=1, out=tmp_path, name='run', resume=True, **TINY)  # these options make no other run
     monkeypatch.undo()
     for n in (1, 2):
         report(tmp_path/'run', workers=0)

@@ -1,4 +1,4 @@
-"What is left of a training, what happens in its stages, and the trials: that they try what the training will do."
+"The files of a training, the work of its stages, and trials that do the same work as the training."
 import pytest
 import torch
 

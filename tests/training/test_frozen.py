@@ -1,4 +1,4 @@
-"A frozen body goes forward only, and its features are computed once: what it answers stays the same."
+"A frozen body runs only forward, and its features are computed once: its output stays the same."
 import os
 
 import numpy as np
@@ -25,7 +25,7 @@ ARCH = architecture('test_efficientnet', size=32)
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
-    "A body whose BatchNorms have something to say."
+    "A body with BatchNorms that change their input."
     torch.manual_seed(0)
     model = timm.create_model('test_efficientnet')
     for o in model.modules():
@@ -39,7 +39,7 @@ def rows(run): return pd.read_csv(run.history)
 
 
 class Crossed(nn.Module):
-    "A network that names a normalisation after a convolution that it does not follow."
+    "A network with a normalisation named after a convolution that it does not follow."
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ def test_the_head_learns_the_same_from_one_kept_view_as_from_that_view_live(data
     for views in (0, 1): train(data, name=f'{views}', head_views=views, **options)
     live, kept = (rows(Run(tmp_path/o)) for o in '01')
     assert list(live) == list(kept)
-    # other draws
+    # other random numbers
     assert live.val_loss[0] == pytest.approx(kept.val_loss[0], abs=.05) and not live.train_loss.equals(kept.train_loss)
     events = [sorted(o.name.split('.')[0] for o in (tmp_path/v).rglob('events*')) for v in '01']
     assert events[0] == events[1]

@@ -1,4 +1,4 @@
-"The head begins with what the weights' classifier says of each class, and fine-tuning with the best epoch."
+"The head is initialised from the weights' own classifier, and fine-tuning starts from the best epoch."
 import json
 
 import pytest
@@ -28,7 +28,7 @@ def learn(data, weights): return learner(dataloaders(data, ARCH, batch_size=16, 
 
 
 def test_a_class_that_the_weights_know_is_told_before_anything_is_learnt(learn, tmp_path):
-    "A classifier that reads the first feature tells the classes apart where the body writes them there."
+    "The classifier of the weights knows the classes, so the initial head predicts them without training."
     labels = torch.arange(learn.dls.c).repeat(4)
     features = torch.zeros(len(labels), learn.model[1][-1].in_features)
     features[range(len(labels)), labels] = 1
@@ -51,7 +51,7 @@ def test_fine_tuning_begins_with_the_best_epoch_though_a_later_one_is_worse(lear
     class Begins(Callback):
         states = []
         def before_fit(self): self.states.append({k: v.clone() for k, v in self.model.state_dict().items()})
-        def after_epoch(self):  # what is learnt in the head's second epoch is ruined before it is judged
+        def after_epoch(self):  # the head's second epoch is ruined before it is evaluated
             if len(self.states) == 1 and self.epoch == 0: nn.init.normal_(self.model[1][-1].weight, 0, 100)
     learn.add_cb(Begins())
     run = Run(tmp_path/'run')
@@ -59,7 +59,7 @@ def test_fine_tuning_begins_with_the_best_epoch_though_a_later_one_is_worse(lear
     memory = fit(learn, [HEAD], run, 1, 'now', classifier=pretrained_classifier(ARCH, weights))
     best = {k: v.clone() for k, v in memory.best['weights'].items()}
     assert memory.best['epoch'] < 2
-    fit(learn, [HEAD, FINE_TUNE], run, 1, 'now')  # as --resume does
+    fit(learn, [HEAD, FINE_TUNE], run, 1, 'now')  # like --resume
     assert all(torch.equal(Begins.states[-1][k], v) for k, v in best.items())
 
 

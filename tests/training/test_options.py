@@ -1,4 +1,4 @@
-"What the options of a training may be."
+"Values and combinations of the options of a training."
 import json
 from dataclasses import replace
 from fractions import Fraction
@@ -50,7 +50,7 @@ def test_the_options_of_a_server_are_judged_alike(value, sound):
     assert (value_faults(serve, dict(port=value)) == []) == sound == (worker_faults(value) == [])
 
 
-BEFORE = dict(  # the options in the config.json of a run that a version with 28 parameters of `train` began
+BEFORE = dict(  # the options in the config.json of a run by a version in which `train` had 28 parameters
     data='data', arch='efficientnet_b3', head_epochs=10, fine_tune_epochs=5, lr=.005, batch_size='auto',
     weights='imagenet', head='linear', size=None, class_weights='none', out='runs', name='night', seed=42, workers=None,
     device='auto', head_views=2, precision='auto', compile=False, cache='auto', high_rate=.99, shown_rate=.9,

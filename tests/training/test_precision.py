@@ -1,4 +1,4 @@
-"Number formats: the one asked for, noted, and exact after an interruption."
+"Number formats: the requested one is used, noted, and exact after an interruption."
 import pandas as pd
 import pytest
 from conftest import QUICK, as_arguments, typed
@@ -50,7 +50,7 @@ def test_half_precision_goes_on_with_the_scale_that_it_had(data, tmp_path, monke
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Checkpoint, 'after_epoch', interrupted)
         fitted('half')
-    assert newest_checkpoint(Run(tmp_path/'half'), 'now')['scaler']['scale'] < 65536  # it has learnt something
+    assert newest_checkpoint(Run(tmp_path/'half'), 'now')['scaler']['scale'] < 65536  # the network has learnt something
     assert fitted('half') == whole
 
 

@@ -1,4 +1,4 @@
-"What the steps of a training share, and what the options leave open."
+"Values that the steps of a training share, and those that options leave open."
 import pytest
 from conftest import QUICK
 

@@ -1,4 +1,4 @@
-"One temperature: planted over-confidence is found, and the figures are those of scikit-learn."
+"One temperature: planted over-confidence is found, and the figures equal those of scikit-learn."
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -8,7 +8,7 @@ from basegun_fastai.trust.calibration import split_in_half
 
 
 def overconfident(seed, n=3000, classes=6, temperature=1.):
-    "Logits, and labels that are drawn by the probabilities that the logits over `heat` stand for."
+    "Logits, and labels drawn with the probabilities of the logits divided by `heat`."
     random = np.random.default_rng(seed)
     logits = random.normal(0, 2.5, (n, classes))
     labels = (softmax(logits, 1).cumsum(1) < random.random((n, 1))).sum(1).clip(max=classes - 1)

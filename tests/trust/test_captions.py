@@ -1,4 +1,4 @@
-"Any name can be written, with accents where there is a font for them, and never like another."
+"Every name can be written, with accents if a font has them, and no two names look the same."
 import subprocess
 import sys
 

@@ -1,4 +1,4 @@
-"Bounds are those of the literature, and two runs are compared photo by photo."
+"Bounds agree with the literature, and two runs are compared photo by photo."
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -44,7 +44,7 @@ def test_photos_that_only_one_of_two_runs_has_right():
     before, after = ([o if i not in wrong else 2 for i, o in enumerate(labels)] for wrong in (range(10), [0, 13]))
     result = compare(answered(before, labels), answered(after, labels))
     assert result.fixed.tolist() == list(range(1, 10)) and result.broken.tolist() == [13]
-    assert result.p_value == pytest.approx(2 * (1 + 10) / 2**10)  # both tails of a binomial of 10 throws
+    assert result.p_value == pytest.approx(2 * (1 + 10) / 2**10)  # both tails of a binomial distribution of 10 trials
     assert result.classes.to_dict('index') == {
         'fusil': dict(before=0, after=pytest.approx(5 / 6), fixed=5, broken=0, support=6),
         'pistolet': dict(before=pytest.approx(4 / 8), after=pytest.approx(7 / 8), fixed=4, broken=1, support=8)}

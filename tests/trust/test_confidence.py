@@ -13,7 +13,7 @@ def test_planted_over_confidence_of_a_real_network_is_found(run, planted):
     rows = pd.read_csv(run.path/'predictions-val.csv')
     classes = run.config.classes
     logits, labels = np.log(rows[classes].to_numpy()), rows.label.map(classes.index).to_numpy()
-    assert fit_temperature(logits, labels) == pytest.approx(1, rel=.01)  # what is kept is calibrated
+    assert fit_temperature(logits, labels) == pytest.approx(1, rel=.01)  # the saved network is calibrated
     assert fit_temperature(planted * logits, labels) == pytest.approx(planted, rel=.05)
 
 

@@ -1,4 +1,4 @@
-"Evidence adds up to the answer, depends on what the network has learnt, and its shares are those of areas."
+"Evidence adds up to the logits, depends on what the network has learnt, and its shares match the areas."
 import numpy as np
 import pytest
 import timm
@@ -65,7 +65,7 @@ def test_coverage_is_that_of_areas():
 def test_shares_of_a_wide_photo():
     on_padding, on_border = misplaced_shares(np.ones((14, 14)), (0, .25, 1, .75))
     assert on_padding == pytest.approx(.5) and on_border == pytest.approx(.5 * .36)
-    assert misplaced_shares(-np.ones((7, 7)), (0, .25, 1, .75)) == (0, 0)  # nothing speaks for the answer
+    assert misplaced_shares(-np.ones((7, 7)), (0, .25, 1, .75)) == (0, 0)  # nothing supports the predicted class
 
 
 def test_warm_is_for_and_cool_is_against_on_one_scale():
@@ -97,7 +97,7 @@ def test_overlays_are_of_the_photos_and_pairs_that_are_asked_for(run, data):
     indices = [*range(0, n, 3)]
     overlays, against = (judge.overlays(o, indices) for o in (zero_as_one, one_as_zero))
     assert [*overlays] == [judge.files[i] for i in indices] and all(o.size == (128, 128) for o in overlays.values())
-    for a, b in zip(overlays.values(), against.values(), strict=True):  # what speaks for one speaks against the other
+    for a, b in zip(overlays.values(), against.values(), strict=True):  # evidence for one is against the other
         warmth = [(np.asarray(o, float)[..., 0] - np.asarray(o, float)[..., 2]).mean() for o in (a, b)]
         assert warmth[0] * warmth[1] < 0 or max(map(abs, warmth)) < 1
     assert judge.overlays(zero_as_one, []) == {}

@@ -1,4 +1,4 @@
-"Familiarity is a p-value that holds, of the similarity it is said to be, and is read from nothing damaged."
+"Familiarity is a valid p-value of the documented similarity; damaged files are refused."
 import json
 
 import numpy as np
@@ -48,7 +48,7 @@ def test_a_bank_has_as_many_photos_of_each_class_as_their_numbers_allow(counts, 
     assert chosen.min() >= 0 and chosen.max() < len(labels)
     taken = np.bincount(labels[chosen], minlength=len(counts))
     for mine, there in zip(taken, counts, strict=True):
-        assert mine == there or mine >= taken.max() - 1  # a class has fewer only if it has no more
+        assert mine == there or mine >= taken.max() - 1  # a class has fewer only if it has no more photos
 
 
 def test_a_bank_is_the_same_for_the_same_labels_and_of_names_as_of_numbers():
@@ -57,7 +57,7 @@ def test_a_bank_is_the_same_for_the_same_labels_and_of_names_as_of_numbers():
     assert np.array_equal(sample_evenly(labels, 50), sample_evenly(labels.copy(), 50))
     assert np.array_equal(sample_evenly(labels, 50), sample_evenly(names, 50))
     assert len(sample_evenly(np.zeros(5000, int), MAX_BANK)) == MAX_BANK
-    of_one_class = sample_evenly(np.zeros(5000, int), 500)  # from everywhere, not the first ones
+    of_one_class = sample_evenly(np.zeros(5000, int), 500)  # spread over all photos, not the first ones
     assert of_one_class.max() > 4900 and np.histogram(of_one_class, 5, (0, 5000))[0].min() > 70
 
 
@@ -67,7 +67,7 @@ def test_a_bank_is_the_same_for_the_same_labels_and_of_names_as_of_numbers():
 @pytest.mark.parametrize(('n', 'digits'), [(50, 9), (199, 9), (199, 1), (3000, 9)])
 @pytest.mark.parametrize('rate', [.02, .1])
 def test_of_photos_like_those_of_val_no_more_than_the_rate_are_below_it(n, digits, rate):
-    "Over many draws of val; few digits make ties."
+    "For many random val sets; few digits make ties."
     random, shares = np.random.default_rng(0), []
     for _ in range(400):
         scores = random.normal(size=n + 500).round(digits)
@@ -152,7 +152,7 @@ def test_levels_that_rest_on_a_bank_are_not_used_without_it(run, spoil, words):
 
 
 def other(features=None, val_similarities=None, **about):
-    "A file of which something is wrong."
+    "A file with one fault."
     def make(run):
         import hashlib
         tensors = dict(features=good_bank().features if features is None else features,
@@ -163,7 +163,7 @@ def other(features=None, val_similarities=None, **about):
 
 
 def with_one(numbers, value):
-    "The same numbers, but for one."
+    "The same numbers, except for one."
     numbers = numbers.copy()
     numbers.flat[7] = value
     return numbers

@@ -1,4 +1,4 @@
-"The CSV of groups: read with distrust, and beside the photos."
+"The CSV of groups: checked, and matched with the photos."
 import os
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"What is asked again of a trained network: the mistakes that are worst, and photos that were mistaken or not."
+"Inspection of a trained network: its worst mistakes, and photos with right and wrong predictions."
 import shutil
 
 import numpy as np

@@ -1,4 +1,4 @@
-"A bank changes no answer, and PyTorch finds the similarity that numpy finds."
+"A bank changes no prediction, and PyTorch finds the same similarity as numpy."
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +17,7 @@ CLASSES = 5
 
 
 def directions(n, width, seed=1):
-    "Features of length 1, in half precision as a bank has them."
+    "Features of length 1, in half precision as in a bank."
     x = np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32)
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
 
@@ -82,12 +82,12 @@ def test_torch_and_numpy_agree_on_similarity(n):
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     actual = similarity_of(torch.from_numpy(features), torch.from_numpy(bank))
     assert actual.dtype == torch.float32 and np.abs(actual.numpy() - similarity(unit, bank)).max() < 1e-5
-    half = similarity_of(torch.from_numpy(features).half(), torch.from_numpy(bank))  # as under autocast
+    half = similarity_of(torch.from_numpy(features).half(), torch.from_numpy(bank))  # like under autocast
     assert half.dtype == torch.float32 and np.abs(half.numpy() - similarity(unit, bank)).max() < 2e-3
 
 
 class Silent(nn.Module):
-    "A network that keeps its features to itself, as a few of timm's do."
+    "A network without access to its features, like a few of timm's."
     head_hidden_size = 8
 
     def forward_features(self, x): return x

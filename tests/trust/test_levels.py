@@ -1,4 +1,4 @@
-"Two thresholds: their promise is kept but for its risk."
+"Two thresholds: they keep their promise, except for the stated risk."
 import numpy as np
 import pytest
 
@@ -8,13 +8,13 @@ from basegun_fastai.trust.levels import level_counts, ood_metrics, photos_needed
 
 
 def sample(random, n):
-    "Confidences, and answers that are right as often as these say."
+    "Confidences, and predictions that are right as often as these say."
     confidences = 1 - .5 * random.random(n) ** 3
     return confidences, random.random(n) < confidences
 
 
 def true_rate(actual):
-    "Share of right answers above a threshold among all photos of `drawn`."
+    "Share of right predictions above a threshold among all photos of `sample`."
     most = ((1 - actual) / .5) ** (1 / 3)
     return 1 - .5 * most ** 3 / 4
 
@@ -94,7 +94,7 @@ def test_an_unfamiliar_photo_is_low_whatever_the_confidence(levels):
     for confidence in (0., .5, .899, .9, 1.):
         for strange in (.001, .0199):
             assert levels(confidence, strange) == 'low' and levels.reason(confidence, strange) == 'unfamiliar'
-        for known in (.02, .5, 1., None):  # at the rate itself a photo is familiar
+        for known in (.02, .5, 1., None):  # exactly at the rate a photo is familiar
             assert levels(confidence, known) == levels(confidence)
             assert levels.reason(confidence, known) == levels.reason(confidence) != 'unfamiliar'
 
@@ -116,7 +116,7 @@ def test_an_answer_has_a_reason_if_and_only_if_it_is_low():
 
 
 def sample_with_strange_photos(random, n):
-    "Confidences, chances to be right, and similarities; a twentieth is strange, surely answered and mostly wrong."
+    "Confidences, chances to be right, and similarities; a twentieth is strange: confident and mostly wrong."
     confidences, strange = 1 - .5 * random.random(n) ** 3, random.random(n) < .05
     similarities = np.where(strange, random.uniform(-1, .3, n), random.uniform(.2, 1, n))
     surely = .95 + .05 * random.random(n)

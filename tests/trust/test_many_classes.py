@@ -1,4 +1,4 @@
-"Pictures, sheets and pages are bounded whatever the number of classes."
+"Pictures, sheets and pages have a maximum size for any number of classes."
 import json
 import os
 import re
@@ -32,7 +32,7 @@ OPTIONS = dict(arch='test_resnet', weights='none')
 
 
 def photos(data, classes):
-    "Val photos of each class by turns, and one train photo of each; many names, few files."
+    "Val photos of the classes in turn, and one train photo of each; many names, few files."
     random = np.random.default_rng(0)
     for i in range(8):
         Image.fromarray(random.integers(0, 256, (60, 80, 3), np.uint8)).save(data/f'{i}.jpg')
@@ -45,7 +45,7 @@ def photos(data, classes):
 
 
 def finished_run(folder, classes):
-    "What a training on these classes leaves, besides its tables."
+    "The files of a training on these classes, except for its tables."
     counts = {split: {o: n for o in classes} for split, n in (('train', 1), ('val', N // len(classes)))}
     record = dict(state='finished', started='2026-01-01T00:00:00', options=OPTIONS, classes=classes, skipped=[], seed=1,
                   dataset=dict(fingerprint='a', counts=counts), versions={}, command=['train'],
@@ -59,7 +59,7 @@ def finished_run(folder, classes):
 
 
 def make(folder, n):
-    "Make all there is of a bad model with `n` classes."
+    "Make all files and pages of a bad model with `n` classes."
     data, random = Path(folder)/'data', np.random.default_rng(0)
     data.mkdir(parents=True)
     classes = [f'une typologie au nom long, {i:04}' for i in range(n)]
@@ -82,7 +82,7 @@ def make(folder, n):
 
 
 def make_all(folder):
-    "Make it for few and many classes; prints the highest memory after each, in MiB, and says which is case."
+    "Make them for few and many classes; print the peak memory after each, in MiB; stderr names the case."
     for n in NUMBERS:
         print(f'{n} classes', file=sys.stderr)
         make(f'{folder}/{n}', n)
@@ -106,7 +106,7 @@ def case(request, cases): return cases[request.param]
 
 
 def test_the_memory_is_bounded(cases):
-    assert cases[1000][2] - cases[2][2] < 500  # the picture alone took 1,200 with 100 classes
+    assert cases[1000][2] - cases[2][2] < 500  # with 100 classes, one picture took 1,200
 
 
 def test_the_picture_of_the_matrix_is_bounded(case):

@@ -1,4 +1,4 @@
-"Mistakes: which photos are shown, how the sheets look, which labels are suspected."
+"Mistakes: the photos that are shown, the look of the sheets, the suspect labels."
 import os
 import sys
 import warnings
@@ -141,7 +141,7 @@ def test_nothing_on_a_sheet_lies_over_anything_else(photos, monkeypatch):
     monkeypatch.setattr(mistakes.ImageDraw.ImageDraw, 'text', text)
     monkeypatch.setattr(Image.Image, 'paste', pasted)
     part = confused(61, n7='Éàgjpqy_' * 30 + '.png', n8='W' * 200, n9='/'.join('ab'))
-    part.logits[3] = [-900, -900, 0]  # as sure as can be
+    part.logits[3] = [-900, -900, 0]  # with the highest confidence
     answers = mistakes.answers
     monkeypatch.setattr(mistakes, 'answers', lambda *a: [dict(reason='Ég ' * 400) if i == 10 else o
                                                          for i, o in enumerate(answers(*a))])
@@ -180,7 +180,7 @@ def test_a_sheet_for_each_pair(photos, tmp_path):
     assert {o.name for o in (out/'confused').iterdir()} == {'fusil as revolver.jpg', 'revolver as fusil.jpg',
                                                             'notes.txt'}
     first = opened(written[0].read_bytes())
-    # the surest mistake comes first
+    # the most confident mistake comes first
     assert of_colour(first, (30, 30, 200))[0][0] < of_colour(first, (200, 30, 30))[0][0]
     assert {o: o.stat().st_mtime_ns for o in photos.iterdir()} == before
 

@@ -1,4 +1,4 @@
-"Resemblance is that of what the last layer decides by, however many photos come in a batch."
+"Resemblance compares the features of the last layer, for any size of batch."
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"Predictions of many photos and classes take no more time and memory than they have to."
+"Predictions of many photos and classes take only the time and memory that they need."
 import resource
 from dataclasses import replace
 from types import SimpleNamespace
@@ -30,12 +30,12 @@ def test_the_confusion_matrix_is_that_of_fastai(classes):
 @pytest.mark.parametrize('name', ['probabilities', 'predicted', 'confidences', 'right', 'losses'])
 def test_what_follows_from_all_answers_is_computed_once(name):
     preds = predictions(10, 3)
-    assert getattr(preds, name) is getattr(preds, name)  # a page asks for it once a photo
+    assert getattr(preds, name) is getattr(preds, name)  # a page calls it for each photo
 
 
 def test_a_part_has_the_answers_of_its_photos():
     preds = replace(predictions(10, 3), similarities=np.arange(10.), familiarity=np.arange(10.) / 10)
-    assert preds.probabilities.shape == (10, 3)  # computed before, and not for the part
+    assert preds.probabilities.shape == (10, 3)  # computed before, not for the part only
     part = preds.part([7, 2])
     assert part.files == ['7.jpg', '2.jpg'] and (part.probabilities == preds.probabilities[[7, 2]]).all()
     assert (part.labels == preds.labels[[7, 2]]).all() and part.similarities.tolist() == [7, 2]
@@ -57,7 +57,7 @@ def test_a_confusion_matrix_of_many_classes_takes_little_memory():
                'print(peak_mib() - before); raise SystemExit')
     result = run_warm(before=program)
     assert result.returncode == 0, result.stderr
-    assert float(result.stdout) < 300  # it was 2,100: a cube of 9 bytes a cell
+    assert float(result.stdout) < 300  # it was 2,100: a cube with 9 bytes per cell
 
 
 def peak_mib(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"The page of a run says what the files of the run say, in a real browser, and stays small."
+"The page of a run agrees with the files of the run, in a real browser, and stays small."
 import json
 import re
 import os
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def trained(out, classes, **options):
-    "A run on some drawn classes, among whose photos one has a name that a browser must not obey."
+    "A run on some drawn classes; one photo has a name that a browser must not run as code."
     from basegun_fastai.train import train
     draw_typologies(out/'data', classes)
     shutil.move(out/'data'/'val'/classes[-1]/'une photo, 0.jpg', out/'data'/'val'/classes[-1]/'<script>é&"\'.jpg')
@@ -46,7 +46,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def pages(twelve, two, tmp_path_factory):
-    "Both runs, and what a browser made of their pages."
+    "Both runs, and their pages in a browser."
     return {name: (run, BeautifulSoup(browsed(run.report.as_uri(), tmp_path_factory.mktemp('browser')), 'html.parser'))
             for name, run in dict(twelve=twelve, two=two).items()}
 
@@ -101,7 +101,7 @@ def test_the_table_of_steadiness_has_each_variation_and_class(pages, name):
     assert cells.shape[1] == 2 + len(run.config.classes) and 0 <= cells.min() <= cells.max() <= 1
     labels = pd.read_csv(run.predictions).label.to_numpy()
     n = int(re.search(r'(\d+) val photos were asked again', page.get_text())[1])
-    assert len(run.config.classes) <= n < len(labels)  # as many as a quarter of this short training pays for
+    assert len(run.config.classes) <= n < len(labels)  # as many as fit in a quarter of this short training's time
     support = pd.Series(labels[sample_evenly(labels, n)]).value_counts().reindex(sorted(run.config.classes)).to_numpy()
     assert np.allclose(cells[:, 0], cells[:, 2:] @ support / support.sum(), atol=2e-3)
     assert (cells[0, 2:] == 0).all() and cells[:, 0].max() > 0
@@ -140,7 +140,7 @@ def test_nothing_sticks_out_of_the_page(pages, name, tmp_path):
 
 
 def judged(run, data, preds, out, split):
-    "The page of a run whose network would have given other answers, compared with the photos of a split."
+    "The page of a run whose network was replaced, compared on the photos of a split."
     shutil.copytree(run.path, out)
     other, photos = Run(out), list_photos(data)
     judge = Judge.of_run(other, data, photos[photos.split == 'val'], 0, 'cpu')
@@ -159,7 +159,7 @@ def test_a_run_without_mistakes_says_so(two, tmp_path):
 
 
 def test_a_page_of_twelve_classes_and_2000_val_photos_is_small(twelve, tmp_path):
-    "The photos are noise, which no JPEG makes small; every third one is answered wrongly."
+    "The photos are noise, which JPEG cannot compress; every third prediction is wrong."
     data, random = tmp_path/'data', np.random.default_rng(0)
     shutil.copytree(twelve.path.parent/'data'/'train', data/'train')
     for i in range(8):

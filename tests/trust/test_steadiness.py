@@ -1,4 +1,4 @@
-"Each variation does what it is called, and the table counts answers that change."
+"Each variation does what its name says, and the table counts predictions that change."
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,7 +35,7 @@ def test_what_moves_pixels_alone_can_be_undone(squares, name, undo):
 @pytest.mark.parametrize('degrees, side', [(5, 'left'), (15, 'left'), (5, 'right'), (15, 'right')])
 def test_small_turns_go_the_way_that_they_are_called(squares, degrees, side):
     turned, middle = squares[AT[f'turned {degrees}° to the {side}']], 32
-    height = np.flatnonzero(turned[:, 12].argmax(1) == 2)[0]  # where blue begins, left of the middle
+    height = np.flatnonzero(turned[:, 12].argmax(1) == 2)[0]  # the top of the blue quarter, left of the middle
     wanted = middle + (1 if side == 'left' else -1) * 20 * np.tan(np.radians(degrees))
     assert height == pytest.approx(wanted, abs=2)
     assert np.array_equal(turned[0, 0], NEUTRAL) and np.abs(turned[0, 32] - NEUTRAL).max() < 140
