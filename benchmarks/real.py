@@ -2,9 +2,9 @@
 
 Three public sets and real firearms (typology), three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real
 beside the checkout); if it is missing, nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px`
-is the same with --size 288; `logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and `stock crop`
-are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirroring; `unequal` and
-`unequal, balanced` are `train` on train photos in which the rarest class has a tenth of the commonest, without and
+is the same with --size 288; `logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and
+`stock crop` are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirroring;
+`unequal` and `unequal, balanced` are `train` on train photos in which the rarest class has a tenth of the commonest, without and
 with --class-weights balanced; `before` is an earlier `train`, whose fine-tuning made networks worse, so that it kept
 the head's epochs; it was noted once from commit cabff89. Prints a table and writes real.json after each training.
 BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and BASEGUN_SEEDS="1" measure a part again; the other rows keep
