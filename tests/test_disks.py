@@ -103,7 +103,7 @@ def test_a_disk_that_does_not_tell_case_loses_no_photo(tmp_path):
 def test_a_disk_without_hard_links_is_told(tmp_path, monkeypatch, number):
     def fail(*_): raise OSError(number, os.strerror(number))
     monkeypatch.setattr(os, 'link', fail)
-    with pytest.raises(BasegunError, match='leave --link out, to copy'): split._place(tmp_path/'a', tmp_path/'b', True)
+    with pytest.raises(BasegunError, match='omit --link to copy'): split._place(tmp_path/'a', tmp_path/'b', True)
 
 
 @pytest.fixture
