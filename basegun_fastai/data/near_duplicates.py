@@ -121,7 +121,7 @@ def _crop_pairs(data, queries, among, records, workers, skip):
 # %% ../../nbs/data/near_duplicates.ipynb #292c9426
 def near_duplicate_pairs(
     data: Path, # The folder that `file` is relative to
-    queries: pd.DataFrame, # Readable photos, as `examine` describes them; the smaller side is faster
+    queries: pd.DataFrame, # Readable photos, as `examine` describes them; faster if this is the smaller table
     among: pd.DataFrame, # The photos to compare each with; the same table means every pair once
     workers: int|None = None, # Processes; empty means one per core
     records: CropRecords|None = None, # What `examine` recorded; empty skips captions, bars and larger crops
