@@ -320,5 +320,14 @@ def test_a_picture_that_a_class_has_many_times_is_one_line(clean, tmp_path):
     assert code == 0 and kinds(actual) == {('warning', 'repeated'): 1}
     assert files_of(actual, 'repeated') == {
         f'train/{label}/lost{i}.png' for label, n in (('revolver', 5), ('epaule_a_pompe', 3)) for i in range(n)}
-    message = '8 files are 2 pictures, more than 2 times in a class: train/revolver/lost0.png is there 5 times'
+    message = '2 pictures with more than 2 copies in a class, 8 files in all: train/revolver/lost0.png has 5 copies'
     assert message in result.stdout
+
+
+def test_the_summary_says_how_to_see_the_problems_that_it_leaves_out(clean, tmp_path):
+    hint = '2 more problems: add --json FILE.json or --report FILE.html to see all'
+    for i in range(3): (clean/'train'/'revolver'/f'{i}.jpg').write_bytes(b'x')
+    assert 'more problem' not in typed('check', clean).stdout
+    for i in range(3, 5): (clean/'train'/'revolver'/f'{i}.jpg').write_bytes(b'x')
+    assert typed('check', clean).stdout.splitlines()[-1] == hint
+    assert hint not in checked(clean, tmp_path)[2].stdout

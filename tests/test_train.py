@@ -277,7 +277,7 @@ def test_unreadable_photos_are_refused_or_noted(copy, tmp_path, capsys):
     train(copy, skip_unreadable=True, **options)
     assert Run(tmp_path/'out'/'skip').config.skipped == ['train/revolver/0005.jpg']
     assert Run(tmp_path/'out'/'skip').config.dataset.counts['train']['revolver'] == 7
-    assert 'left aside' in capsys.readouterr().err and tree(copy) == before
+    assert 'skipped because they cannot be read' in capsys.readouterr().err and tree(copy) == before
 
 
 CHANGES = dict(vanishes=None, shrinks=slice(500), differs=slice(-1))

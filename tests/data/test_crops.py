@@ -236,4 +236,4 @@ def test_photos_are_found_although_each_has_a_bar_of_its_own(tmp_path):
 
 def test_it_is_said_where_there_are_too_many_photos_to_look_for_crops(folder, monkeypatch, capsys):
     monkeypatch.setattr(near_duplicates, 'MAX_CROP_PAIRS', 15)
-    assert pairs(folder) == set() and 'too many to look for crops' in capsys.readouterr().err
+    assert pairs(folder) == set() and 'too many pairs of photos' in capsys.readouterr().err
