@@ -56,12 +56,12 @@ def provenance(
 ) -> str: # One line
     "Say how photos are related to those of a training."
     parts, fingerprint = config.dataset.parts, part_fingerprint(table)
-    if n_trained: return (f'warning: the run was trained on {n_trained} of the {number_of(len(table))}, so these '
-                          'results say nothing about other photos. Evaluate it on photos that it was not trained on')
+    if n_trained: return (f'warning: the run was trained on {n_trained} of the {number_of(len(table))}: its results on '
+                          'them say nothing about other photos. Evaluate it on photos that it was not trained on')
     if fingerprint == parts.get('val'): return 'these are the val photos of the training'
     if fingerprint == parts.get('train'):
-        return ('warning: these are the photos that the run was trained on, so these results say nothing about other '
-                'photos')
+        return ('warning: these are the photos that the run was trained on: its results on them say nothing about '
+                'other photos')
     if not parts:
         return ('warning: an older version trained this run and did not record its photos, so it is not known whether '
                 'these are the same')

@@ -31,8 +31,8 @@ def _run_faults(run, option=''): return [option + o for o in attempt(run.open)[1
 def _data_faults(run, data):
     if data: return [f'--data: {o}' for o in layout_faults(Path(data))]
     data = Path(run.config.options['data'])
-    if not data.is_dir(): return [f"'{data}', the folder of the photos of '{run.path}', no longer exists: give "
-                                  '--data FOLDER, with the folder that has the photos now']
+    if not data.is_dir(): return [f"'{data}', the folder of the photos of '{run.path}', does not exist here: give "
+                                  '--data with the folder that has the photos']
     return layout_faults(data)
 
 def _against_faults(before, run):
@@ -62,7 +62,7 @@ def _run_photos(run, data):
     val, train = (known_contents(data, table[table.split == o]) for o in ('val', 'train'))
     if part_fingerprint(val) != parts.get('val', part_fingerprint(val)):
         raise BasegunError(f"the val photos in '{data}' are not those that '{run.path}' was judged on: give --data "
-                           'FOLDER, with a folder that has them')
+                           'with a folder that has them')
     if part_fingerprint(train) == parts.get('train', part_fingerprint(train)): return val, train
     say(f"the train photos in '{data}' have changed since the training, so the page does not show which of them each "
         'val photo resembles')

@@ -70,7 +70,8 @@ def train(
         from basegun_fastai.training.distributed import join
         with join(options.device): return _run(options)
     if size := forget_cluster():
-        say(f'WORLD_SIZE is {size} in the environment, but torchrun did not start this process: it trains by itself')
+        say(f'WORLD_SIZE is {size} in the environment, but torchrun did not start this process: it trains as a single '
+            'process')
     (_run if options.gpus == 1 else _launch)(options)
 
 # %% ../nbs/train.ipynb #e3d2e121

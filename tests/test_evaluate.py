@@ -103,7 +103,7 @@ def test_photos_that_were_trained_on_are_counted(run, copy, tmp_path):
     for out in ('all', 'some'):
         result = typed('evaluate', run.path, mixed, '--out', tmp_path/out, '--workers', 0)
         total = len([*mixed.glob('*/*.jpg')])
-        assert (f'warning: the run was trained on {n} of the {total} photos, so these results say nothing'
+        assert (f'warning: the run was trained on {n} of the {total} photos: its results on them say nothing'
                 in result.stderr)
         for photo in (copy/'val').glob('*/*.jpg'): shutil.copy(photo, mixed/photo.parent.name)
     assert total > n > 10

@@ -47,7 +47,7 @@ class Stage:
     body_rate: float  # Highest learning rate of the body; 0 if it is frozen
     head_rate: float  # Highest learning rate of the head
     precision: str = 'float32'  # Number format, as `precision.stage_precision` chooses it
-    views: int = 0  # Views of each photo whose features train the head; 0 if each epoch augments again
+    views: int = 0  # Views of each photo whose features train the head; 0 for a new augmentation each epoch
     average: bool = False  # Keep the mean of the weights over the steps, instead of the last?
 
     @property
