@@ -95,7 +95,7 @@ def raise_unless_bank_fits(
     "Make sure that a bank has as many features as its network."
     width = network.head_hidden_size if has_features(network) else 0
     if bank.features.shape[1] != width: raise BasegunError(
-        f"'{run.familiarity}' has {number_of(bank.features.shape[1], 'feature')} per photo, the network {width}: it "
+        f"'{run.familiarity}' has {number_of(bank.features.shape[1], 'feature')}, the network {width}: it "
         'belongs to another network. Copy it again from the machine that trained the run, or train again')
 
 # %% ../../nbs/trust/judge.ipynb #ea2df55b
