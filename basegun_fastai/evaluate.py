@@ -17,7 +17,7 @@ from .base.files import first_free, hold, hold_first, out_faults, whole_folder
 from .base.parameters import FILE, FOLDER, one_of, whole
 from .base.processes import forget_cluster, say, worker_faults
 from .base.record import Config, Run
-from .base.text import name_some, printable
+from .base.text import name_some, number_of, printable
 from .data.contents import keep_readable, known_contents, part_fingerprint, trained_photos
 from .data.contents import were_trained_on
 from .data.folders import ignored_lines, list_photos
@@ -38,32 +38,35 @@ def unknown_classes(
     table: pd.DataFrame, # Photos, as `list_photos` lists them
     classes: list[str], # The model's classes
     run: Run, # The model's run, for the message
-) -> list[str]: # A message for each class that the model does not know
-    "Name the classes that a model cannot answer with."
-    def hint(label):
-        like = confusable(label, classes)
-        return f" '{like}' looks the same: {difference(like, label)}." if like else ''
-    return [f"class '{o}' is not one that '{run.path}' knows: rename or move the folder.{hint(o)} The run's classes "
-            f"are: {name_some(classes)}" for o in sorted(set(table.label) - set(classes))]
+) -> list[str]: # A message for each class that the model does not know; the last line names those that it knows
+    "Name the classes that a model cannot predict."
+    def fault(label):
+        if like := confusable(label, classes):
+            return (f"class '{label}' is not one that '{run.path}' knows, but '{like}' looks the same: "
+                    f'{difference(like, label)}; rename the folder')
+        return f"class '{label}' is not one that '{run.path}' knows: rename or move the folder"
+    faults = [fault(o) for o in sorted(set(table.label) - set(classes))]
+    return faults and [*faults[:-1], f"{faults[-1]}\nThe run's classes are: {name_some(classes)}"]
 
 # %% ../nbs/evaluate.ipynb #cd18ba81
 def provenance(
     table: pd.DataFrame, # Photos to judge on, as `known_contents` describes them
     config: Config,
-    n_trained: int|None = None, # How many of them the run was trained on, if it tells
+    n_trained: int|None = None, # How many of them the run was trained on; empty if unknown
 ) -> str: # One line
     "Say how photos are related to those of a training."
     parts, fingerprint = config.dataset.parts, part_fingerprint(table)
-    if n_trained: return (f'warning: {n_trained} of these {len(table)} photos were trained on: how the run does on '
-                          'them says nothing about others. Judge it on photos that it has not been shown')
+    if n_trained: return (f'warning: the run was trained on {n_trained} of the {number_of(len(table))}: its results on '
+                          'them say nothing about other photos. Evaluate it on photos that it was not trained on')
     if fingerprint == parts.get('val'): return 'these are the val photos of the training'
     if fingerprint == parts.get('train'):
-        return ('warning: these are the photos that the run was trained on; how it does on them says nothing about '
-                'others')
+        return ('warning: these are the photos that the run was trained on: its results on them say nothing about '
+                'other photos')
     if not parts:
-        return 'warning: the run is of a version that did not note its photos; whether these are they is not known'
+        return ('warning: an older version trained this run and did not record its photos, so it is not known whether '
+                'these are the same')
     then = sum(config.dataset.counts['val'].values())
-    return f'these {len(table)} photos are not the {then} val photos of the training'
+    return f'these are not the val photos of the training: {number_of(len(table))} here, {then} in the training'
 
 # %% ../nbs/evaluate.ipynb #213d22ff
 def _readable_photos(data, table, skip_unreadable):
@@ -76,7 +79,7 @@ def _place(out, default):
 
 # %% ../nbs/evaluate.ipynb #86922bc9
 def _photos_and_groups(run, data, out, workers, not_a_gun, groups):
-    "List the photos, and what `groups` says of each; raises all faults."
+    "List the photos, and the groups of each; raises all faults."
     (table, faults), known = attempt(list_photos, data, 'classes'), None
     faults += worker_faults(workers) + out_faults(out, data)
     if table is not None: faults += unknown_classes(table, run.config.classes, run)
@@ -92,23 +95,24 @@ def _say_what_differs(run, config, data, table):
     for line in ignored_lines(data/'val' if (data/'val').is_dir() else data): say(line)
     absent = sorted(set(config.classes) - set(table.label))
     for label in absent[:10]:
-        say(f"class '{printable(label)}' has no photo in '{data}': nothing is known of it, and the means leave it out")
-    if absent[10:]: say(f'and {len(absent) - 10} more have none: metrics.json names them all')
+        say(f"class '{printable(label)}' has no photo in '{data}', so it is not evaluated and the means leave it out")
+    if absent[10:]: say(f'and {number_of(len(absent) - 10, "more class", "more classes")} without a photo: '
+                        'metrics.json names them all')
     if (then := config.versions.get('decoder', 1)) != DECODER:
-        say(f'warning: the run was trained on photos as decoder {then} read them, and this version has decoder '
-            f'{DECODER}: answers may differ')
+        say(f'warning: the run was trained with photo decoder {then}, and this version has decoder {DECODER}: '
+            'predictions may differ')
     trained = trained_photos(run)
     say(provenance(table, config, None if trained is None else int(were_trained_on(table, trained).sum())))
 
 # %% ../nbs/evaluate.ipynb #0520657f
 def _read_bank(run):
-    "What familiarity is computed from; without it everything else is as ever."
+    "What familiarity is computed from; without it everything else stays the same."
     bank = read_bank(run)
     if bank is None: say(why_no_familiarity(run))
     return bank
 
 def _predict(run, data, table, workers, device, ood_photos):
-    "What the network says of the photos and of other things, and what the contact sheets show under each."
+    "Predictions for the photos and for photos without guns, and what the contact sheets show under each photo."
     judge, bank = Judge.of_run(run, data, table, workers, device), _read_bank(run)
     if bank: raise_unless_bank_fits(run, judge.network, bank)
     features = bank and bank.features
@@ -123,11 +127,11 @@ def evaluate(
     run: Path, # Folder that `train` left
     data: Path, # Folder with <class>/*, or a data set with val/<class>/*
     out: FOLDER = None, # Folder to make for the tables; default: RUN/evaluation_<date>_<time>
-    skip_unreadable: bool = False, # Leave photos aside that cannot be read
-    workers: whole(0) = None, # Processes that read photos; default: one a core, at most 16
-    device: one_of(DEVICES) = 'auto', # Where to judge; auto takes a GPU that is there
-    not_a_gun: FOLDER = None, # Folder of photos without guns, to see that they come out low
-    groups: FILE = None, # CSV with a column `file` as in predictions-val.csv: numbers by its other columns
+    skip_unreadable: bool = False, # Skip photos that cannot be read
+    workers: whole(0) = None, # Processes that read photos; default: one per core, at most 16
+    device: one_of(DEVICES) = 'auto', # Device of the network; auto uses the GPU if there is one
+    not_a_gun: FOLDER = None, # Folder of photos without guns; the model should give them low confidence
+    groups: FILE = None, # CSV with a column `file` as in predictions-val.csv: metrics per value of its other columns
 ) -> None: # Prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
     forget_cluster()

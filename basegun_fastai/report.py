@@ -29,9 +29,16 @@ from .trust.run_page import run_page
 def _run_faults(run, option=''): return [option + o for o in attempt(run.open)[1]]
 
 def _data_faults(run, data):
-    if not data.is_dir(): return [f"the photos of '{run.path}' are not in '{data}' any more: give --data, and the "
-                                  'folder where they are']
+    if data: return [f'--data: {o}' for o in layout_faults(Path(data))]
+    data = Path(run.config.options['data'])
+    if not data.is_dir(): return [f"'{data}', the folder of the photos of '{run.path}', does not exist here: give "
+                                  '--data with the folder that has the photos']
     return layout_faults(data)
+
+def _against_faults(before, run):
+    if before.path.resolve() == run.path.resolve():
+        return [f"--against '{before.path}' is the run itself: give another run of the same classes and val photos"]
+    return [*filter(None, [comparison_fault(before, run)])]
 
 def _photos_folder(run, before, data, out, workers, device):
     "Find the folder of the photos; raises all faults."
@@ -39,25 +46,26 @@ def _photos_folder(run, before, data, out, workers, device):
     faults, before_faults = _run_faults(run), _run_faults(before, '--against ') if before else []
     others = before_faults + worker_faults(workers) + attempt(usable_device, device)[1]
     if not faults:
+        others += _data_faults(run, data)
         data = Path(data or run.config.options['data'])
-        others += _data_faults(run, data) + file_faults(out, data, '--out', '.html', 'report')
-        if before and not before_faults: others += filter(None, [comparison_fault(before, run)])
+        others += file_faults(out, data, '--out', '.html', 'report')
+        if before and not before_faults: others += _against_faults(before, run)
     raise_faults(faults + others)
     return data
 
 # %% ../nbs/report.ipynb #13845e40
 def _run_photos(run, data):
-    "List the photos of a run; `train` is empty where its photos have changed."
+    "List the photos of a run; `train` is empty if its photos have changed."
     config = run.config
     table, parts = list_photos(data), config.dataset.parts
     table = table[~table.file.isin(config.skipped)]
     val, train = (known_contents(data, table[table.split == o]) for o in ('val', 'train'))
     if part_fingerprint(val) != parts.get('val', part_fingerprint(val)):
-        raise BasegunError(f"the val photos in '{data}' are not those that '{run.path}' was judged on: give --data, "
-                           'and a folder that has them')
+        raise BasegunError(f"the val photos in '{data}' are not those that '{run.path}' was judged on: give --data "
+                           'with a folder that has them')
     if part_fingerprint(train) == parts.get('train', part_fingerprint(train)): return val, train
-    say(f"the train photos in '{data}' are not those of the run any more: the page does not say whom val photos "
-        'resemble')
+    say(f"the train photos in '{data}' have changed since the training, so the page does not show which of them each "
+        'val photo resembles')
     return val, train[:0]
 
 def _predictions_and_metrics(run, val):
@@ -71,10 +79,10 @@ def _predictions_and_metrics(run, val):
 def report(
     run: Path, # Folder that `train` left
     against: FOLDER = None, # Another run of the same classes and val photos, to compare with
-    data: FOLDER = None, # Folder with the photos, if they are not any more where the run was trained on them
+    data: FOLDER = None, # Folder with the photos, if they have moved since the training
     out: FILE = None, # HTML file to write; default: RUN/report.html, or RUN/report_<date>_<time>.html if that exists
-    workers: whole(0) = None, # Processes that read photos; default: one a core, at most 16
-    device: one_of(DEVICES) = 'auto', # Where to ask the network; auto takes a GPU that is there
+    workers: whole(0) = None, # Processes that read photos; default: one per core, at most 16
+    device: one_of(DEVICES) = 'auto', # Device of the network; auto uses the GPU if there is one
 ) -> None: # Prints the file, raises `BasegunError`
     "Write a run as one page to look at."
     forget_cluster()
@@ -82,7 +90,7 @@ def report(
     again = run.path/f'report_{datetime.now():%Y-%m-%d_%H%M%S}.html'
     out = Path(out or (again if run.report.exists() else run.report))
     data = _photos_folder(run, before, data, out, workers, device)
-    read_bank(run)  # which the page needs, so a damaged one is refused now
+    read_bank(run)  # the page needs it, so a damaged one is refused now
     val, train = _run_photos(run, data)
     preds, numbers = _predictions_and_metrics(run, val)
     comparison = compare(read_predictions(before, before.config.classes), preds) if before else None

@@ -117,7 +117,7 @@ def test_a_run_of_another_decoder_is_not_exported_and_told_when_judged(place, co
     assert result.returncode == 1 and not (copied/'exported').exists()
     assert f"as decoder 1 read them, and this version has decoder {now}: export with" in result.stderr
     judged = typed('evaluate', copied, place/'data', '--out', copied.parent/'judged', '--workers', '0')
-    assert judged.returncode == 0 and f'this version has decoder {now}: answers may differ' in judged.stderr
+    assert judged.returncode == 0 and f'this version has decoder {now}: predictions may differ' in judged.stderr
 
 
 def test_two_exports_are_equal(place, tmp_path):

@@ -86,9 +86,10 @@ def test_an_output_below_a_file(data, tmp_path):
 
 def test_evaluating_with_a_class_that_the_run_does_not_know(run, copy, tmp_path):
     (copy/'val'/'revolver').rename(copy/'val'/'revolvers')
+    shutil.copytree(copy/'val'/'revolvers', copy/'val'/'rifles')
     result = typed('evaluate', run.path, copy, '--out', tmp_path/'out')
     assert (result.returncode == 1 and "class 'revolvers' is not one that" in result.stderr
-            and 'revolver,' not in result.stdout)
+            and result.stderr.count("The run's classes are: ") == 1 and 'revolver,' not in result.stdout)
     assert not (tmp_path/'out').exists()
 
 

@@ -32,11 +32,11 @@ def test_a_page_is_written_beside_the_one_that_is_there(mine, data):
     assert pages[0].replace(Run(mine.path).path.name, '') == pages[1] or pages[0].count('\n') == pages[1].count('\n')
 
 
-def test_a_run_against_another_and_against_itself(mine, pretrained, tmp_path):
-    for name, other in (('other', pretrained), ('itself', mine)):
+def test_a_run_against_another_and_against_its_copy(mine, pretrained, tmp_path):
+    for name, other in (('other', pretrained), ('same', Run(shutil.copytree(mine.path, tmp_path/'copy')))):
         result = typed('report', mine.path, '--against', other.path, '--out', tmp_path/f'{name}.html', '--workers', 0)
         assert result.returncode == 0 and result.stdout == f"{tmp_path/f'{name}.html'}\n", result.stderr
-    page, same = (BeautifulSoup((tmp_path/f'{o}.html').read_text(), 'html.parser') for o in ('other', 'itself'))
+    page, same = (BeautifulSoup((tmp_path/f'{o}.html').read_text(), 'html.parser') for o in ('other', 'same'))
     assert page.find(id='against').get_text() == f'Against {pretrained.path.name}'
     recalls = [{k: o['recall'] for k, o in json.loads(o.metrics.read_text())['per_class'].items()}
                for o in (pretrained, mine)]
@@ -57,6 +57,8 @@ def test_what_is_wrong_is_told_at_once(mine, pretrained, data, tmp_path):
                          (tmp_path/'page.txt', 'ends in .html'), (tmp_path/'no'/'page.html', 'make it first')):
         result = typed('report', pretrained.path, '--out', out, '--workers', -1)
         assert result.returncode == 1 and message in result.stderr and '--workers -1' in result.stderr, result.stderr
+    result = typed('report', pretrained.path, '--against', pretrained.path/'..'/pretrained.path.name, '--workers', -1)
+    assert result.returncode == 1 and 'is the run itself: give another run' in result.stderr, result.stderr
     assert not list(tmp_path.glob('*.txt')) and typed('report', tmp_path/'nowhere').returncode == 1
 
 
@@ -76,11 +78,11 @@ def test_runs_of_other_classes_or_of_other_val_photos_are_not_compared(run, copy
 def test_the_photos_have_to_be_those_of_the_run(run, copy, tmp_path):
     page = tmp_path/'page.html'
     result = typed('report', run.path, '--data', tmp_path/'nowhere', '--out', page)
-    assert result.returncode == 1 and 'nowhere' in result.stderr and '--data' in result.stderr
+    assert result.returncode == 1 and f"--data: no folder '{tmp_path/'nowhere'}': " in result.stderr
     extra = copy/'train'/'revolver'/'new.png'
     Image.new('RGB', (90, 60), 'red').save(extra)
     result = typed('report', run.path, '--data', copy, '--out', page, '--workers', 0)
-    assert result.returncode == 0 and 'are not those of the run any more' in result.stderr
+    assert result.returncode == 0 and 'have changed since the training' in result.stderr
     assert 'photos were not compared' in page.read_text() and not extra.with_suffix('.html').exists()
     page.unlink()
     extra.rename(copy/'val'/'revolver'/'new.png')

@@ -49,7 +49,11 @@ def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
     for split in ('train', 'val'):
         assert [o.step for o in read_curves(Run(tmp_path/'killed'), split).Scalars('loss')] == [1, 2, 3, 4]
     again = typed('train', data, '--out', tmp_path, '--name', 'killed', '--resume', *options)
-    assert again.returncode == 0 and 'is finished: nothing to do' in again.stderr
+    assert again.returncode == 0 and again.stderr.endswith('is finished: nothing to do\n')
+    again = typed('train', data, '--out', tmp_path, '--name', 'killed', '--resume', *options, '--seed', 7,
+                  '--cache', 'off')
+    assert again.returncode == 0 and again.stderr.endswith(
+        'is finished: nothing to do. Changed options are ignored: --seed was 42, now 7\n'), again.stderr
 
 
 def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained, data, weights, tmp_path, monkeypatch,
@@ -150,5 +154,5 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(half, run, data, tmp_
     newest = max((tmp_path/'damaged'/'checkpoint').iterdir())
     newest.write_bytes(newest.read_bytes()[:-100] + b'\0' * 100)
     ended = typed('train', data, '--out', tmp_path, '--name', 'damaged', '--resume', '--no-report', *OPTIONS)
-    assert ended.returncode == 0 and 'is damaged and passed over' in ended.stderr
+    assert ended.returncode == 0 and 'is damaged and skipped' in ended.stderr
     same(run, Run(tmp_path/'damaged'))

@@ -241,7 +241,7 @@ def test_a_fine_tuning_that_helped_nothing_is_told(data, weights, tmp_path, caps
     train(data, head_epochs=1, fine_tune_epochs=1, out=tmp_path, name='huge', lr=10., **QUICK
           | dict(weights=str(weights)))
     assert Run(tmp_path/'huge').config.best['stage'] == 'head'
-    assert 'warning: no epoch of the fine-tuning was better than the head alone' in capsys.readouterr().err
+    assert 'warning: no fine-tuning epoch was better than the head stage' in capsys.readouterr().err
 
 
 def test_classes_are_weighed_when_asked_and_the_option_is_named_where_they_differ(copy, tmp_path, capsys):
@@ -297,7 +297,7 @@ def test_a_photo_that_changes_during_training_is_named_and_put_back_for_the_rest
         train(copy, **options)
     reason = 'No such file or directory' if change == 'vanishes' else 'has changed since the command began'
     assert f'{photo}' in str(error.value) and reason in str(error.value) and len(str(error.value).splitlines()) == 1
-    assert 'When it is back as it was, the same command with --name disk --resume goes on' in str(error.value)
+    assert 'Restore the photo; then the same command with --name disk --resume goes on' in str(error.value)
     if change == 'vanishes':
         photo.write_bytes(content)
         train(copy, **options | dict(resume=True))
@@ -313,7 +313,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(data, tmp_
         return loss * float('nan') if pred.requires_grad and len(steps) == 8 else loss
     monkeypatch.setattr(CrossEntropyLossFlat, '__call__', explode_at_step_8)
     with pytest.raises(BasegunError,
-                       match=r'the loss is nan at step 2 of 3 of epoch 3 \(fine-tune\); epoch . was the best.*--lr '
+                       match=r'the loss is nan at step 2 of 3 of epoch 3 \(fine-tune\)\. Epoch . was the best.*--lr '
                              r'0.0005'):
         train(data, head_epochs=1, fine_tune_epochs=3, out=tmp_path, name='nan', **QUICK)
     run = Run(tmp_path/'nan')
@@ -340,7 +340,7 @@ def test_a_training_without_enough_memory_goes_on_with_half_the_batch(data, tmp_
     train(data, fine_tune_epochs=4, out=tmp_path, name='run', **QUICK)
     run = Run(tmp_path/'run')
     text = capsys.readouterr().err
-    assert 'out of memory with batches of 16: going on with batches of 8 from the last finished epoch' in text
+    assert 'out of memory with batches of 16: continuing with batches of 8 from the last finished epoch' in text
     assert run.finished and run.config.resolved.batch_size == 8 and run.config.resolved.halved_from == [16]
     assert rows(run).epoch.tolist() == [1, 2, 3, 4] and json.loads((run.path/'metrics.json').read_text())['n'] == 24
 

@@ -32,9 +32,9 @@ from ..trust.predictions import plot_confusion_matrix
 @dataclass
 class Memory:
     "What a training has done so far."
-    rows: list[dict] = field(default_factory=list)  # A row an epoch, as in `history.csv`
+    rows: list[dict] = field(default_factory=list)  # A row per epoch, as in `history.csv`
     best: dict|None = None  # `epoch`, `stage`, `val_loss`, `compared_loss` and `weights` (on the CPU) of the best epoch
-    views: object = None  # `frozen.Views` of the train photos, if a head that learnt from them was the last stage
+    views: object = None  # `frozen.Views` of the train photos, if the last stage trained a head on them
 
 # %% ../../nbs/training/callbacks.ipynb #8e416199
 class EpochSeed(Callback):
@@ -51,11 +51,11 @@ class EpochSeed(Callback):
 
 # %% ../../nbs/training/callbacks.ipynb #c749baf3
 class Diverged(BasegunError):
-    "Say at which step the loss stopped being a number."
+    "Say at which step the loss stopped being finite."
 
 class NanGuard(Callback):
-    "Stop a training whose loss is no number."
-    order = Recorder.order + 1  # after `DataParallel`, which puts the loss together
+    "Stop a training whose loss is not finite."
+    order = Recorder.order + 1  # after `DataParallel`, which combines the loss
 
     def _reset(self): self.bad = torch.zeros(2, device=self.dls.device)  # the step, from 1, and its loss
 
@@ -72,21 +72,22 @@ class NanGuard(Callback):
     def _raise_if_bad(self):
         step, loss = self.bad.tolist()
         if not step: return
-        where = f'step {step:.0f} of {self.n_iter}' if self.training else 'validation'
-        raise Diverged(f'the loss is {loss} at {where} of epoch {self.history.number} ({self.history.stage})')
+        epoch = f'epoch {self.history.number} ({self.history.stage})'
+        if not self.training: raise Diverged(f'the loss is {loss} in the validation of {epoch}')
+        raise Diverged(f'the loss is {loss} at step {step:.0f} of {self.n_iter} of {epoch}')
 
     def after_train(self): self._raise_if_bad()
     def after_validate(self): self._raise_if_bad()
 
     def reduce(self) -> None:
-        "Take what the first process has seen that saw something bad."
+        "Take the record of the first process that saw a bad loss."
         each = self.bad.new_zeros(world_size(), 2)
         each[rank()] = self.bad
         each = total(each)
         self.bad = each[(each[:, 0] > 0).int().argmax()]
 
 class Interruptible(Callback):
-    "Stop a training where a signal asks for it."
+    "Stop a training when a signal asks for it."
     def before_batch(self): raise_if_interrupted()
 
 # %% ../../nbs/training/callbacks.ipynb #92ecc213
@@ -120,7 +121,7 @@ class History(Callback):
         self.total, self.count = totals(self.total, self.count, device=self.dls.device)
 
     def after_epoch(self):
-        self.fresh = self.number == len(self.memory.rows) + 1  # else it was done before an interruption
+        self.fresh = self.number == len(self.memory.rows) + 1  # else it ran before an interruption
         if not self.fresh: return
         values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1], strict=False))
         row = dict(stage=self.stage, epoch=self.number, train_loss=float(self.total / self.count))
@@ -141,7 +142,7 @@ def calibrated_loss(
 
 # %% ../../nbs/training/callbacks.ipynb #07143a0c
 class ValAnswers(Callback):
-    "Keep what the network says of `val` until the next epoch."
+    "Keep the predictions for `val` until the next epoch."
     def before_validate(self): self.batches = []
 
     def after_batch(self):
@@ -152,7 +153,7 @@ class ValAnswers(Callback):
         return [torch.cat(o) for o in zip(*self.batches, strict=True)]
 
     def reduce(self) -> None:
-        "Put together the answers of all processes, in the order of the photos."
+        "Combine the predictions of all processes, in the order of the photos."
         none, dl = (torch.zeros(0, len(self.dls.vocab)), torch.zeros(0, dtype=torch.int64)), self.dls.valid
         columns = self.joined() if self.batches else none
         self.batches = [tuple(gather(o.to(self.dls.device), dl.n, dl.bs) for o in columns)]
@@ -164,7 +165,7 @@ class BestWeights(Callback):
 
     def __init__(self,
         memory: Memory, # Where they go
-        answers: ValAnswers|None = None, # Compare epochs by the loss that these have at their best temperature
+        answers: ValAnswers|None = None, # Compare epochs by the loss of these at their best temperature
     ):
         self.memory, self.answers = memory, answers
 
@@ -179,7 +180,7 @@ class BestWeights(Callback):
 
 # %% ../../nbs/training/callbacks.ipynb #4e3bec49
 class WeightAverage(Callback):
-    "Judge and keep the mean that the weights had over the steps of a stage."
+    "Judge and keep the mean of the weights over the steps of a stage."
     order = 75
 
     def __init__(self,
@@ -192,7 +193,7 @@ class WeightAverage(Callback):
         if self.state is None: self.state = dict(weights=[o.detach().clone() for o in self.model_weights], steps=0)
 
     def before_batch(self): self.skipped = False
-    def after_cancel_step(self): self.skipped = True  # float16 leaves out a step whose gradients overflow
+    def after_cancel_step(self): self.skipped = True  # float16 skips any step whose gradients overflow
 
     @torch.no_grad()
     def after_step(self):
@@ -209,7 +210,7 @@ class WeightAverage(Callback):
         self.swapped = True
 
     def after_epoch(self):
-        if self.swapped: self._swap()  # not where an epoch was done before an interruption
+        if self.swapped: self._swap()  # not for an epoch that ran before an interruption
         self.swapped = False
 
 # %% ../../nbs/training/callbacks.ipynb #cd0349bc
@@ -223,12 +224,12 @@ class PlainTensors(Callback):
 
 # %% ../../nbs/training/callbacks.ipynb #94394c46
 class Curves(Callback):
-    "Write TensorBoard's curves, and the confusion matrix on `val` as an image, after each epoch."
+    "Write TensorBoard's curves, and a picture of the confusion matrix on `val`, after each epoch."
     order = 60
 
     def __init__(self,
         run: Run, # Its `train/` and `val/` folders take the event files
-        first: int, # Epochs that were done before, over all stages
+        first: int, # Epochs that are already done, over all stages
     ):
         self.writers = {o: SummaryWriter(run.path/o, purge_step=first + 1 if first else 0) for o in ('train', 'val')}
 
@@ -247,7 +248,7 @@ class Curves(Callback):
     def grid(self) -> None:
         "Write a grid of augmented training photos, as the network sees them."
         dl = self.dls.train
-        # tells the transforms that this is training
+        # makes the transforms augment
         dl.before_iter()
         some = torch.linspace(0, dl.n - 1, min(16, dl.n)).long().tolist()    # from all classes
         batch = dl.after_batch(to_device(dl.create_batch([dl.do_item(o) for o in some]), dl.device))
@@ -260,7 +261,7 @@ class Curves(Callback):
 
 # %% ../../nbs/training/callbacks.ipynb #603cb0ac
 class Progress(Callback):
-    "Say on stderr how far the training is."
+    "Report on stderr how far the training is."
     order = 70
 
     def __init__(self,

@@ -34,7 +34,7 @@ from ..trust.ood import read_ood_photos
 
 # %% ../../nbs/training/training.ipynb #849478f5
 def _from_first(make):
-    "What the first of the processes that train together makes, in all of them."
+    "Call `make` in the first of the processes that train together; all get its result."
     if world_size() == 1: return make()
     from basegun_fastai.model.workers import from_first
     return from_first(make)
@@ -44,7 +44,7 @@ class Training:
 
     def __init__(self,
         options: Options, # As typed
-        run: Run, # Where it leaves its files; of several processes, that of the first counts
+        run: Run, # Folder for its files; of several processes, that of the first one counts
     ):
         def state():
             resuming = options.resume and run.exists
@@ -55,9 +55,9 @@ class Training:
 # %% ../../nbs/training/training.ipynb #3688d499
 def early_faults(
     options: Options, # As typed
-    faults: list[str], # What is wrong with the run's place
+    faults: list[str], # What is wrong with the run's folder
 ) -> list[str]: # A message for each
-    "Say all that is wrong and needs nothing slow to be seen."
+    "List all faults that can be found without slow imports."
     ood_fault = folder_fault(options.not_a_gun) if options.not_a_gun is not None else None
     return [*options.faults(), *worker_faults(options.workers), *layout_faults(options.data),
             *cache_faults(options.cache, options.data), *([f'--not-a-gun: {ood_fault}'] if ood_fault else []), *faults]
@@ -71,9 +71,9 @@ def _list_photos(data):
 
 @patch
 def check(self: Training,
-    faults: list[str], # What is wrong with the run's place
+    faults: list[str], # What is wrong with the run's folder
 ) -> None: # Raises `BasegunError` with all faults
-    "Judge all that needs no photo to be read, and look up the network and the device."
+    "Check everything that needs no photo, and look up the network and the device."
     options, faults = self.options, early_faults(self.options, faults)
     is_known = options.arch in EFFICIENTNETS and options.weights in ('imagenet', 'none') and options.device != 'cuda'
     if is_known: raise_faults(faults)
@@ -92,15 +92,15 @@ def _readable_photos(options, table):
     return _from_first(lambda: readable_photos(options.data, table, options.skip_unreadable, examine_together))
 
 @patch
-def read(self: Training) -> None: # Raises `BasegunError` where photos cannot be read
-    "Read every photo: `photos` gets digests, and there are `skipped` files and a `setup`."
+def read(self: Training) -> None: # Raises `BasegunError` if photos cannot be read
+    "Read every photo: add digests to `photos`, and set `skipped` and `setup`."
     from basegun_fastai.training.setup import Setup
     options, arch = self.options, self.architecture
     self.photos, self.skipped = _readable_photos(options, self.photos)
     train, val = (self.photos[self.photos.split == o] for o in ('train', 'val'))
     if n := int(were_trained_on(val, inherited_photos(options.weights)).sum()):
-        say(f'warning: --weights were trained on {n} of the {number_of(len(val), "val photo")}, so the numbers will be '
-            'too good. Split the photos as they were split for those weights, or begin from imagenet')
+        say(f'warning: --weights were trained on {n} of the {number_of(len(val), "val photo")}, so the results will '
+            'look too good. Use the same split as for those weights, or --weights imagenet')
     photo_cache = open_cache(options.data, [(arch.before_crop, train), (arch.size, val)], options.cache)
     self.setup = Setup(options, arch, self.device, self.photos[['file', 'label', 'split']], photo_cache,
                        (rank(), world_size()))
@@ -127,30 +127,33 @@ def _begin(self: Training):
 @patch
 def _resume(self: Training):
     run, options, setup, config = self.run, self.options, self.setup, self.run.config
-    if differences := options.differences(config, describe_photos(self.photos), setup.device,
-                                              setup.threads): raise BasegunError(
-        f"'{run.path}' cannot be continued: " + '\n  '.join(['', *differences]).strip()
-        + '\nGive what it was begun with, or begin another run with another --name')
+    if reasons := '\n  '.join(options.differences(
+            config, describe_photos(self.photos), setup.device, setup.threads)): raise BasegunError(
+        f"'{run.path}' cannot be continued: {reasons}\nGive what it was started with, or start another run with "
+        'another --name')
     run.tidy()
     if config.resolved.processes != options.processes:
-        say(f'begun in {number_of(config.resolved.processes, "process", "processes")}, going on in {options.processes}')
+        say(f'started in {number_of(config.resolved.processes, "process", "processes")}, continuing in '
+            f'{options.processes}')
         config = replace(config, resolved=replace(config.resolved, processes=options.processes, threads=setup.threads))
         run.save_config(config)
     if config.versions != _versions():
-        say(f'begun with {config.versions}, going on with {_versions()}: results may differ')
+        say(f'started with {config.versions}, continuing with {_versions()}: results may differ')
     return config
 
 @patch
-def open(self: Training) -> None: # Raises `BasegunError` where a run cannot be continued
-    "Begin the run, or continue it: there is a `config`."
+def open(self: Training) -> None: # Raises `BasegunError` if a run cannot be continued
+    "Start the run, or continue it, and set `config`."
     options, arch = self.options, self.architecture
     if options.head_epochs is None and not options.pretrained:
         say('--weights none: nothing to transfer, so the head stage is skipped')
     self.config = _from_first(self._resume if self.resuming else self._begin)
-    del self.photos  # what is known of their contents is in the configuration
-    where = f' in {options.processes} processes' if options.processes > 1 else ''
-    say(f'{arch.timm_name} at {arch.size} pixels on the {self.device}{where}, batches of '
-        f'{self.config.resolved.batch_size}, --lr {self.config.resolved.lr:.2g}')
+    del self.photos  # the configuration has what is known of them
+    n, resolved = options.processes, self.config.resolved
+    if n == 1: say(f'{arch.timm_name} at {arch.size} pixels on the {self.device}, batches of '
+                   f'{resolved.batch_size}, --lr {resolved.lr:.2g}')
+    else: say(f'{arch.timm_name} at {arch.size} pixels on the {self.device} in '
+              f'{number_of(n, "process", "processes")}, batches of {resolved.batch_size}, --lr {resolved.lr:.2g}')
 
 # %% ../../nbs/training/training.ipynb #c62009ac
 def _halved(config):
@@ -161,43 +164,44 @@ def _halved(config):
 
 @patch
 def _halve(self: Training):
-    "Let what comes be done with half the batch; raises `BasegunError` in one of several processes."
+    "Halve the batch size; raises `BasegunError` in one of several processes."
     from basegun_fastai.training.fit import free_memory
     run, before, self.config = self.run, self.config.resolved, _halved(self.config)
-    text, size = f'out of memory with batches of {before.batch_size}: ', self.config.resolved.batch_size
-    if before.processes > 1 and not run.exists: raise BasegunError(f'{text}begin another run with --batch-size {size}')
+    size, less = before.batch_size, self.config.resolved.batch_size
+    if before.processes > 1 and not run.exists: raise BasegunError(
+        f'out of memory with batches of {size}: start another run with --batch-size {less}')
     run.save_config(self.config)
     if before.processes > 1: raise BasegunError(
-        f'{text}{run.resume_hint} with batches of {size} from the last finished epoch')
-    say(f'{text}going on with batches of {size} from the last finished epoch')
+        f'out of memory with batches of {size}: {run.resume_hint} with batches of {less} from the last finished epoch')
+    say(f'out of memory with batches of {size}: continuing with batches of {less} from the last finished epoch')
     self.learn = None
     free_memory()
 
 # %% ../../nbs/training/training.ipynb #0193ae79
 @patch
 def _keep_best(self: Training):
-    "Write the best weights so far; returns what to say of it."
+    "Write the best weights so far; returns a sentence about them."
     from basegun_fastai.training.checkpoint import newest_checkpoint
     from basegun_fastai.training.finish import save_weights
     saved = newest_checkpoint(self.run, self.config.started)
-    if not saved: return 'no epoch had ended before that'
+    if not saved: return 'No epoch had finished before that'
     self.learn.model.load_state_dict(saved['best']['weights'])
     save_weights(self.run, self.config, self.learn, saved['best']['epoch'])
-    return f"epoch {saved['best']['epoch']} was the best before that, and its weights are in '{self.run.weights}'"
+    return f"Epoch {saved['best']['epoch']} was the best before that, and its weights are in '{self.run.weights}'"
 
 @patch
 @contextmanager
 def _explained(self: Training):
-    "Say how a training that is broken off in this context goes on."
+    "Say how to continue a training that is interrupted in this context."
     from basegun_fastai.training.callbacks import Diverged
     run, resume = self.run, f'{self.run.resume_hint} from the last finished epoch'
     try: yield
     except Diverged as err:
         if rank(): raise
-        raise BasegunError(f"'{run.path}' stops: {err}; {self._keep_best()}. Begin another run with a smaller rate, "
-                           f'such as --lr {self.config.resolved.lr / 10:g}') from err
+        raise BasegunError(f"'{run.path}' stopped: {err}. {self._keep_best()}. Start another run with a smaller "
+                           f'learning rate, such as --lr {self.config.resolved.lr / 10:g}') from err
     except (UnreadablePhoto, ChangedPhoto) as err:
-        raise BasegunError(f'{err}. When it is back as it was, {resume}') from err
+        raise BasegunError(f'{err}. Restore the photo; then {resume}') from err
     except KeyboardInterrupt:
         if 'BASEGUN_LAUNCHED' not in os.environ: say(f'interrupted: {resume}')  # else the launcher says so
         raise
@@ -205,7 +209,7 @@ def _explained(self: Training):
 # %% ../../nbs/training/training.ipynb #b6fe338c
 @patch
 def _try_stages(self: Training):
-    "Train; returns nothing where memory does not suffice."
+    "Train; returns None if there is not enough memory."
     from basegun_fastai.model.workers import seed_all
     from basegun_fastai.training.fit import Stage, fit, out_of_memory
     config, resolved = self.config, self.config.resolved
@@ -218,15 +222,15 @@ def _try_stages(self: Training):
         if resolved.batch_size < 4 * resolved.processes or not out_of_memory(err): raise
 
 @patch
-def fit(self: Training) -> None: # Raises `BasegunError` where it stops before its end
-    "Run the stages from the newest checkpoint on: there is a `memory` of all epochs, and a `learn`."
+def fit(self: Training) -> None: # Raises `BasegunError` if it stops before its end
+    "Run the stages from the newest checkpoint, and set `memory` and `learn`."
     with self._explained():
         while not (memory := self._try_stages()): self._halve()
     self.memory = memory
 
 @patch
-def finish(self: Training) -> dict|None: # What `metrics.json` holds; nothing in all processes but the first
-    "Judge the best weights, and write what a training leaves, if that has not been done."
+def finish(self: Training) -> dict|None: # What `metrics.json` holds; None in all processes except for the first
+    "Judge the best weights, and write the files of a run, unless this is done already."
     if rank() and self.finished: return None
     if self.finished:
         shutil.rmtree(self.run.checkpoints, ignore_errors=True)

@@ -200,6 +200,6 @@ def test_a_cluster_that_numbers_its_tasks_silences_no_command(data, run, tmp_pat
     odd = pod | dict(WORLD_SIZE='two', TORCHELASTIC_RUN_ID='of another')
     result = run_warm('train', data, *WORKERS, '--out', tmp_path, env=odd)
     assert result.returncode == 0 and 'accuracy' in result.stdout, result.stderr
-    assert 'WORLD_SIZE is two in the environment, but torchrun did not start this process: it trains alone\n' in \
-        result.stderr
+    assert ('WORLD_SIZE is two in the environment, but torchrun did not start this process: it trains as a single '
+            'process\n') in result.stderr
     assert (tmp_path/'tiny'/'learner.pkl').stat().st_size

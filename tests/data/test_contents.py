@@ -121,12 +121,12 @@ def test_evaluating_says_how_the_photos_are_related_to_the_training(run, data, c
     assert 'these are the val photos of the training' in text(data,
                                                               'a') and 'these are the val photos' in text(data/'val',
         'b')
-    assert 'warning: 48 of these 48 photos were trained on' in text(data/'train', 'c')
+    assert 'warning: the run was trained on 48 of the 48 photos' in text(data/'train', 'c')
     older = shutil.copytree(run.path, tmp_path/'older', ignore=shutil.ignore_patterns('train-photos.npy'))
     older_text = typed('evaluate', older, data/'train', '--out', tmp_path/'e').stderr
     assert 'warning: these are the photos that the run was trained on' in older_text
     sorted((copy/'val'/'revolver').iterdir())[-1].unlink()
-    assert 'these 23 photos are not the 24 val photos of the training' in text(copy, 'd')
+    assert 'these are not the val photos of the training: 23 photos here, 24 in the training' in text(copy, 'd')
 
 
 @pytest.mark.slow

@@ -263,7 +263,7 @@ def test_another_number_of_processes_has_to_be_asked_for(together, data, tmp_pat
     assert refused.returncode == 1 and 'it ran in 2 processes, now 1: give --gpus 2, or --other-gpus' in refused.stderr
     ended = typed(*command, '--other-gpus')
     assert ended.returncode == 0, ended.stderr
-    assert 'begun in 2 processes, going on in 1' in ended.stderr
+    assert 'started in 2 processes, continuing in 1' in ended.stderr
     assert Run(tmp_path/'fewer').config.resolved.processes == 1
     rows, others = (pd.read_csv(o.history) for o in (whole, Run(tmp_path/'fewer')))
     assert (rows.val_loss - others.val_loss).abs().max() < .05
@@ -296,8 +296,8 @@ callbacks.PlainTensors.before_batch = broken
 @pytest.mark.parametrize(('fault', 'message'), [
     ('memory', 'out of memory with batches of 18: the same command with --name broken --resume goes on with batches of '
                '8 from the last finished epoch'),
-    ('nan', 'the loss is nan at step 1 of 3 of epoch 3 (fine-tune); epoch'),
-    ('head', 'the loss is nan at step 1 of 3 of epoch 1 (head); no epoch had ended before that')])
+    ('nan', 'the loss is nan at step 1 of 3 of epoch 3 (fine-tune). Epoch'),
+    ('head', 'the loss is nan at step 1 of 3 of epoch 1 (head). No epoch had finished before that')])
 def test_what_ends_one_process_is_told_once(data, weights, tmp_path, fault, message):
     broken = BROKEN_HEAD if fault == 'head' else BROKEN.format(fault=FAULTS[fault])
     options = as_arguments(**SMALL | dict(weights=weights, workers=0, head_views=1, no_report=True))
