@@ -265,7 +265,7 @@ def _make_export(run, data, out):
 def export(
     run: Path, # Folder made by `train`
     out: FOLDER = None, # New folder for model.onnx and model.json; default: RUN/exported
-    data: FOLDER = None, # Folder with the photos of the training; default: the same as then
+    data: FOLDER = None, # Folder with the photos of the training; default: the folder used then
 ) -> None: # Prints the folder, raises `BasegunError` if predictions differ
     "Make files that can be served, and compare their predictions with the training."
     forget_cluster()

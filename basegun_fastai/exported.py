@@ -160,7 +160,7 @@ def place_fault(
     if os.path.lexists(folder/'config.json'): return (f"'{folder}' is the folder of a run, which is not exported "
         f'yet: type `basegun-fastai export {folder}`, and give the folder that this makes')
     if os.path.isfile(folder):
-        return f"'{folder}' is not a folder: give '{folder.parent}', the folder that `basegun-fastai export` made"
+        return f"'{folder}' is not a folder: give the folder '{folder.parent}' that `basegun-fastai export` made"
     if os.path.isdir(folder):
         return f"there is no model.json in '{folder}': give a folder made by `basegun-fastai export RUN`"
     return f"no folder '{folder}': give one made by `basegun-fastai export RUN`"

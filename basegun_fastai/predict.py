@@ -87,8 +87,9 @@ def _explain(model, photo):
     best, second = np.argsort(probs)[:-3:-1]
     runner_up = model.classes[second]
     on_padding, on_border = misplaced_shares(evidence[0, best] - evidence[0, second], box)
-    because = f' ({answer.reason})' if answer.reason else ''
-    lines = [f'{answer.label} {answer.confidence:.2f}, {answer.level}{because}',
+    first = (f'{answer.label} {answer.confidence:.2f}, {answer.level} ({answer.reason})' if answer.reason else
+             f'{answer.label} {answer.confidence:.2f}, {answer.level}')
+    lines = [first,
              f'warm: for it; cool: for {runner_up} {probs[second]:.2f}',
              f'{on_padding:.0%} of the evidence is on the padding, {on_border:.0%} at the border of the photo',
              f'model {model.id}']

@@ -68,7 +68,7 @@ def _from_tags(exponent, chromaticities):
         light = np.where(level <= .04045, level / 12.92,
                          ((level + .055) / 1.055) ** 2.4) if exponent is None else level ** (1 / exponent)
         mix = np.linalg.solve(_to_xyz(*_PRIMARIES[1]), _to_xyz(*chromaticities))
-    except (ArithmeticError, np.linalg.LinAlgError): return None  # numbers that are no colours
+    except (ArithmeticError, np.linalg.LinAlgError): return None  # the numbers are not colours
     if not np.isfinite(mix).all(): return None
     def convert(image):
         mixed = (light[np.asarray(image.convert('RGB'))] @ mix.T).clip(0, 1)

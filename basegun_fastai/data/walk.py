@@ -35,7 +35,7 @@ def _list_folder(folder, visited):
 def list_files(
     places: Iterable[Path|str], # Files and folders, which may contain folders
     follow_links: bool = True, # Enter folders behind a link?
-    companions: list|None = None, # Gets what other programs left there instead of the result
+    companions: list|None = None, # Gets the files of other programs, which the result leaves out
 ) -> Iterator[str]: # Paths of files: in the order given, and sorted in each folder
     "List files as they are needed."
     for place in places:
