@@ -283,8 +283,8 @@ def test_classes_that_look_alike_are_a_warning_and_twin_folders_an_error(clean, 
     assert code == 0 and kinds(actual) == {('warning', 'class-mismatch'): 2}
     names = ('Revolver', 'revolver', 'pistolet ')
     assert files_of(actual, 'class-mismatch') == {f'{s}/{o}' for s in SPLITS for o in names}
-    assert "classes 'Revolver' and 'revolver' look the same: they differ by case" in result.stdout
-    assert 'a blank at an end' in result.stdout
+    assert "classes 'Revolver' and 'revolver' look the same: they differ in case" in result.stdout
+    assert 'a space at an end' in result.stdout
     shutil.copytree(clean/'train'/'revolver', clean/'train'/'e\u0301te\u0301')
     shutil.move(clean/'train'/'pistolet ', clean/'train'/'été')
     code, actual, result = checked(clean, tmp_path)

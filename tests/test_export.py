@@ -34,7 +34,7 @@ def place(twenty, tmp_path_factory):
           workers=0, out=folder, name='run', no_report=True)
     result = typed('export', folder/'run', '--out', folder/'served')
     assert result.returncode == 0, result.stderr
-    assert (result.stdout.strip() == str(folder/'served') and 'get the same answer' in result.stderr
+    assert (result.stdout.strip() == str(folder/'served') and 'give the same predictions' in result.stderr
             and len(result.stderr.splitlines()) == 2)
     return folder
 
@@ -115,7 +115,7 @@ def test_a_run_of_another_decoder_is_not_exported_and_told_when_judged(place, co
     file.write_text(json.dumps(config))
     result = typed('export', copied)
     assert result.returncode == 1 and not (copied/'exported').exists()
-    assert f"as decoder 1 read them, and this version has decoder {now}: export with" in result.stderr
+    assert f"trained with decoder 1, but this version has decoder {now}: export with" in result.stderr
     judged = typed('evaluate', copied, place/'data', '--out', copied.parent/'judged', '--workers', '0')
     assert judged.returncode == 0 and f'this version has decoder {now}: predictions may differ' in judged.stderr
 
@@ -142,7 +142,7 @@ def test_what_answers_otherwise_is_not_exported(copied, tmp_path, spoilt):
         assert result.returncode == 1 and 'belongs to another network' in result.stderr
         save_bank(Run(copied), bank)
     result = typed('export', copied, '--out', tmp_path/'served')
-    assert result.returncode == 1 and 'the answers differ' in result.stderr and "val/" in result.stderr
+    assert result.returncode == 1 and 'its predictions differ' in result.stderr and "val/" in result.stderr
     assert sorted(o.name for o in tmp_path.iterdir()) == ['run']
 
 
@@ -279,7 +279,7 @@ def test_a_folder_of_explanations_that_exists_is_refused(place, photos, tmp_path
 
 @pytest.mark.parametrize(('options', 'words'), [
     (['--explain', 'data/why'], "'data/why' lies inside the data 'data'"),
-    (['--explain', 'why', '--out', 'why'], 'is --out too')])
+    (['--explain', 'why', '--out', 'why'], "--explain and --out are both 'why'")])
 def test_a_place_for_explanations_that_cannot_be_is_told_by_its_option(place, monkeypatch, tmp_path, options, words):
     (tmp_path/'data').symlink_to(place/'data'/'val')
     before = tree(place/'data')
@@ -305,7 +305,7 @@ def test_evidence_that_does_not_add_up_is_not_exported(place, copied, monkeypatc
         return plain(features, layer) * (1 if len(calls) == 1 else 1.01)  # the first call inspects the network
     monkeypatch.setattr(module, 'evidence', wrong)
     result = typed('export', copied, '--data', place/'data', '--out', tmp_path/'out')
-    assert result.returncode == 1 and 'adds up to something else' in result.stderr and not (tmp_path/'out').exists()
+    assert result.returncode == 1 and 'does not add up to its logits' in result.stderr and not (tmp_path/'out').exists()
 
 
 def test_a_head_with_batch_norm_is_explained_too(data, tmp_path):
@@ -395,8 +395,8 @@ def of_one_photo(bank): return Bank(bank.features[:1].repeat(len(bank.features),
 
 @pytest.mark.parametrize(('change', 'words'), [
     (narrower, 'belongs to another network'), (with_nan, 'not all finite'),
-    (moved, "similarity to the train photos differs by 0.01 from that in the training"),
-    (of_one_photo, 'from that in the training')])
+    (moved, "similarity to the training photos differs by 0.01 from that of the training"),
+    (of_one_photo, 'from that of the training')])
 def test_a_run_with_another_bank_is_not_exported(run, tmp_path, change, words):
     shutil.copytree(run.path, tmp_path/'run')
     save_bank(Run(tmp_path/'run'), change(read_bank(run)))
@@ -426,4 +426,4 @@ def test_a_bank_that_changed_in_the_network_alone_is_noticed(run, tmp_path, monk
     monkeypatch.setattr(module, 'onnx_model', swapped)
     result = typed('export', run.path, '--out', tmp_path/'served')
     assert result.returncode == 1 and 'differs by' in result.stderr and not any(tmp_path.iterdir())
-    assert 'from that by model.safetensors' in result.stderr and len(reads) == 1
+    assert 'from that of model.safetensors' in result.stderr and len(reads) == 1

@@ -155,9 +155,9 @@ def test_a_machine_that_reads_photos_otherwise_serves_nothing(exported, older, m
     load(exported)
     load(older)
     monkeypatch.setattr(photo, '_TURNS', {})
-    result = refused(older, 'model.onnx', 'answers otherwise', 'times as large', 'Install pillow', 'onnxruntime')
-    assert f'here is {PIL.__version__}' in result
-    refused(exported, 'model.onnx', 'different similarity', 'Install pillow', f'here is {PIL.__version__}')
+    result = refused(older, 'model.onnx', 'different predictions', 'a factor of', 'Install pillow', 'onnxruntime')
+    assert f'installed: {PIL.__version__}' in result
+    refused(exported, 'model.onnx', 'different similarity', 'Install pillow', f'installed: {PIL.__version__}')
 
 
 ODD_PROBES = {
@@ -174,15 +174,15 @@ def test_a_network_without_a_photo_to_try_it_on_is_refused(spoilt, odd):
     about = described()
     props = {'basegun-fastai': json.dumps(essentials(about))} | ({} if odd is None else {'probe': odd})
     written(spoilt, about, network(about, props=props))
-    refused(spoilt, 'has no photo to try it on', 'basegun-fastai export RUN')
+    refused(spoilt, 'has no valid test photo', 'basegun-fastai export RUN')
 
 
 def test_a_photo_to_try_it_on_must_be_read_and_get_its_answer(spoilt):
     about = described()
     good = json.loads(make_probe(network(about), turned(), SIZE))
     for content, changes, words in ((b'no photo', {}, 'cannot read'),
-                                    (turned(), dict(probabilities=[np.nan] * 6), 'answers otherwise'),
-                                    (turned(), dict(probabilities=[.5, .5, 0, 0, 0, 0]), 'answers otherwise'),
+                                    (turned(), dict(probabilities=[np.nan] * 6), 'different predictions'),
+                                    (turned(), dict(probabilities=[.5, .5, 0, 0, 0, 0]), 'different predictions'),
                                     (turned(), dict(similarity=np.nan), 'different similarity'),
                                     (turned(), dict(similarity=good['similarity'] + .002), 'different similarity')):
         probe = json.dumps(good | dict(photo=b64encode(content).decode()) | changes)
@@ -288,8 +288,8 @@ def test_one_wrong_field_is_told(spoilt, change):
 @pytest.mark.parametrize(('text', 'words'), [
     ('[' * 500_000, 'cannot be read as JSON'), ('{"a":' * 100_000, 'cannot be read as JSON'),
     ('', 'cannot be read as JSON'), ('\0', 'cannot be read as JSON'),
-    ('[]', 'of the format None'), ('{"format": NaN}', 'of the format None'), ('9' * 10_000, 'cannot be read as JSON'),
-    (' ' * (2**20 + 1), 'more than a MiB'),
+    ('[]', 'has the format None'), ('{"format": NaN}', 'has the format None'), ('9' * 10_000, 'cannot be read as JSON'),
+    (' ' * (2**20 + 1), 'larger than a MiB'),
     ('{"format": "basegun-fastai model 3"}', "reads 'basegun-fastai model 2'"),
     ('{"format": "basegun-fastai model 1"}', 'lacks id, architecture'),
     (json.dumps({'format': FORMAT}), 'lacks id, architecture')])
@@ -305,14 +305,14 @@ def test_json_that_is_none_of_ours(spoilt, text, words):
 def test_json_that_means_the_same_or_nothing_at_all(spoilt, old, new):
     text = (spoilt/'model.json').read_text()
     (spoilt/'model.json').write_text(text.replace(old, new, 1))
-    assert refused(spoilt, 'changed by hand', 'not edited')
+    assert refused(spoilt, 'changed by hand', 'cannot be edited')
 
 
 def test_json_that_was_copied_as_text_says_so(spoilt):
     content = (spoilt/'model.json').read_bytes()
     text = content.decode()
-    for copied, words in ((content.replace(b'\n', b'\r\n'), 'line ends of Windows \\(CRLF\\)'),
-                          (content.replace(b'\n', b'\r\n', 3), 'line ends of Windows \\(CRLF\\)'),
+    for copied, words in ((content.replace(b'\n', b'\r\n'), 'Windows line endings \\(CRLF\\)'),
+                          (content.replace(b'\n', b'\r\n', 3), 'Windows line endings \\(CRLF\\)'),
                           (text.encode('utf-8-sig'), 'byte order mark'), (text.encode('utf-16'), 'byte order mark'),
                           (content.replace(b'\n', b'\r\n').replace(b'0.6', b'0.5'), 'changed by hand')):
         (spoilt/'model.json').write_bytes(copied)
@@ -364,18 +364,18 @@ def test_files_that_are_none_are_refused_at_once(spoilt, name, kind):
     (network(described(), props={}), 'says null'),
     (network(described(), props={'basegun-fastai': '{'}), 'cannot be opened'),
     (network(described(), props={'basegun-fastai': '[' * 9999}), 'cannot be opened'),
-    (network(described(), scale=np.nan), 'no probabilities'),
-    (network(described(), end='Identity', scale=0.), 'no probabilities'), (b'none', 'cannot be opened'),
-    (network(described(), bank=np.nan * BANK), 'no similarities'),
-    (network(described(), bank=3 * BANK), 'no similarities'),
-    (network(described(), bank=None), "gives [] beside its probabilities")])
+    (network(described(), scale=np.nan), 'no valid probabilities'),
+    (network(described(), end='Identity', scale=0.), 'no valid probabilities'), (b'none', 'cannot be opened'),
+    (network(described(), bank=np.nan * BANK), 'no valid similarities'),
+    (network(described(), bank=3 * BANK), 'no valid similarities'),
+    (network(described(), bank=None), "has these outputs besides its probabilities: []")])
 def test_a_network_that_is_none_of_ours(spoilt, content, words):
     refused(written(spoilt, described(), content), words, 'export the run again')
 
 
 def test_a_similarity_that_no_familiarity_is_read_from_is_refused(spoilt):
     about = described(familiarity=None)
-    refused(written(spoilt, about, network(about)), "gives [['similarity'", 'beside its probabilities')
+    refused(written(spoilt, about, network(about)), "has these outputs besides its probabilities: [['similarity'")
     load(written(spoilt, about, network(about, bank=None)))
 
 
@@ -390,7 +390,7 @@ def test_what_is_given_instead_of_an_export(tmp_path, exported):
     (tmp_path/'learner.pkl').write_bytes(b'\x80')
     (tmp_path/'run').mkdir()
     (tmp_path/'run'/'config.json').write_text('{}')
-    refused(tmp_path/'learner.pkl', 'runs whatever code is in it', 'basegun-fastai export RUN')
+    refused(tmp_path/'learner.pkl', 'runs any code in it', 'basegun-fastai export RUN')
     refused(tmp_path/'run', 'folder of a run', f'basegun-fastai export {tmp_path/"run"}')
     refused(tmp_path, 'no model.json in')
     refused(tmp_path/'nowhere', 'no folder')
@@ -583,7 +583,7 @@ def test_bad_photos_are_rows_and_the_command_goes_on(exported, photos, tmp_path)
     os.mkfifo(taken/'c.jpg')
     result = typed('predict', exported, taken)
     assert (result.returncode == 1
-            and '3 of 7 photos could not be read; their reasons are in the column error' in result.stderr)
+            and '3 of 7 photos could not be read; see the column error for the reason' in result.stderr)
     bad = {Path(o['file']).name: o for o in rows(result.stdout) if o['error']}
     assert len(rows(result.stdout)) == 7 and list(bad) == ['a.jpg', 'b.jpg',
                                                          'c.jpg'] and 'no regular file' in bad['c.jpg']['error']
@@ -652,7 +652,7 @@ def test_an_interrupted_table_is_not_left(exported, tmp_path):
 def test_a_table_is_written_whole_and_never_over_another(exported, photos, tmp_path):
     out = tmp_path/'rows.csv'
     result = typed('predict', exported, photos, photos/'.DS_Store', '--out', out)
-    assert (result.returncode == 1 and not result.stdout and result.stderr.splitlines()[0] == f"5 photos are in '{out}'"
+    assert (result.returncode == 1 and not result.stdout and result.stderr.splitlines()[0] == f"wrote 5 rows to '{out}'"
             and '1 of 5' in result.stderr.splitlines()[1])
     assert [o.name for o in tmp_path.iterdir()] == ['rows.csv']
     before = out.read_bytes()

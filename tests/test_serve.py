@@ -270,7 +270,7 @@ def test_a_folder_that_was_replaced_is_not_served_beside_the_one_of_the_start(ex
         answers = [o.json() for o in responses if o.status_code == 200]
         assert len(answers) >= 43 and {o['model'] for o in answers} == {started}
         assert {(*o['probabilities'],) for o in answers} == {(*load(exported, 1).classes,)}
-        fault = (f"'{tmp_path/'served'}' now holds model another-00000000, this server started with {started}: "
+        fault = (f"'{tmp_path/'served'}' now holds model another-00000000, but this server started with {started}: "
                  'restart it')
         assert lines() == [f'{fault}\n']
         ready = server.client.get('/health/ready')
@@ -306,14 +306,14 @@ def test_a_folder_that_is_replaced_in_the_middle_of_the_start_is_refused(exporte
     async def start():
         try: await processes.start()
         finally: await processes.end()
-    with pytest.raises(BasegunError, match='now holds model another-00000000, this server started with .*: restart it'):
-        asyncio.run(start())
+    fault = 'now holds model another-00000000, but this server started with .*: restart it'
+    with pytest.raises(BasegunError, match=fault): asyncio.run(start())
 
 
 @pytest.mark.parametrize(('key', 'fault'), [
-    ('id', "'a' now holds model now, this server started with then: restart it"),
-    ('seal', "'a' now holds a model with the seal now, this server started with then: restart it"),
-    ('package', 'basegun-fastai is now now, this server started with then: restart it')])
+    ('id', "'a' now holds model now, but this server started with then: restart it"),
+    ('seal', "'a' now holds a model with the seal now, but this server started with then: restart it"),
+    ('package', 'basegun-fastai is now now, but this server started with then: restart it')])
 def test_what_differs_from_the_start_is_named(key, fault):
     about = dict(id='i', seal='s', package='p')
     processes = SimpleNamespace(folder='a', about=about | {key: 'then'})
@@ -452,7 +452,7 @@ def test_a_model_that_was_changed_is_refused_in_one_line(exported, tmp_path):
     content[len(content) // 2] ^= 1
     (folder/'model.onnx').write_bytes(content)
     result = run_command('serve', folder, '--port', 0)
-    assert result.returncode == 1 and 'is damaged or of another model' in result.stderr
+    assert result.returncode == 1 and 'is damaged or belongs to another model' in result.stderr
     assert result.stderr.count('\n') == 1
 
 

@@ -153,9 +153,9 @@ def test_a_class_in_both_forms_in_one_folder_is_an_error(copy):
 
 
 @pytest.mark.parametrize(('name', 'says'), [
-    ('Revolver', 'they differ by case'), ('revolver ', "'revolver ' has a blank at an end"),
+    ('Revolver', 'they differ in case'), ('revolver ', "'revolver ' has a space at an end"),
     ('revolver.', "'revolver.' has a dot at its end"), ('revol\u200bver', "'revol\u200bver' has 'ZERO WIDTH SPACE'"),
-    ('ｒevolver', 'they differ by letters that look alike')])
+    ('ｒevolver', 'they differ in letters that look alike')])
 def test_a_class_that_only_looks_the_same_says_by_what_it_differs(copy, name, says):
     (copy/'val'/'revolver').rename(copy/'val'/name)
     faults = layout_faults(copy)

@@ -64,7 +64,7 @@ def test_a_photo_is_opened_once(photos, monkeypatch, task):
 def test_a_decoder_that_crashes_or_hangs_costs_one_photo_each(photos):
     actual = list(answers(photos, names(photos), workers=2, seconds=1))
     assert [o['reason'] for o in actual[1:4]] == ['it crashes the decoder (SIGSEGV)',
-                                                 'reading it takes more than 1 seconds',
+                                                 'reading it takes more than 1 s',
                                                  'it crashes the decoder (exit code 7)']
     assert [o.get('width') for o in actual] == [60, None, None, None, *range(64, 100)]
 
