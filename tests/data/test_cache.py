@@ -237,7 +237,7 @@ def test_a_cache_inside_the_data_is_refused(data, tmp_path, where):
     folder = {'inside': data/'squares', 'the data itself': data, 'a link': tmp_path/'link'/'squares'}[where]
     before = tree(data)
     result = typed('train', data, '--out', tmp_path/'out', *OPTIONS, '--cache', folder)
-    assert result.returncode == 1 and '--cache' in result.stderr and 'lies inside the data' in result.stderr
+    assert result.returncode == 1 and '--cache' in result.stderr and 'is inside the data' in result.stderr
     assert tree(data) == before and not (tmp_path/'out').exists()
 
 
