@@ -249,7 +249,7 @@ def test_nothing_is_written_inside_the_data(clean):
 
 def test_what_is_no_data_set(tmp_path):
     result = typed('check', tmp_path)
-    assert result.returncode == 1 and 'no train/ and no val/' in result.stderr
+    assert result.returncode == 1 and 'Missing: train/, val/. ' in result.stderr
 
 
 def test_train_refuses_what_check_calls_a_leak_or_a_conflict(copy, tmp_path):
