@@ -149,7 +149,7 @@ def _flush_stdout():
                            'files are complete') from err
 
 def _fail(error):
-    if 'BASEGUN_LAUNCHED' not in os.environ: say(f'basegun-fastai: {error}')  # the launcher prints it otherwise
+    if 'BASEGUN_LAUNCHED' not in os.environ: say(f'basegun-fastai: {error}')  # else the launcher prints it
     return getattr(error, 'exit_code', 1)
 
 # %% ../nbs/cli.ipynb #86d1f45f

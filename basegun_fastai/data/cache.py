@@ -260,9 +260,9 @@ def _open_files(folder, auto, data, parts):
         folder.mkdir(parents=True, exist_ok=True)
         files, missing, need = _places(folder, parts)
         free = shutil.disk_usage(folder).free
-        if need > free: return _no_cache(folder, auto, f'{_size(need)} exceeds the free {_size(free)}')
+        if need > free: return _no_cache(folder, auto, f'{_size(need)} is more than the free {_size(free)}')
         if auto and need > free // 2:
-            return _no_cache(folder, auto, f'{_size(need)} exceeds half of the free {_size(free)}')
+            return _no_cache(folder, auto, f'{_size(need)} is more than half of the free {_size(free)}')
         for side, digests in missing.items(): files[side].append(make_square_file(folder, side, digests))
     except OSError as err: return _no_cache(folder, auto, err.strerror)
     return files

@@ -379,14 +379,14 @@ def test_squares_of_another_decoder_are_not_used(data, table, expected, tmp_path
 def test_a_named_folder_with_too_little_room_is_an_error(data, disk, tmp_path):
     result = typed('train', data, '--out', tmp_path/'out', *OPTIONS, *as_arguments(size=128, cache=disk/'cache'))
     assert result.returncode == 1 and '--cache off' in result.stderr, result.stderr
-    assert ' MiB exceeds the free ' in result.stderr
+    assert ' MiB is more than the free ' in result.stderr
     assert not (tmp_path/'out').exists() and not any((disk/'cache').iterdir())
 
 
 def test_auto_takes_half_of_the_room_and_a_named_folder_all(data, table, disk, monkeypatch, capsys):
     monkeypatch.setenv('XDG_CACHE_HOME', str(disk))
     place = opened(data, table, 'auto', 80)
-    assert not any(o.file for o in place.squares) and 'exceeds half of the free ' in capsys.readouterr().err
+    assert not any(o.file for o in place.squares) and 'is more than half of the free ' in capsys.readouterr().err
     assert opened(data, table, disk, 80) and opened(data, table, 'auto', 40) and not capsys.readouterr().err
 
 
