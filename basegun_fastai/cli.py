@@ -27,32 +27,32 @@ from .base.processes import open_streams, raise_if_interrupted, say, set_home
 from .base.files import disk_fault
 
 # %% ../nbs/cli.ipynb #c72b5c72
-COMMANDS = {  # command: (module, function, what it does, two examples of what follows it)
-    'demo-data': ('data.demo', 'demo_data', 'draw a data set of guns to try the other commands on',
+COMMANDS = {  # command: (module, function, what it does, two examples of its arguments)
+    'demo-data': ('data.demo', 'demo_data', 'draw a data set of guns to try the other commands with',
                   ('drawn', 'drawn --photos-per-class 200 --seed 7')),
-    'check': ('check', 'check', 'say what is in a data set and what is wrong with it',
+    'check': ('check', 'check', 'report what a data set holds and what is wrong with it',
               ('data/', 'data/ --report check.html --json check.json')),
-    'split': ('split', 'split', 'make a fixed train/ and val/ out of class folders',
+    'split': ('split', 'split', 'split class folders into a fixed train/ and val/',
               ('photos/ data/', 'photos/ data/ --val 0.2 --conflicts leave-out')),
-    'archs': ('model.archs', 'archs', 'list the architectures, their sizes and weights', ()),
-    'lr-find': ('train', 'lr_find', 'find a learning rate, and leave its curve',
+    'archs': ('model.archs', 'archs', 'list the architectures, their sizes and weights', ('', '| grep b3')),
+    'lr-find': ('train', 'lr_find', 'find a learning rate and save its curve',
                 ('data/', 'data/ --arch efficientnet_b0 --weights none --name rates')),
     'train': ('train', 'train', 'train a classifier on two folders of photos',
               ('data/ --arch efficientnet_b3', 'data/ --arch efficientnet_b0 --name night --resume')),
-    'evaluate': ('evaluate', 'evaluate', 'judge a trained run on any folder of class folders',
+    'evaluate': ('evaluate', 'evaluate', 'evaluate a run on any folder of class folders',
                  ('runs/night photos-of-2026/', 'runs/night photos-of-2026/ --groups cameras.csv --out judged')),
-    'export': ('export', 'export', 'make files that can be served, checked against the trained run',
+    'export': ('export', 'export', 'export a run to files for serving, and check them',
                ('runs/night', 'runs/night --out served')),
-    'predict': ('predict', 'predict', 'say what photos show, as rows of a table; needs no torch',
+    'predict': ('predict', 'predict', 'predict the classes of photos, as a table; needs no torch',
                 ('served photo.jpg', 'served photos/ --out rows.csv')),
-    'report': ('report', 'report', 'write a run as one page to look at',
+    'report': ('report', 'report', 'write a report of a run as one HTML page',
                ('runs/night', 'runs/night --against runs/before --out night.html')),
-    'serve': ('serve', 'serve', 'answer over HTTP what photos show, with a page; needs no torch',
+    'serve': ('serve', 'serve', 'serve predictions over HTTP, with a page; needs no torch',
               ('served', 'served --host 0.0.0.0 --port 8080 --api-key-file key.txt')),
-    'cache': ('data.cache', 'cache', 'list or clear what is kept of photos', ('', '--clear')),
+    'cache': ('data.cache', 'cache', 'list or clear the cache of decoded photos', ('', '--clear')),
 }
 
-# they, or what they import, want temporary files
+# they, or modules that they import, need temporary files
 _TEMPORARY = ('check', 'split', 'lr-find', 'train', 'evaluate', 'export', 'report')
 
 # %% ../nbs/cli.ipynb #39538ada
@@ -63,15 +63,15 @@ def _parser():
     listing = '\n'.join(f'  {name:10} {what}' for name, (_, _, what, _) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         'basegun-fastai', usage='basegun-fastai COMMAND ...', formatter_class=_HelpFormatter,
-        description=f'Train, judge and export firearm classifiers.\n\ncommands:\n{listing}',
+        description=f'Train, evaluate and export firearm classifiers.\n\ncommands:\n{listing}',
         epilog='examples:\n  basegun-fastai check data/\n  basegun-fastai train data/ --arch efficientnet_b3\n\n'
-               'basegun-fastai COMMAND -h tells the options of a command.')
+               'basegun-fastai COMMAND -h shows the options of a command.')
     parser.add_argument('--version', action='version', version=version('basegun-fastai'))
     parser.add_argument('command', metavar='COMMAND', help=argparse.SUPPRESS)
     return parser
 
 def _command_parser(name, function):
-    "What a command takes, by the signature of its function."
+    "The parser of a command, from the signature of its function."
     from fastcore.script import anno_parser
     parser, examples = anno_parser(function, prog=f'basegun-fastai {name}'), COMMANDS[name][3]
     for o in parser._actions: o.help = re.sub(r" \(default: (False|''|\(\))\)$", '', o.help)
@@ -81,15 +81,15 @@ def _command_parser(name, function):
 
 # %% ../nbs/cli.ipynb #197ab9a4
 def run_command(
-    arguments: list[str], # What follows `basegun-fastai` on the command line
-) -> None: # Raises what the command's function raises, and `SystemExit` for help (0) and wrong usage (2)
-    "Run the command that `arguments` name."
+    arguments: list[str], # Command line after `basegun-fastai`
+) -> None: # Raises what the command's function raises; `SystemExit` for help (0) and wrong usage (2)
+    "Run the command in `arguments`."
     parser = _parser()
     command = parser.parse_args(arguments[:1]).command
     if command not in COMMANDS:
-        close = get_close_matches(command, COMMANDS, 1)
-        hint = f"did you mean '{close[0]}'?" if close else f"the commands are {', '.join(COMMANDS)}"
-        parser.error(f"there is no command '{command}': {hint}")
+        if close := get_close_matches(command, COMMANDS, 1):
+            parser.error(f"there is no command '{command}': did you mean '{close[0]}'?")
+        parser.error(f"there is no command '{command}': the commands are {', '.join(COMMANDS)}")
     raise_faults(machine_faults(command in _TEMPORARY))
     module, name, *_ = COMMANDS[command]
     function = getattr(import_module(f'basegun_fastai.{module}'), name)
@@ -97,26 +97,26 @@ def run_command(
     function(**{k: v for k, v in options.items() if k not in ('pdb', 'xtra')})
 
 # %% ../nbs/cli.ipynb #84a05f0a
-_MODULES = {'pillow': 'PIL', 'scikit-learn': 'sklearn'}  # whose module has another name
+_MODULES = {'pillow': 'PIL', 'scikit-learn': 'sklearn'}  # whose modules have other names
 
 def _missing_fault(error):
-    "Say how to install the module that was not there; None if it is none that this package requires."
+    "Say how to install a missing module; None if this package does not require it."
     module = (error.name or '').partition('.')[0]
-    required = [o for o in requires('basegun-fastai') or [] if ';' not in o]  # others are of extras
+    required = [o for o in requires('basegun-fastai') or [] if ';' not in o]  # others belong to extras
     for requirement in required:
         name = re.match(r'[\w-]+', requirement)[0]
         if module == _MODULES.get(name, name.replace('-', '_')) and not find_spec(module): return (
-            f"{name} is not installed: type `pip install '{requirement}'`; training and judging need all that "
-            '`pip install basegun-fastai` installs')
+            f"{name} is not installed: type `pip install '{requirement}'`; training and evaluation need everything "
+            'that `pip install basegun-fastai` installs')
     return None
 
 def _signal_code(error): return 143 if isinstance(error, Terminated) else 130
 
 # %% ../nbs/cli.ipynb #883e8ea6
 def exit_code(
-    command: Callable[[], None], # What to run
-) -> int: # 0, 1, or what a shell says of a program that a signal ended
-    "Run a command, and tell on stderr what the user has to change."
+    command: Callable[[], None], # Program to run
+) -> int: # 0, 1, or the shell's code for a program ended by a signal
+    "Run a command, and say on stderr what the user must change."
     try:
         command()
         _flush_stdout()
@@ -132,7 +132,7 @@ def exit_code(
         return _fail(fault)
     except KeyboardInterrupt as err: return _signal_code(err)
     except Exception as err:
-        # the same signal may have ended a worker process first, and PyTorch raised for that
+        # the same signal may have ended a worker process first, for which PyTorch raised
         try: raise_if_interrupted()
         except KeyboardInterrupt as signal_error: return _signal_code(signal_error)
         raise err
@@ -145,40 +145,40 @@ def _flush_stdout():
     except BrokenPipeError: raise
     except OSError as err:
         _leave_stdout()
-        raise BasegunError(f'stdout cannot be written ({err.strerror}): what was printed is incomplete; files that '
-                           'were written are whole') from err
+        raise BasegunError(f'stdout cannot be written ({err.strerror}): the printed output is incomplete; written '
+                           'files are complete') from err
 
 def _fail(error):
-    if 'BASEGUN_LAUNCHED' not in os.environ: say(f'basegun-fastai: {error}')  # else the launcher says so
+    if 'BASEGUN_LAUNCHED' not in os.environ: say(f'basegun-fastai: {error}')  # else the launcher prints it
     return getattr(error, 'exit_code', 1)
 
 # %% ../nbs/cli.ipynb #86d1f45f
-_WORKER_WARNINGS = 'ignore:`torch.jit.script` is deprecated'  # for processes that begin anew, as macOS has them
+_WORKER_WARNINGS = 'ignore:`torch.jit.script` is deprecated'  # for spawned processes, as on macOS
 
 def _use_utf8():
-    "Names of files and of classes are UTF-8 in every locale; what is printed stays in the terminal's own letters."
+    "Use UTF-8 for names of files and classes in every locale; the output keeps the terminal's own encoding."
     if sys.getfilesystemencoding() == 'utf-8': return
     letters = f"{getattr(sys.stdout, 'encoding', 'utf-8')}:backslashreplace"
     environment = os.environ | dict(PYTHONUTF8='1', PYTHONIOENCODING=os.environ.get('PYTHONIOENCODING', letters))
     os.execve(sys.executable, [sys.executable, '-X', 'utf8', *sys.orig_argv[1:]], environment)
 
 def main(
-    command: Callable[[], None]|None = None, # What to run; empty for what was typed
-) -> None: # Ends the process with its exit code
-    "Be the program `basegun-fastai`."
+    command: Callable[[], None]|None = None, # Program to run; empty means the typed command
+) -> None: # Exits with the code of the command
+    "Run the program `basegun-fastai`."
     _use_utf8()
     open_streams()
     warnings.filterwarnings('ignore', '.*torch.jit.script. is deprecated.*')  # timm 1.0 at import, torch 2.15
-    warnings.filterwarnings('ignore', '.*joblib will operate in serial mode')  # which is as fast here
+    warnings.filterwarnings('ignore', '.*joblib will operate in serial mode')  # serial mode is as fast here
     warned = os.environ.get('PYTHONWARNINGS', '').removesuffix(_WORKER_WARNINGS).strip(',')
     os.environ['PYTHONWARNINGS'] = f'{warned},{_WORKER_WARNINGS}'.strip(',')
     os.environ.setdefault('COLUMNS', str(min(shutil.get_terminal_size((100, 30)).columns, 120)))
     handle_signals()
     set_home()
     limit_threads()
-    for o in (sys.stdout, sys.stderr):  # names of files may be no text
+    for o in (sys.stdout, sys.stderr):  # file names may not be text
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
-    if is_closed('stdout'): say('warning: stdout is closed, so what this command prints is lost')
+    if is_closed('stdout'): say('warning: stdout is closed, so the output of this command is lost')
     code = exit_code(command or partial(run_command, sys.argv[1:]))
     if code in (130, 143):
         timer = threading.Timer(GRACE, os._exit, [code])

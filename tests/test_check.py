@@ -244,12 +244,12 @@ def test_options_that_make_no_sense(clean, tmp_path, monkeypatch, options, words
 def test_nothing_is_written_inside_the_data(clean):
     before = tree(clean)
     result = typed('check', clean, '--json', clean/'found.json', '--report', clean/'train'/'page.html')
-    assert result.returncode == 1 and result.stderr.count('lies inside the data') == 2 and tree(clean) == before
+    assert result.returncode == 1 and result.stderr.count('is inside the data') == 2 and tree(clean) == before
 
 
 def test_what_is_no_data_set(tmp_path):
     result = typed('check', tmp_path)
-    assert result.returncode == 1 and 'no train/ and no val/' in result.stderr
+    assert result.returncode == 1 and 'Missing: train/, val/. ' in result.stderr
 
 
 def test_train_refuses_what_check_calls_a_leak_or_a_conflict(copy, tmp_path):

@@ -79,7 +79,7 @@ def test_a_command_on_a_disk_that_renames_no_folder_leaves_nothing(data, tmp_pat
 @pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 def test_a_disk_that_went_away_is_told(number):
     message = disk_fault(OSError(number, os.strerror(number), '/net/file'))
-    assert message == ('/net/file: the disk does not answer: see that it is there, then start the same command again')
+    assert message == ('/net/file: the disk does not respond: connect it, then start the same command again')
 
 
 def test_two_machines_with_processes_of_one_number_write_to_files_of_their_own(tmp_path, monkeypatch):
@@ -128,14 +128,14 @@ def test_a_lock_of_another_user_is_told_by_its_owner(forbidden):
         with pytest.raises(Taken) as error, hold(folder/'run'): pass
         with hold_first(folder/'run') as path: assert path == folder/'run_2'
     assert "'root'" in str(error.value) and '-rw-r--r--' in str(error.value) and '.run.lock' in str(error.value)
-    assert 'have them remove that file' in str(error.value) and (folder/'.run.lock').exists()
+    assert 'ask them to remove that file' in str(error.value) and (folder/'.run.lock').exists()
 
 
 def test_a_place_of_another_user_is_told_by_its_owner(forbidden):
     folder, as_nobody = forbidden
     with as_nobody(), pytest.raises(PermissionError) as error, hold(folder/'run'): pass
     message = disk_fault(error.value)
-    assert f"'{folder}' is of the user 'root', with the mode drwxr-xr-x" in message and '`chmod`' in message
+    assert f"'{folder}' is owned by the user 'root', with mode drwxr-xr-x" in message and '`chmod`' in message
 
 
 @pytest.mark.parametrize('name', ['model.json', 'model.onnx', ''])
@@ -147,7 +147,7 @@ def test_an_export_of_another_user_is_told_by_its_owner(forbidden, exported, nam
     (folder/'served'/name).chmod(0o600)
     with as_nobody(), pytest.raises(BasegunError) as error: load(folder/'served')
     message = str(error.value)
-    assert "of the user 'root'" in message and 'rw-------' in message and '`chmod`' in message
+    assert "owned by the user 'root'" in message and 'rw-------' in message and '`chmod`' in message
     assert f"'{folder/'served'/(name or 'model.json')}': permission denied" in message and 'export' not in message
     os.chmod(folder/'served'/name, 0o755)
     with as_nobody(): load(folder/'served')
@@ -159,7 +159,7 @@ def test_a_run_of_another_user_is_told_by_its_owner(forbidden, run):
     shutil.copy(run.config_file, folder/'run')
     for place in (folder/'run'/'config.json', folder/'run'):
         place.chmod(0o600)
-        with as_nobody(), pytest.raises(BasegunError, match="permission denied: .* of the user 'root'"):
+        with as_nobody(), pytest.raises(BasegunError, match="permission denied: .* owned by the user 'root'"):
             Run(folder/'run').config  # noqa: B018
         place.chmod(0o755)
     with as_nobody(): assert Run(folder/'run').finished
@@ -169,5 +169,5 @@ def test_an_owner_whom_the_machine_does_not_know_has_a_number(forbidden):
     folder, as_nobody = forbidden
     os.chown(folder, 54321, 54321)
     with as_nobody(), pytest.raises(PermissionError) as error: write_whole(folder/'file', 'text')
-    assert 'of the user 54321, with the mode' in disk_fault(error.value)
+    assert 'owned by the user 54321, with mode' in disk_fault(error.value)
     assert disk_fault(PermissionError(errno.EACCES, 'no')).endswith('denied: give a folder that this user may use')

@@ -169,7 +169,7 @@ def test_faults_of_an_export(place, copied, tmp_path):
     refused('is not the folder of a run', tmp_path)
     refused('runs whatever code is in it', place/'run'/'learner.pkl')
     refused('nothing is overwritten', place/'run', '--out', place/'served')
-    refused('lies inside the data', place/'run', '--out', place/'data'/'served')
+    refused('is inside the data', place/'run', '--out', place/'data'/'served')
     (tmp_path/'nothing').mkdir()
     refused('--data', copied, '--data', tmp_path/'nothing', '--out', tmp_path/'served')
     config = json.loads((copied/'config.json').read_text())
@@ -278,7 +278,7 @@ def test_a_folder_of_explanations_that_exists_is_refused(place, photos, tmp_path
 
 
 @pytest.mark.parametrize(('options', 'words'), [
-    (['--explain', 'data/why'], "'data/why' lies inside the data 'data'"),
+    (['--explain', 'data/why'], "'data/why' is inside the data 'data'"),
     (['--explain', 'why', '--out', 'why'], "--explain and --out are both 'why'")])
 def test_a_place_for_explanations_that_cannot_be_is_told_by_its_option(place, monkeypatch, tmp_path, options, words):
     (tmp_path/'data').symlink_to(place/'data'/'val')
@@ -286,8 +286,8 @@ def test_a_place_for_explanations_that_cannot_be_is_told_by_its_option(place, mo
     monkeypatch.chdir(tmp_path)
     result = typed('predict', place/'served', 'data', *options)
     assert result.returncode == 1 and words in result.stderr and os.listdir(tmp_path) == ['data']
-    assert ('give an --explain elsewhere' in result.stderr) == (options[1] == 'data/why')
-    assert '--out elsewhere' not in result.stderr and tree(place/'data') == before
+    assert ('never written to: give another --explain' in result.stderr) == (options[1] == 'data/why')
+    assert 'give another --out' not in result.stderr and tree(place/'data') == before
 
 
 def test_two_commands_do_not_make_one_folder_of_explanations(place, photos, tmp_path):

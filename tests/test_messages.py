@@ -27,7 +27,7 @@ def test_no_such_folder(tmp_path): refused(tmp_path/'dta', tmp_path/'out', ["no 
 
 
 def test_options_that_make_no_sense_are_all_told(data, tmp_path):
-    refused(data, tmp_path/'out', ['--size -3', '--batch-size 0', '--lr -1', '--fine-tune-epochs -2', '--head ',
+    refused(data, tmp_path/'out', ['--size -3', '--batch-size 0', '--lr -1:', '--fine-tune-epochs -2', '--head ',
                                    "'round'", '--device ',
             '--name', '--seed -1', '--workers -1', "timm has no network of that name; did you mean 'efficientnet_b3'"],
             arch='efficentnet_b3', size=-3, batch_size=0, lr=-1, fine_tune_epochs=-2, head='round', device='tpu',
@@ -60,7 +60,7 @@ def test_resuming_what_is_no_run(data, tmp_path):
     assert result.returncode == 1 and 'is not the folder of a run' in result.stderr
 
 
-def test_an_output_inside_the_data(copy): refused(copy, copy/'runs', ['lies inside the data'])
+def test_an_output_inside_the_data(copy): refused(copy, copy/'runs', ['is inside the data'])
 
 
 def test_imagenet_weights_that_cannot_be_had(data, tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def small_disk(tmp_path):
 def test_a_read_only_place(data, small_disk):
     subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
     result = typed('train', data, '--out', small_disk/'runs', *as_arguments(**TRAIN))
-    assert result.returncode == 1 and 'cannot be written: give an --out elsewhere' in result.stderr
+    assert result.returncode == 1 and 'is not writable: give another --out' in result.stderr
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_after(data, small_disk):

@@ -677,10 +677,10 @@ def test_every_fault_is_told_before_anything_is_done(exported, photos, tmp_path)
                  photos/'rows.csv')
     assert result.returncode == 1 and not result.stdout and len(result.stderr.splitlines()) == 5
     for o in ("no folder '", "a.jpg': give photos", "b.jpg': give photos", "empty' holds no photo",
-              'lies inside the data'):
+              'is inside the data'):
         assert o in result.stderr
     assert 'there is no folder' in typed('predict', exported, photos, '--out', tmp_path/'no'/'rows.csv').stderr
-    assert 'lies inside the data' in typed('predict', exported, photos, '--out', exported/'rows.csv').stderr
+    assert 'is inside the data' in typed('predict', exported, photos, '--out', exported/'rows.csv').stderr
     assert typed('predict', exported).returncode == 2
 
 

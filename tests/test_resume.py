@@ -106,7 +106,7 @@ def test_a_key_that_is_held_down_adds_nothing_to_what_is_said(data, tmp_path, gp
             time.sleep(.02)
         text = process.stderr.read()
         assert process.wait(60) == 130 and 'Traceback' not in text and 'Error' not in text, text
-        assert text.count('--name held --resume goes on') == 1
+        assert text.count('--name held --resume continues') == 1
 
 
 @pytest.fixture(scope='module')

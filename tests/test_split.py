@@ -104,7 +104,7 @@ def refused(photos, out, words, *options):
 
 
 def test_what_cannot_be_split_is_told_and_nothing_is_left(photos, tmp_path):
-    refused(photos, photos/'out', ['lies inside the data'])
+    refused(photos, photos/'out', ['is inside the data'])
     refused(photos, photos.parent, ['exists', '--val 1.5', '--seed -1'], '--val', 1.5, '--seed', -1)
     refused(tmp_path/'nowhere', tmp_path/'out', ["no folder '"])
     (photos/'train').mkdir()

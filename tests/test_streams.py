@@ -53,7 +53,7 @@ def test_the_result_comes_without_the_other_streams(checked, streams):
 def test_a_closed_stdout_is_told(checked):
     done = shell('>&-', *checked)
     assert done.returncode == 0
-    assert done.stderr.startswith('warning: stdout is closed, so what this command prints is lost')
+    assert done.stderr.startswith('warning: stdout is closed, so the output of this command is lost')
 
 
 def test_rows_that_nobody_could_read_are_not_computed(exported, data):

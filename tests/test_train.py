@@ -295,9 +295,9 @@ def test_a_photo_that_changes_during_training_is_named_and_put_back_for_the_rest
     with monkeypatch.context() as patch, pytest.raises(BasegunError) as error:
         patch.setattr(Training, '_begin', begin_and_change)
         train(copy, **options)
-    reason = 'No such file or directory' if change == 'vanishes' else 'has changed since the command began'
+    reason = 'No such file or directory' if change == 'vanishes' else 'has changed since the command started'
     assert f'{photo}' in str(error.value) and reason in str(error.value) and len(str(error.value).splitlines()) == 1
-    assert 'Restore the photo; then the same command with --name disk --resume goes on' in str(error.value)
+    assert 'Restore the photo; then the same command with --name disk --resume continues' in str(error.value)
     if change == 'vanishes':
         photo.write_bytes(content)
         train(copy, **options | dict(resume=True))

@@ -12,40 +12,40 @@ from collections.abc import Callable
 MAX_LINE = 1000  # characters
 
 def shortened(
-    text: str, # Perhaps a million characters
-    most: int = MAX_LINE, # How many of them are shown
+    text: str, # Possibly a million characters
+    most: int = MAX_LINE, # Maximum number of characters shown
 ) -> str: # Without its middle, if it is longer
-    "Show the beginning and the end of a text."
+    "Show the start and the end of a long text."
     half = most // 2 - 2
     return text if len(text) <= most else f'{text[:half]} … {text[-half:]}'
 
 class BasegunError(Exception):
-    "Say what a user has to change before the command can work."
-    exit_code = 1  # what the program ends with
+    "Say what a user must change before the command can work."
+    exit_code = 1  # of the program
 
     def __init__(self,
-        message: str, # What was given, what is wrong, what to type next; of a longer line only both ends are kept
+        message: str, # What was given, what is wrong, what to type next; of a long line only both ends are kept
     ):
         self.message = '\n'.join(map(shortened, str(message).split('\n')))
         super().__init__(self.message)
 
-    def __str__(self): return self.message  # fastai puts its own words before those of a callback's exception
+    def __str__(self): return self.message  # fastai puts its own words before the message of a callback's exception
 
 # %% ../../nbs/base/errors.ipynb #c616cdef
-MAX_FAULTS = 40  # lines: a thousand classes may each have one
+MAX_FAULTS = 40  # lines: each of a thousand classes may have a fault
 
 def raise_faults(
-    faults: list[str], # One complete message a fault; empty means that nothing is wrong
-) -> None: # Raises `BasegunError` with every message when there is one
-    "Raise one `BasegunError` that holds all the `faults`, or the first of very many."
-    more = [f'and {len(faults) - MAX_FAULTS} more: mend these first'] if len(faults) > MAX_FAULTS else []
+    faults: list[str], # One complete message per fault; empty means that nothing is wrong
+) -> None: # Raises `BasegunError` with all messages, if there are any
+    "Raise one `BasegunError` with all `faults`, or with the first `MAX_FAULTS` of them."
+    more = [f'and {len(faults) - MAX_FAULTS} more: fix these first'] if len(faults) > MAX_FAULTS else []
     if faults: raise BasegunError('\n'.join([*faults[:MAX_FAULTS], *more]))
 
 # %% ../../nbs/base/errors.ipynb #42c06c54
 def attempt(
-    make: Callable, # What may raise a `BasegunError`
-    *args # What it takes
-) -> tuple: # What it returned, or None; and the message of its `BasegunError`, in a list that is else empty
-    "Try something whose fault is to be told together with others."
+    make: Callable, # Function that may raise a `BasegunError`
+    *args # Its arguments
+) -> tuple: # Its result or None, and a list with the message of its `BasegunError`, if any
+    "Call a function whose fault should be reported together with others."
     try: return make(*args), []
     except BasegunError as err: return None, [str(err)]

@@ -27,8 +27,8 @@ try: import fcntl
 except ImportError: fcntl = None  # Windows has none
 
 # %% ../../nbs/base/files.ipynb #04e81b2c
-def cache_home() -> Path: # In `$XDG_CACHE_HOME`, or `~/.cache`; perhaps not there yet
-    "Say where this package keeps what it can make again."
+def cache_home() -> Path: # In `$XDG_CACHE_HOME`, or `~/.cache`; it may not exist yet
+    "Name the folder for files that this package can make again."
     return Path(os.environ.get('XDG_CACHE_HOME') or home()/'.cache')/'basegun-fastai'
 
 # %% ../../nbs/base/files.ipynb #a467b4e2
@@ -36,15 +36,15 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 def sync(
     descriptor: int, # Of an open file or folder
-) -> None: # Raises `OSError` where writing failed
-    "Have the disk write what it holds, as far as it can be asked to."
+) -> None: # Raises `OSError` if writing failed
+    "Make the disk write what it buffers, if it supports that."
     try: os.fsync(descriptor)
     except OSError as err:
         if err.errno not in _UNSUPPORTED: raise
 
 def _sync_folder(folder):
     try: descriptor = os.open(folder, os.O_RDONLY)
-    except OSError: return  # a disk that opens no folders; what is in it has its name already
+    except OSError: return  # this disk opens no folders; the file has its name already
     try: sync(descriptor)
     finally: os.close(descriptor)
 
@@ -52,12 +52,12 @@ def _sync_folder(folder):
 @contextmanager
 def whole_file(
     path: Path|str, # File to write; its folder must exist
-    mode: str = 'wb', # As `open` takes it
-    **options # Others that `open` takes, such as `encoding`
+    mode: str = 'wb', # As in `open`
+    **options # Further options of `open`, such as `encoding`
 ) -> Iterator[IO]: # An open file that takes the name `path` when the context ends without an error
-    "Open a file that is at `path` as a whole, or leaves there what was there before."
+    "Open a file that replaces `path` as a whole, or leaves the old file unchanged."
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{token_hex(4)}.tmp')  # two machines may have a process of one number
+    temporary = path.with_name(f'.{path.name}.{token_hex(4)}.tmp')  # processes on two machines may have the same number
     try:
         with open(temporary, mode, **options) as file:
             yield file
@@ -74,8 +74,8 @@ def write_whole(
     path: Path|str, # File to write; its folder must exist
     content: bytes|str, # Everything that the file will hold; text is written as UTF-8
 ) -> Path: # `path`
-    "Write `content` to `path` so that a crash leaves the old file or the new one, never a part."
-    # names of files may be no text
+    "Write `content` to `path` so that a crash leaves the old file or the new one, never a part of it."
+    # file names may not be text
     data = content.encode('utf-8', 'surrogateescape') if isinstance(content, str) else content
     with whole_file(path) as file: file.write(data)
     return Path(path)
@@ -83,9 +83,9 @@ def write_whole(
 # %% ../../nbs/base/files.ipynb #07e11d1f
 @contextmanager
 def whole_folder(
-    path: Path|str, # Folder to make; it is not there yet, and no other process makes it
+    path: Path|str, # Folder to make; it does not exist yet, and no other process makes it
 ) -> Iterator[Path]: # A folder to fill, which takes the name `path` when the context ends without an error
-    "Make a folder that is at `path` as a whole, or not at all."
+    "Make a folder that appears at `path` as a whole, or not at all."
     path = Path(path).absolute()
     temporary = path.with_name(f'.{path.name}.unfinished')
     if temporary.exists(): shutil.rmtree(temporary)
@@ -99,34 +99,33 @@ def whole_folder(
 # %% ../../nbs/base/files.ipynb #79b4eea8
 _REMEDIES = {errno.ENOSPC: 'the disk is full: make room, then start the same command again',
              errno.EDQUOT: 'the disk quota is used up: make room, then start the same command again',
-             errno.EROFS: 'that place is read-only: give a folder that can be written with --out',
+             errno.EROFS: 'that place is read-only: give a writable folder with --out',
              **dict.fromkeys((errno.EACCES, errno.EPERM), 'permission denied: give a folder that this user may use'),
-             **dict.fromkeys(_UNSUPPORTED[1:] + (errno.EXDEV,), 'this disk cannot rename or lock as it has to: give a '
-                                                                'folder on another disk'),
+             **dict.fromkeys(_UNSUPPORTED[1:] + (errno.EXDEV,),
+                             'this disk cannot rename or lock files as needed: give a folder on another disk'),
              **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
-                             'the disk does not answer: see that it is there, then start the same command again'),
+                             'the disk does not respond: connect it, then start the same command again'),
              errno.ENAMETOOLONG: 'the name is too long for this disk: give a shorter --name'}
 
 # %% ../../nbs/base/files.ipynb #6395647b
 def whose(
-    path: Path, # A file or a folder that can be looked at
-) -> str: # Such as "of the user 'anna', with the mode -rw-------"
-    "Say to whom something belongs, and what they let others do."
+    path: Path, # An existing file or folder
+) -> str: # Such as "owned by the user 'anna', with mode -rw-------"
+    "Say who owns something, and its mode."
     try: owner = f"'{path.owner()}'"
     except (KeyError, NotImplementedError): owner = path.stat().st_uid  # a user that this machine does not know
-    return f'of the user {owner}, with the mode {stat.filemode(path.stat().st_mode)}'
+    return f'owned by the user {owner}, with mode {stat.filemode(path.stat().st_mode)}'
 
 def _permission_fault(file):
-    path = place = Path(file).absolute()  # or the folder above it that lets nobody look into it
+    path = place = Path(file).absolute()  # or the closed folder above it
     while place != place.parent and not os.path.exists(place): place = place.parent
-    which = 'it' if place == path else f"'{place}'"
-    return (f"'{path}': permission denied: {which} is {whose(place)}. Give this user the right with `chmod`, start "
-            'this as that user, or give another place')
+    return (f"'{path}': permission denied: '{place}' is {whose(place)}. Give this user the right with `chmod`, "
+            'run this as that user, or give another place')
 
 def disk_fault(
-    error: OSError, # What the system said
-) -> str|None: # A message with a remedy, or nothing where this is not about the disk
-    "Translate `error` where the user can mend it."
+    error: OSError, # Raised by the system
+) -> str|None: # A message with a remedy; None if this is not about the disk
+    "Translate `error` if the user can fix it."
     if isinstance(error, PermissionError) and isinstance(error.filename, str): return _permission_fault(error.filename)
     remedy = _REMEDIES.get(error.errno)
     return remedy and f"{error.filename or 'stdout, or a file'}: {remedy}"
@@ -136,36 +135,36 @@ def inside_fault(
     place: Path|str, # Where something would be written
     data: Path|str, # Folder with the photos
     remedy: str, # What to do instead
-    option: str = '', # What the user gave it as, such as '--out '
-) -> str|None: # A message, or nothing where the place is elsewhere
-    "Say that a place lies inside the data."
+    option: str = '', # The option that gave it, such as '--out '
+) -> str|None: # A message; None if the place is outside the data
+    "Say that a place is inside the data."
     if not Path(place).resolve().is_relative_to(Path(data).resolve()): return None
-    return f"{option}'{place}' lies inside the data '{data}', where nothing is ever written: {remedy}"
+    return f"{option}'{place}' is inside the data '{data}', which is never written to: {remedy}"
 
 def out_faults(
-    out: Path, # Folder that a command is to make
+    out: Path, # Folder that a command will make
     data: Path, # Folder with the photos
-    option: str = '--out', # What the user would change
-    place: str = '', # By what the user says where it is, if that is not `option`
+    option: str = '--out', # The option to change
+    place: str = '', # The option that gives its place, if that is not `option`
 ) -> list[str]: # A message for each fault
     "Say why `out` cannot be made."
     out, place = Path(out), place or option
     above = next(o for o in out.absolute().parents if o.exists())
     checks = [
         (os.path.lexists(out), f"'{out}' exists, and nothing is overwritten: give another {option}"),
-        (fault := inside_fault(out, data, f'give an {place} elsewhere'), fault),
+        (fault := inside_fault(out, data, f'give another {place}'), fault),
         (not above.is_dir(), f"'{above}' is a file, so '{out}' cannot be made: give another {option}"),
         (above.is_dir() and not os.access(above, os.W_OK | os.X_OK),
-         f"'{above}' cannot be written: give an {place} elsewhere")]
+         f"'{above}' is not writable: give another {place}")]
     return [message for wrong, message in checks if wrong]
 
 # %% ../../nbs/base/files.ipynb #69a9d03a
 def file_faults(
-    file: Path|None, # File that a command is to write; one that is there already is replaced
+    file: Path|None, # File that a command will write, or replace
     data: Path, # Folder with the photos
-    option: str, # What the user would change
-    suffix: str, # How the file's name has to end, so that no other file is replaced by mistake
-    example: str = 'check', # A name for it, without the ending
+    option: str, # The option that gave it
+    suffix: str, # Required ending of the name, so that no other file is replaced by mistake
+    example: str = 'check', # A name to suggest, without the ending
 ) -> list[str]: # A message for each fault; none for no file
     "Say why `file` cannot be written."
     if file is None: return []
@@ -174,18 +173,18 @@ def file_faults(
     if file.suffix != suffix: faults.append(f'{what}: give a name that ends in {suffix}')
     if fault := inside_fault(file, data, 'give another place', f'{option} '): faults.append(fault)
     places = [
-        (file.is_dir(), f"{what} is a folder: give a name in it, such as '{file/(example + suffix)}'"),
-        (not folder.is_dir(), f"{what}: there is no folder '{file.parent}'; make it first"),
-        (not os.access(folder, os.W_OK), f"{what}: '{file.parent}' cannot be written; give another place")]
+        (file.is_dir(), f"{what} is a folder: give a file in it, such as '{file/(example + suffix)}'"),
+        (not folder.is_dir(), f"{what}: the folder '{file.parent}' does not exist; make it first"),
+        (not os.access(folder, os.W_OK), f"{what}: '{file.parent}' is not writable; give another place")]
     return faults + [message for wrong, message in places if wrong][:1]
 
 # %% ../../nbs/base/files.ipynb #9789cca1
 def read_at(
     descriptor: int, # Of an open file
-    buffers: Sequence[bytearray|memoryview], # Filled one after the other, as far as the file goes
+    buffers: Sequence[bytearray|memoryview], # Filled one after the other, up to the end of the file
     offset: int, # In bytes
 ) -> None: # Raises `OSError`
-    "Read from `offset` on, wherever the file stands."
+    "Read from `offset` on; the position of the file does not change."
     if hasattr(os, 'preadv'):
         os.preadv(descriptor, buffers, offset)
         return
@@ -199,7 +198,7 @@ class Taken(BasegunError):
     "Say that another command is writing, or has written, the same file or folder."
 
 def _try_lock(descriptor):
-    "Lock it; False where the disk has no locks; raises `BlockingIOError` or `PermissionError` where another has it."
+    "Lock it; False if the disk has no locks; raises `BlockingIOError` or `PermissionError` if another has it."
     if not fcntl: return False
     try: fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError): raise
@@ -214,33 +213,33 @@ def _is_current(descriptor, file):
 
 # %% ../../nbs/base/files.ipynb #45893b93
 def _release(file):
-    "Remove the file, if it is this process that holds it or can."
+    "Remove the file, if this process holds the lock or can get it."
     try: descriptor = os.open(file, os.O_RDWR)
     except (FileNotFoundError, PermissionError): return
     try:
         _try_lock(descriptor)
         if _is_current(descriptor, file): file.unlink()
-    except (BlockingIOError, PermissionError): return  # it is another's
+    except (BlockingIOError, PermissionError): return  # another process has it
     finally: os.close(descriptor)
 
 def _acquire(file, path):
-    "Lock the file, write in it who has it, and return its descriptor."
+    "Lock the file, write the owner into it, and return its descriptor."
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
         try: descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError as err:
             if not os.path.lexists(file): raise
-            raise Taken(f"'{path}' may be being written by another user: '{file}' is {whose(file)}. Wait for the "
-                        'end of their command, have them remove that file if none runs, or give another name') from err
-        except FileNotFoundError: continue  # another command that ends has just removed the folder that it had made
+            raise Taken(f"another user may be writing '{path}': '{file}' is {whose(file)}. Wait until their command "
+                        'ends, ask them to remove that file if none is running, or give another name') from err
+        except FileNotFoundError: continue  # another command has just ended and removed the folder that it had made
         try: has_locks = _try_lock(descriptor)
         except (BlockingIOError, PermissionError) as err:
             holder = os.read(descriptor, 1000).decode(errors='replace').strip() or 'another process'
             os.close(descriptor)
             raise Taken(
-                f"'{path}' is being written by {holder}: wait for its end, or give another name") from err
-        if not has_locks: say(f"warning: the disk of '{path}' has no locks: see to it yourself that no other command "
-                              'writes there')
+                f"'{path}' is being written by {holder}: wait until it ends, or give another name") from err
+        if not has_locks: say(f"warning: the disk of '{path}' does not support file locks: make sure that no other "
+                              'command writes there')
         if not _is_current(descriptor, file):
             os.close(descriptor)
             continue
@@ -252,11 +251,11 @@ def _acquire(file, path):
 # %% ../../nbs/base/files.ipynb #ae981a8e
 @contextmanager
 def hold(
-    path: Path|str, # What is to be made or changed: a file or a folder
-    unless: Sequence[str] = (), # Faults that will end the command anyway: with any of them nothing is held
-    new: bool = False, # It must not be there yet: another command may have made it since that was checked
+    path: Path|str, # File or folder that the command will make or change
+    unless: Sequence[str] = (), # Faults that will end the command anyway; if there are any, nothing is held
+    new: bool = False, # It must not exist yet; another command may have made it since that was checked
 ) -> Iterator[Path]: # `path`, while it is held
-    "Hold `path` against other commands; raises `Taken` where another one holds it, or has made it."
+    "Hold `path` against other commands; raises `Taken` if another one holds it or has made it."
     name, path = Path(path), Path(path).absolute()
     if unless:
         yield name
@@ -273,27 +272,27 @@ def hold(
         if descriptor is not None: os.close(descriptor)
         for folder in missing:
             try: folder.rmdir()
-            except OSError: break  # there is something in it
+            except OSError: break  # it is not empty
 
 # %% ../../nbs/base/files.ipynb #6021783c
 def numbered(
     path: Path|str, # A file or a folder
-) -> Iterator[Path]: # `path`, then the same with _2, _3 and so on at its end
-    "Give names for one more of the same."
+) -> Iterator[Path]: # `path`, then `path` with _2, _3 and so on at its end
+    "Give `path`, then numbered variants of it."
     path = Path(path)
     yield path
     for n in count(2): yield path.with_name(f'{path.name}_{n}')
 
 def first_free(
     path: Path|str, # A file or a folder
-) -> Path: # The first of `numbered` that is not there
+) -> Path: # The first of `numbered` that does not exist
     "Find a name that is free at this moment."
     return next(o for o in numbered(path) if not os.path.lexists(o))
 
 @contextmanager
 def hold_first(
-    path: Path|str, # File or folder to write; where the name is taken, a number is added
-    unless: Sequence[str] = (), # As `hold` takes it
+    path: Path|str, # File or folder to write; a number is added if the name is taken
+    unless: Sequence[str] = (), # As in `hold`
 ) -> Iterator[Path]: # The first of `numbered` that no other command has made or holds, while it is held
     "Hold a new place against other commands."
     for candidate in numbered(path):

@@ -20,8 +20,8 @@ from typing import Annotated, Any, get_args
 # %% ../../nbs/base/parameters.ipynb #0f964229
 def plain(
     value: Any, # Of an option
-) -> Any: # The same as Python's own bool, int, float or list, if numpy or another library has it
-    "Make a number one that JSON can write."
+) -> Any: # A bool, int, float or list of Python itself, if it is one of numpy or another library
+    "Convert a number to one that JSON can write."
     if hasattr(value, 'tolist'): return value.tolist()
     if isinstance(value, bool): return value
     if isinstance(value, Integral): return int(value)
@@ -35,10 +35,10 @@ def is_number(
 
 def is_whole(
     value: Any, # Of an option
-    low: int, # It is that much or more
-    high: int|None = None, # And that much or less; empty means any
+    low: int, # Minimum
+    high: int|None = None, # Maximum; empty means none
 ) -> bool: # False for 2.0, True and False
-    "Is it a whole number between two others?"
+    "Is it a whole number in a range?"
     return isinstance(value, Integral) and is_number(value) and low <= value and (high is None or value <= high)
 
 # %% ../../nbs/base/parameters.ipynb #a0d1c006
@@ -56,23 +56,25 @@ class Fault(str):
 def flag(
     name: str, # Of a parameter
 ) -> str: # Such as '--batch-size'
-    "Name an option as it is typed."
+    "Write an option as it is typed."
     return f"--{name.replace('_', '-')}"
 
 # %% ../../nbs/base/parameters.ipynb #a0d1c015
 @dataclass(frozen=True)
 class Kind:
-    "What a parameter may be."
-    type: Callable[[str], Any]  # What the command line makes of a text
+    "The values that a parameter accepts."
+    type: Callable[[str], Any]  # Converts a text of the command line
     metavar: str  # What `-h` shows for a value
     expected: str  # What to give, for a message
-    accepts: Callable[[Any], bool]  # Says if a value other than the word is right
-    word: str = ''  # What may be given too, such as 'auto'
+    accepts: Callable[[Any], bool]  # Says if a value other than the word is valid
+    word: str = ''  # Also accepted, such as 'auto'
+
+    def __repr__(self): return f'({self.expected})'  # in `help` of the function
 
     def parse(self,
         text: str, # As typed
-    ) -> Any: # The value; the text as it is where a word may be given
-        "Read a value; raises argparse's `ArgumentTypeError`, which says what to give."
+    ) -> Any: # The value; an unchanged text if the kind has a word
+        "Convert a value; raises argparse's `ArgumentTypeError`, which says what to give."
         try: return self.type(text)
         except ValueError as err:
             if self.word: return text
@@ -80,54 +82,58 @@ class Kind:
 
     def fault(self,
         name: str, # Of the parameter
-        value: Any, # Of the parameter
-    ) -> Fault|None: # None for a value that makes sense
-        "Say why a value makes no sense."
+        value: Any, # Given to it
+    ) -> Fault|None: # None for a valid value
+        "Say why a value is not valid."
         is_word = isinstance(value, str) and self.word and value == self.word
         if is_word or self.accepts(value): return None
-        value = f"'{value}'" if self.type is str else value
+        if self.type is str: value = f"'{value}'"
+        if self.type is type(value) is float: value = str(value).removesuffix('.0')  # -1, if that was typed
         return Fault(name, f'{flag(name)} {value}: give {self.expected}')
 
 # %% ../../nbs/base/parameters.ipynb #a0d1c007
+class _ForArgparse(dict):
+    def __repr__(self): return self['metavar']  # in `help` of the function
+
 def _annotation(type, metavar, expected, accepts, word=''):
     if word: metavar, expected = f'{metavar}|{word}', f'{expected}, or {word}'
     kind = Kind(type, metavar, expected, accepts, word)
-    return Annotated[kind.type, dict(metavar=kind.metavar, type=kind.parse), kind]  # argparse takes the dict
+    return Annotated[kind.type, _ForArgparse(metavar=kind.metavar, type=kind.parse), kind]  # argparse takes the dict
 
 def whole(
-    low: int, # It is that much or more
-    high: int|None = None, # And that much or less
-    word: str = '', # What may be given too, such as 'auto'
+    low: int, # Minimum
+    high: int|None = None, # Maximum; empty means none
+    word: str = '', # Also accepted, such as 'auto'
     of: str = '', # What is counted, such as ' of pixels'
 ) -> type: # An annotation
-    "Be a whole number."
-    expected = f'a whole number{of}' + (f', {low} or more' if high is None else f' from {low} to {high}')
+    "Accept a whole number."
+    expected = f'a whole number{of}, {low} or more' if high is None else f'a whole number{of} from {low} to {high}'
     return _annotation(int, 'N', expected, lambda value: is_whole(value, low, high), word)
 
 def number(
-    accepts: Callable[[float], bool], # Says if a number is right
-    expected: str, # The same in words, with an example
-    word: str = '', # What may be given too, such as 'auto'
+    accepts: Callable[[float], bool], # Says if a number is valid
+    expected: str, # The same in words, such as 'a number above 0, such as 0.5'
+    word: str = '', # Also accepted, such as 'auto'
 ) -> type: # An annotation
-    "Be a number."
+    "Accept a number."
     return _annotation(float, 'NUMBER', expected, lambda value: is_number(value) and accepts(value), word)
 
 # %% ../../nbs/base/parameters.ipynb #a0d1c008
 def one_of(
-    choices: Sequence[str], # What may be given
-    other: str = '', # What else, such as 'FILE'
+    choices: Sequence[str], # Accepted words
+    other: str = '', # Also accepted, such as 'FILE'
 ) -> type: # An annotation
-    "Be one of a few words, or perhaps a path."
+    "Accept one of a few words, or also a path."
     every = [*choices, *filter(None, [other])]
     def accepts(value): return isinstance(value, (str, Path)) if other else isinstance(value, str) and value in choices
     return _annotation(str, '{' + ','.join(every) + '}', ' or '.join(every), accepts)
 
 def text(
     metavar: str, # What `-h` shows for a value
-    accepts: Callable[[str], bool]|None = None, # Says if a text is right; empty for any
+    accepts: Callable[[str], bool]|None = None, # Says if a text is valid; empty means any text
     expected: str = '', # The same in words
 ) -> type: # An annotation
-    "Be a text."
+    "Accept a text."
     if not accepts: return Annotated[str, dict(metavar=metavar)]
     return _annotation(str, metavar, expected, lambda value: isinstance(value, str) and accepts(value))
 
@@ -135,24 +141,24 @@ FILE, FOLDER = (Annotated[Path, dict(metavar=o)] for o in ('FILE', 'FOLDER'))
 
 def hidden(
     annotation: type, # Of a parameter
-) -> type: # The same, which the command line takes and `-h` leaves out
-    "Be an option for those who know it."
+) -> type: # The same, accepted on the command line but not shown by `-h`
+    "Hide an option from `-h`."
     kind, *more = get_args(annotation) or [annotation]
     known, *rest = more or [{}]
     return Annotated[kind, known | dict(help=argparse.SUPPRESS), *rest]
 
 def kind_of(
     annotation: Any, # Of a parameter
-) -> Kind|None: # None for one without a condition
-    "Find what a parameter may be."
+) -> Kind|None: # None if every value is valid
+    "Find the kind of a parameter."
     return next((o for o in get_args(annotation) if isinstance(o, Kind)), None)
 
 # %% ../../nbs/base/parameters.ipynb #a0d1c009
 def value_faults(
     function: Callable, # A command, or a record
-    values: dict[str, Any], # By the parameter's name; others are left out
-) -> list[Fault]: # One for each value that makes no sense
-    "Say which values a command's parameters may not have; a default is always one that they may."
+    values: dict[str, Any], # By the parameter's name; parameters without a value are skipped
+) -> list[Fault]: # One for each value that is not valid
+    "Say which values of a command's parameters are not valid; a default always is."
     judged = [(name, o, kind_of(o.annotation)) for name, o in inspect.signature(function, eval_str=True)
               .parameters.items() if name in values]
     faults = [kind.fault(name, values[name]) for name, o, kind in judged if kind and values[name] is not o.default]
@@ -160,14 +166,14 @@ def value_faults(
 
 # %% ../../nbs/base/parameters.ipynb #a0d1c012
 def option(
-    default: Any = MISSING, # Its value where none is given
-    **marks: bool, # What else is known of it, for its `metadata`; `positional` lets it be given without its name
+    default: Any = MISSING, # Its value if none is given
+    **marks: bool, # For the `metadata` of the field; `positional` lets it be given without its name
 ) -> Any: # A field
     "Make a field of a record of options."
     return field(default=default, metadata=marks)
 
 def _comments(record):
-    "The comment of each field, from the record's own source and that of the records that it is made of."
+    "The comment of each field, from the source of the record and of the records that it inherits from."
     from fastcore.docments import docments
     of = [docments(o) for o in reversed(record.__mro__) if is_dataclass(o)]
     return {name: text for docs in of for name, text in docs.items() if text}
@@ -180,8 +186,8 @@ def _parameter(field, comment):
 
 def takes(
     record: type, # A dataclass
-    but: str = '', # The mark of fields that the function does not take: they keep their defaults
-) -> Callable: # A decorator for a function of one parameter, which is such a record
+    but: str = '', # Mark of fields that the function does not take; they keep their defaults
+) -> Callable: # A decorator for a function whose one parameter is such a record
     "Let a function take the fields of a record as its parameters."
     comments = _comments(record)
     parameters = [_parameter(o, comments.get(o.name, '')) for o in fields(record)

@@ -16,11 +16,11 @@ from .processes import rank, say
 
 # %% ../../nbs/base/progress.ipynb #89c0e666
 class Bar(tqdm):
-    "On a terminal of any size a bar with the time that is left; elsewhere a line a minute."
+    "On a terminal of any size, a bar with the time left; elsewhere, a line per minute."
     each = 60  # seconds
 
     def __init__(self, *args, **options):
-        columns, lines = shutil.get_terminal_size()  # tqdm shows nothing where a terminal says 0
+        columns, lines = shutil.get_terminal_size()  # tqdm shows nothing if a terminal reports 0
         self.what = f"{options.get('desc')}: {options.get('unit')}"
         super().__init__(*args, **dict(disable=True if rank() else None, leave=False, ncols=columns, nrows=lines)
                          | options)
@@ -33,10 +33,10 @@ class Bar(tqdm):
             yield item
 
 def progress(
-    items: Iterable, # What to go through
-    total: int, # How many there are
-    what: str, # What is being done
-    unit: str = 'photo', # One of them
-) -> Bar: # The items
-    "Show how far a long loop is."
+    items: Iterable, # What to loop over
+    total: int, # Number of items
+    what: str, # What the loop does, such as 'reading'
+    unit: str = 'photo', # Name of one item
+) -> Bar: # The same items
+    "Show the progress of a long loop."
     return Bar(items, desc=what, total=total, unit=unit)

@@ -137,7 +137,7 @@ def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, capsys):
     def refuse(*_): raise OSError(errno.ENOLCK, 'No locks available')
     monkeypatch.setattr(fcntl, 'lockf', refuse)
     with hold(tmp_path/'run'): pass
-    assert 'has no locks: see to it yourself' in capsys.readouterr().err and os.listdir(tmp_path) == []
+    assert 'does not support file locks: make sure' in capsys.readouterr().err and os.listdir(tmp_path) == []
 
 
 def test_what_is_held_for_nothing_leaves_no_folder(tmp_path):

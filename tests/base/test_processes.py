@@ -144,7 +144,7 @@ def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_
                     ['evaluate', run.path, data]):
         done = on_a_machine_with('read-only shm', *command, '--out', tmp_path/'out')
         assert done.returncode == 1 and 'Traceback' not in done.stderr
-        assert 'no locks here (/dev/shm: Read-only file system): give --workers 0' in done.stderr
+        assert 'no locks for worker processes (/dev/shm: Read-only file system): give --workers 0' in done.stderr
     assert not (tmp_path/'out').exists()
     done = on_a_machine_with('read-only shm', 'evaluate', run.path, data, '--workers', 0, '--out', tmp_path/'out')
     assert done.returncode == 0 and 'joblib' not in done.stderr, done.stderr
@@ -154,8 +154,8 @@ def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_
 def test_what_needs_temporary_files_says_where_none_can_be_written(command, data, run):
     inputs = dict(evaluate=[run.path, data], export=[run.path], split=[data/'train', 'out']).get(command, [data])
     done = on_a_machine_with('read-only root', command, *inputs, cold=True)
-    assert done.returncode == 1 and done.stderr.startswith('basegun-fastai: no folder for temporary files can be '
-                                                           'written')
+    assert done.returncode == 1 and done.stderr.startswith('basegun-fastai: no folder for temporary files is '
+                                                           'writable')
     assert '--tmpfs /tmp' in done.stderr and 'Traceback' not in done.stderr
 
 

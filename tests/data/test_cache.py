@@ -237,7 +237,7 @@ def test_a_cache_inside_the_data_is_refused(data, tmp_path, where):
     folder = {'inside': data/'squares', 'the data itself': data, 'a link': tmp_path/'link'/'squares'}[where]
     before = tree(data)
     result = typed('train', data, '--out', tmp_path/'out', *OPTIONS, '--cache', folder)
-    assert result.returncode == 1 and '--cache' in result.stderr and 'lies inside the data' in result.stderr
+    assert result.returncode == 1 and '--cache' in result.stderr and 'is inside the data' in result.stderr
     assert tree(data) == before and not (tmp_path/'out').exists()
 
 
@@ -295,7 +295,7 @@ def test_a_spawned_process_reads_the_same_squares(data, table, expected, tmp_pat
     process.start()
     process.join(60)
     assert process.exitcode == 0 and (np.load(tmp_path/'found.npy') == [expected[o] for o in some.file]).all()
-    assert ('photos are read as they are' in capfd.readouterr().err) == (not there)
+    assert ('so each is decoded again' in capfd.readouterr().err) == (not there)
 
 
 def test_a_pickle_for_later_holds_no_squares(data, table, tmp_path):
@@ -378,14 +378,15 @@ def test_squares_of_another_decoder_are_not_used(data, table, expected, tmp_path
 
 def test_a_named_folder_with_too_little_room_is_an_error(data, disk, tmp_path):
     result = typed('train', data, '--out', tmp_path/'out', *OPTIONS, *as_arguments(size=128, cache=disk/'cache'))
-    assert result.returncode == 1 and '--cache off' in result.stderr and 'are needed' in result.stderr, result.stderr
+    assert result.returncode == 1 and '--cache off' in result.stderr, result.stderr
+    assert ' MiB is more than the free ' in result.stderr
     assert not (tmp_path/'out').exists() and not any((disk/'cache').iterdir())
 
 
 def test_auto_takes_half_of_the_room_and_a_named_folder_all(data, table, disk, monkeypatch, capsys):
     monkeypatch.setenv('XDG_CACHE_HOME', str(disk))
     place = opened(data, table, 'auto', 80)
-    assert not any(o.file for o in place.squares) and 'half of what is free' in capsys.readouterr().err
+    assert not any(o.file for o in place.squares) and 'is more than half of the free ' in capsys.readouterr().err
     assert opened(data, table, disk, 80) and opened(data, table, 'auto', 40) and not capsys.readouterr().err
 
 
@@ -576,7 +577,7 @@ def test_a_photo_elsewhere_is_not_taken_for_one_of_the_same_name(data, table, ex
 def test_rows_of_another_table_are_refused(data, table, other):
     place = opened(data, table[1:], 'off')
     assert place.rows(table[5:9]).tolist() == [5, 6, 7, 8]
-    with pytest.raises(ValueError, match='are not those'): place.rows(other(table[1:]))
+    with pytest.raises(ValueError, match='are not in this cache'): place.rows(other(table[1:]))
 
 
 def test_data_may_be_the_working_folder(data, table, expected, tmp_path, monkeypatch):

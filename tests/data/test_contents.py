@@ -165,7 +165,7 @@ def test_a_cache_home_inside_the_data_is_not_used(copy, tmp_path):
     result = run_warm('train', copy, '--out', tmp_path, '--name', 'run', '--fine-tune-epochs', '1',
                       *as_arguments(**QUICK), env=os.environ | dict(XDG_CACHE_HOME=str(copy/'.cache'),
                                                                    MPLCONFIGDIR=str(tmp_path/'matplotlib')))
-    assert result.returncode == 0 and result.stderr.count('lies inside the data') == 2 and tree(copy) == before
+    assert result.returncode == 0 and result.stderr.count('is inside the data') == 2 and tree(copy) == before
 
 
 def test_a_bar_shows_on_a_terminal_that_does_not_know_its_size(monkeypatch):

@@ -27,7 +27,7 @@ def test_a_missing_folder_names_its_neighbours(data):
 def test_a_missing_split_names_the_folders_that_are_there(copy, name):
     (copy/name).rename(copy/'validation')
     [fault] = layout_faults(copy)
-    assert f'no {name}/' in fault and "'validation'" in fault
+    assert f'Missing: {name}/. Folders in it: ' in fault and "'validation'" in fault
 
 
 def test_all_faults_are_told_at_once(copy):

@@ -294,8 +294,8 @@ callbacks.PlainTensors.before_batch = broken
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('fault', 'message'), [
-    ('memory', 'out of memory with batches of 18: the same command with --name broken --resume goes on with batches of '
-               '8 from the last finished epoch'),
+    ('memory', 'out of memory with batches of 18: the same command with --name broken --resume continues with batches '
+               'of 8 from the last finished epoch'),
     ('nan', 'the loss is nan at step 1 of 3 of epoch 3 (fine-tune). Epoch'),
     ('head', 'the loss is nan at step 1 of 3 of epoch 1 (head). No epoch had finished before that')])
 def test_what_ends_one_process_is_told_once(data, weights, tmp_path, fault, message):
