@@ -53,7 +53,7 @@ def test_what_is_wrong_with_an_evaluation_is_told_at_once(run, data, copy, other
     result = typed('evaluate', run.path, data, '--not-a-gun', data/'val', '--out', tmp_path/'out', '--workers', -1)
     assert '--workers -1: give a whole number' in result.stderr
     result = typed('evaluate', run.path, data, '--not-a-gun', data/'val', '--out', tmp_path/'out')
-    assert result.returncode == 1 and 'that are also in the data' in result.stderr and not (tmp_path/'out').exists()
+    assert result.returncode == 1 and 'and the data share' in result.stderr and not (tmp_path/'out').exists()
 
 
 def test_groups_have_numbers_of_their_own(run, data, tmp_path):

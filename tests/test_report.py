@@ -37,7 +37,7 @@ def test_a_run_against_another_and_against_itself(mine, pretrained, tmp_path):
         result = typed('report', mine.path, '--against', other.path, '--out', tmp_path/f'{name}.html', '--workers', 0)
         assert result.returncode == 0 and result.stdout == f"{tmp_path/f'{name}.html'}\n", result.stderr
     page, same = (BeautifulSoup((tmp_path/f'{o}.html').read_text(), 'html.parser') for o in ('other', 'itself'))
-    assert page.find(id='against').get_text() == f'Against {pretrained.path.name}'
+    assert page.find(id='against').get_text() == f'Compared with {pretrained.path.name}'
     recalls = [{k: o['recall'] for k, o in json.loads(o.metrics.read_text())['per_class'].items()}
                for o in (pretrained, mine)]
     for row in page.find_all('tr', attrs={'data-against': True}):
