@@ -76,7 +76,7 @@ def no_familiarity(
     "Say why val photos cannot show the familiarity of a photo."
     needed = val_photos_needed(unfamiliar_rate)
     if n >= needed: return None
-    return (f'it needs at least {number_of(needed, "val photo")}, and val/ has {n}; add photos to val/ or raise '
+    return (f'it needs at least {number_of(needed, "val photo")}, but val/ has {n}; add photos to val/ or raise '
             '--unfamiliar-rate')
 
 # %% ../../nbs/trust/familiarity.ipynb #de243cb2

@@ -142,9 +142,9 @@ def refusal(
     "Say why photos cannot support a rate."
     n, needed = int((confidences >= lowest).sum()), photos_needed(rate, _RISK_OF_EACH)
     if n < needed and not lowest:
-        return f'to promise {rate:.4g}, val/ needs at least {number_of(needed)} even without a mistake, and has {n}'
-    if n < needed: return (f'to promise {rate:.4g}, val/ needs at least {number_of(needed)} with a confidence of '
-                           f'{lowest:.3f} or more even without a mistake, and has {n}')
+        return f'to promise {rate:.4g}, val/ needs at least {number_of(needed)} without a mistake (it has {n})'
+    if n < needed: return (f'to promise {rate:.4g}, val/ needs at least {number_of(needed)} without a mistake at a '
+                           f'confidence of {lowest:.3f} or more (it has {n})')
     wrong = int((~right[np.argsort(-confidences, kind='stable')[:needed]]).sum())
     return (f"{rate:.4g} cannot be promised with {number_of(wrong, 'mistake')} among the "
             f"{number_of(needed, 'most confident val prediction')}")

@@ -106,7 +106,7 @@ def test_val_photos_suffice_from_the_first_number_that_lets_a_photo_be_unfamilia
     for n, suffices in ((needed, True), (needed - 1, False)):
         smallest = familiarity(-1., familiarity_table(np.linspace(0, 1, n)))
         assert (smallest < rate) == suffices == (no_familiarity(n, rate) is None)
-    expected = f'it needs at least {needed} val photos, and val/ has {needed - 1}; add photos to val/ or raise '
+    expected = f'it needs at least {needed} val photos, but val/ has {needed - 1}; add photos to val/ or raise '
     assert expected in no_familiarity(needed - 1, rate)
 
 
