@@ -235,7 +235,7 @@ def level_promises(
                   'Every prediction is called low: {}'),
              'A prediction called low promises nothing: a person must look at the photo.']
     if o := levels['not_a_gun']:
-        lines.append(f"Not a gun: {number_of(o['n'])}, {o['shown']:.1%} of them not called low.")
+        lines.append(f"Not a gun: {number_of(o['n'])}, {o['shown']:.1%} of them called medium or high.")
     return lines
 
 # %% ../../nbs/trust/calibration.ipynb #efdb6fc9
