@@ -44,7 +44,13 @@ def test_what_is_wrong_with_an_evaluation_is_told_at_once(run, data, copy, other
     result = typed('evaluate', run.path, copy/'photos', '--out', copy/'photos'/'out', '--not-a-gun', others/'inner',
                  '--groups', tmp_path/'g.csv')
     assert result.returncode == 1 and 'is none of' not in result.stderr
+<<<<<<< HEAD
     for o in ("class 'flamethrower' is not one", 'is inside the data', 'takes 19 or more', 'separate them by commas'):
+||||||| bdefe44
+    for o in ("class 'flamethrower' is not one", 'lies inside the data', 'takes 19 or more', 'separate them by commas'):
+=======
+    for o in ("class 'flamethrower' is not one", 'lies inside the data', 'needs 19 or more', 'separate them by commas'):
+>>>>>>> wt-p7
         assert result.stderr.count(o) == 1, result.stderr
     result = typed('evaluate', run.path, tmp_path/'nowhere', '--not-a-gun', others, '--out', others/'out', '--groups',
                  tmp_path/'g.csv')
@@ -53,7 +59,7 @@ def test_what_is_wrong_with_an_evaluation_is_told_at_once(run, data, copy, other
     result = typed('evaluate', run.path, data, '--not-a-gun', data/'val', '--out', tmp_path/'out', '--workers', -1)
     assert '--workers -1: give a whole number' in result.stderr
     result = typed('evaluate', run.path, data, '--not-a-gun', data/'val', '--out', tmp_path/'out')
-    assert result.returncode == 1 and 'that are also in the data' in result.stderr and not (tmp_path/'out').exists()
+    assert result.returncode == 1 and 'and the data share' in result.stderr and not (tmp_path/'out').exists()
 
 
 def test_groups_have_numbers_of_their_own(run, data, tmp_path):

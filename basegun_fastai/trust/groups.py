@@ -20,12 +20,12 @@ from ..base.errors import BasegunError, raise_faults
 from ..base.files import write_whole
 from ..base.processes import say
 from ..base.record import Tables
-from ..base.text import is_utf8, name_some, printable
+from ..base.text import is_utf8, name_some, number_of, printable
 from .predictions import Predictions, metrics
 
 # %% ../../nbs/trust/groups.ipynb #9cc82778
 MAX_GROUPS_BYTES = 2**30  # of the CSV
-_MAX_NAMED = 5  # faults of one kind that are told one by one
+_MAX_NAMED = 5  # faults of one kind that are listed
 
 def _quote_names(names): return name_some([f"'{_shorten(o)}'" for o in names], 20)
 
@@ -36,17 +36,17 @@ def _is_text(text): return is_utf8(text) and '\0' not in text
 def _file_fault(file):
     try: status = os.stat(file)
     except OSError as err: return f'cannot be read ({err.strerror}): give the path of a CSV'
-    if not stat.S_ISREG(status.st_mode): return 'is no regular file: give the path of a CSV'
+    if not stat.S_ISREG(status.st_mode): return 'is not a regular file: give the path of a CSV'
     max_mib = MAX_GROUPS_BYTES >> 20
-    return f'has more than {max_mib} MiB: leave out columns and rows' if status.st_size > MAX_GROUPS_BYTES else None
+    return f'is larger than {max_mib} MiB: leave out columns or rows' if status.st_size > MAX_GROUPS_BYTES else None
 
 def _header_faults(header):
     if not header: return ["is empty: give a CSV with a column 'file' and one to group by"]
-    if not all(map(_is_text, header)): return ["is no CSV in UTF-8: save it as 'CSV UTF-8'"]
-    here = f'its columns are {_quote_names(header)}'
-    separator = "; separate them by commas" if len(header) == 1 and re.search('[;\t]', header[0]) else ''
-    lacks = f"has no column 'file' with the paths as in predictions-val.csv: {here}{separator}"
-    faults = [] if 'file' in header else [lacks]
+    if not all(map(_is_text, header)): return ["is not a CSV in UTF-8: save it as 'CSV UTF-8'"]
+    here, faults = f'its columns are {_quote_names(header)}', []
+    lacks = f"has no column 'file' with the paths as in predictions-val.csv: {here}"
+    if len(header) == 1 and re.search('[;\t]', header[0]): faults.append(f'{lacks}; separate them by commas')
+    elif 'file' not in header: faults.append(lacks)
     if not set(header) - {'file'}: faults.append("has no column besides 'file': add one to group by")
     if not all(header): faults.append(f'has a column without a name: name it or leave it out; {here}')
     double = [o for o in dict.fromkeys(header) if header.count(o) > 1]
@@ -67,7 +67,8 @@ class _Groups:
     def add(self, cells, line):
         if not cells: return
         if len(cells) != len(self.header):
-            return self._fault('cells', f'line {line} has {len(cells)} cells, the header {len(self.header)}: mend it')
+            return self._fault('cells', f'line {line} has {number_of(len(cells), "cell")}, the header has '
+                                        f'{len(self.header)}: fix it')
         name, values = cells[self.at], [*cells[:self.at], *cells[self.at + 1:]]
         if name not in self.known: name = self.by_form.get(normalize('NFC', name), name)  # a Mac decomposes accents
         if not all(map(_is_text, values if name in self.known else cells)):
@@ -96,7 +97,7 @@ def _read_lines(file, files):
             for cells in lines: groups.add(cells, lines.line_num)
         except csv.Error as err:
             messages = groups.messages() if groups else []
-            return [*messages, f'is no CSV from line {lines.line_num} on ({err}): mend it'], None
+            return [*messages, f'is not a CSV from line {lines.line_num} on ({err}): fix it'], None
     return [*groups.messages(), *_match_faults(groups, files)], groups
 
 def _match_faults(groups, files):
@@ -108,17 +109,17 @@ def _match_faults(groups, files):
 def read_groups(
     file: Path, # A CSV with a column `file` and others
     files: list[str], # Paths of the photos, relative to the data
-) -> pd.DataFrame: # The other columns as text, a row for each of `files`, empty where nothing is known
-    "Read what is known of the photos besides their class; raises `BasegunError` for a CSV that cannot be used."
+) -> pd.DataFrame: # The other columns as text, a row for each of `files`, empty if nothing is known
+    "Read what is known about the photos besides their class; raises `BasegunError` for a CSV that cannot be used."
     option = f"--groups '{printable(str(file))}'"
     if fault := _file_fault(file): raise BasegunError(f'{option} {fault}')
     try: faults, groups = _read_lines(file, list(files))
-    except OSError as err: raise BasegunError(f'{option} cannot be read ({err.strerror}): give a CSV that can') from err
+    except OSError as err: raise BasegunError(f'{option} cannot be read ({err.strerror}): give a readable CSV') from err
     raise_faults([f'{option} {o}' for o in faults])
     n_missing, n_unknown = sum(o not in groups.rows for o in files), groups.n_unknown
-    if n_missing: say(f'{option}: {n_missing} of {len(files)} photos have no row in it')
+    if n_missing: say(f'{option} has no row for {n_missing} of {number_of(len(files))}')
     if n_unknown:
-        say(f"{option}: {n_unknown} of its rows name no photo of these, the first one "
+        say(f"{option} has {number_of(n_unknown, 'row')} for files that are not among the photos, the first one for "
             f"'{_shorten(groups.first_unknown)}'")
     names = [o for o in groups.header if o != 'file']
     return pd.DataFrame([groups.rows.get(o, [''] * len(names)) for o in files], columns=names, dtype=object)
@@ -128,15 +129,16 @@ MAX_VALUES = 200  # of a column
 _NUMBERS = ('n', 'accuracy', 'precision', 'recall', 'f1', 'loss')
 
 def write_groups(
-    preds: Predictions, # What the model said
-    groups: pd.DataFrame, # As `groups.read_groups` returned it: a row a photo, a column a kind of group
+    preds: Predictions, # Of all photos
+    groups: pd.DataFrame, # As `groups.read_groups` returns it: a row per photo, a column per kind of group
     folder: Path, # Where `metrics-groups.csv` goes; it exists
     unfamiliar_rate: float = 0., # Familiarity below which a photo is unfamiliar
 ) -> pd.DataFrame: # Columns `column`, `value`, `n`, `accuracy`, `precision`, `recall`, `f1`, `loss`, `unfamiliar`
-    "Write the same numbers for each value of each column."
+    "Write the metrics for each value of each column."
     rows, n = [], np.arange(len(preds.files))
     many = [o for o in groups if groups[o].nunique() > MAX_VALUES]
-    if many: say(f"--groups: more than {MAX_VALUES} values make no groups: {printable(', '.join(many))} left out")
+    if many: say(f"--groups leaves out columns with more than {number_of(MAX_VALUES, 'value')}: "
+                  f"{printable(', '.join(many))}")
     for column in groups.columns.drop(many):
         for value, part in pd.Series(n).groupby(groups[column].to_numpy()):
             group = preds.part(part)

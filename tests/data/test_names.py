@@ -149,7 +149,7 @@ def test_a_table_with_other_columns_is_refused_in_words(tmp_path, run, data):
     file = tmp_path/'run'/'predictions-val.csv'
     file.write_text(file.read_text().replace('revolver', 'file', 1))
     done = typed('export', tmp_path/'run', '--data', data, '--out', tmp_path/'exported')
-    assert done.returncode == 1 and "has not the columns of this run's classes" in done.stderr
+    assert done.returncode == 1 and "does not have the columns or labels of this run's classes" in done.stderr
     assert 'Traceback' not in done.stderr
 
 

@@ -23,5 +23,5 @@ def test_a_run_says_how_far_its_confidence_can_be_trusted(run):
                                            'after'} and numbers['calibration']['bins'] == 15
     assert set(numbers['levels']['bands']) == {'low', 'medium', 'high'} and sum(o['n']
         for o in numbers['levels']['bands'].values()) == numbers['n']
-    assert numbers['levels']['high'] is None and 'too few' in numbers['levels']['refused']['high']
+    assert numbers['levels']['high'] is None and 'val/ needs at least' in numbers['levels']['refused']['high']
     assert (run.path/'confidence.png').read_bytes()[:4] == b'\x89PNG'

@@ -106,8 +106,8 @@ def test_val_photos_suffice_from_the_first_number_that_lets_a_photo_be_unfamilia
     for n, suffices in ((needed, True), (needed - 1, False)):
         smallest = familiarity(-1., familiarity_table(np.linspace(0, 1, n)))
         assert (smallest < rate) == suffices == (no_familiarity(n, rate) is None)
-    assert f'{needed - 1} val photos are too few' in no_familiarity(needed - 1, rate)
-    assert f'it takes {needed}; more photos in val/ help' in no_familiarity(needed - 1, rate)
+    expected = f'it needs at least {needed} val photos, but val/ has {needed - 1}; add photos to val/ or raise '
+    assert expected in no_familiarity(needed - 1, rate)
 
 
 def test_without_a_rate_it_takes_as_many_val_photos_as_by_default():
@@ -141,7 +141,7 @@ def test_a_bank_is_read_as_it_was_written(run):
 
 
 @pytest.mark.parametrize(('spoil', 'words'), [
-    (lambda file: file.unlink(), 'is gone'), (lambda file: (file.unlink(), file.mkdir()), 'not a regular file'),
+    (lambda file: file.unlink(), 'is missing'), (lambda file: (file.unlink(), file.mkdir()), 'not a regular file'),
     (lambda file: (file.unlink(), file.symlink_to('nowhere')), 'not a regular file')])
 def test_levels_that_rest_on_a_bank_are_not_used_without_it(run, spoil, words):
     save_bank(run, good_bank())
@@ -185,11 +185,11 @@ FAULTS = {
                                                  metadata={'basegun-fastai': '[]'}), 'cannot be read'),
     'no similarities': (lambda _: save(dict(features=FEATURES), metadata={'basegun-fastai': '{"weights": ""}'}),
                         'cannot be read'),
-    'other weights': (other(weights='0' * 64), "belongs to another network than 'model.safetensors'"),
+    'other weights': (other(weights='0' * 64), "belongs to another network, not to 'model.safetensors'"),
     'no number': (other(with_one(FEATURES, np.nan)), 'not all finite'),
     'an infinite number': (other(with_one(FEATURES, np.inf)), 'not all finite'),
-    'a long row': (other(FEATURES * np.float16(1.02)), '20 of its 20 rows are not of length 1'),
-    'a row of zeros': (other(np.vstack([FEATURES[:9], np.zeros_like(FEATURES[:1])])), '1 of its 10 rows are not'),
+    'a long row': (other(FEATURES * np.float16(1.02)), 'rows whose length is not 1 (20 of 20)'),
+    'a row of zeros': (other(np.vstack([FEATURES[:9], np.zeros_like(FEATURES[:1])])), 'length is not 1 (1 of 10)'),
     'single precision': (other(FEATURES.astype(np.float32)), 'float32 of shape (20, 8), not half-precision'),
     'a single row': (other(FEATURES[0]), 'float16 of shape (8,), not half-precision'),
     'no rows': (other(FEATURES[:0]), 'shape (0, 8), not half-precision'),

@@ -17,7 +17,7 @@ def test_a_column_with_a_value_for_each_photo_makes_no_groups(tmp_path, capsys):
     actual = Predictions([f'{o}.jpg' for o in range(300)], ['a', 'b'], np.zeros(300, int), np.tile([1., 0.], (300, 1)))
     groups = pd.DataFrame(dict(number=[str(o) for o in range(300)], camera=['x', 'y'] * 150))
     assert write_groups(actual, groups, tmp_path).value.tolist() == ['x', 'y']
-    assert 'number left out' in capsys.readouterr().err
+    assert 'leaves out columns with more than 200 values: number' in capsys.readouterr().err
     assert list(write_groups(actual, groups[['number']], tmp_path)) == list(pd.read_csv(tmp_path/'metrics-groups.csv'))
 
 
@@ -30,19 +30,19 @@ FAULTS = {
     b'File\nx\n': ["no column 'file'", "'File'"],
     b',file,camera\n0,val/a/1.jpg,x\n': ['a column without a name'],
     b'file,a,a,file,\nval/a/1.jpg,1,2,x,\n': ["several columns named 'file', 'a'", 'a column without a name'],
-    'file,é\n'.encode('utf-16'): ['is no CSV in UTF-8'],
-    'file,caméra\n'.encode('latin-1'): ['is no CSV in UTF-8'],
-    b'PK\3\4\0\0\0': ['is no CSV in UTF-8'],
+    'file,é\n'.encode('utf-16'): ['is not a CSV in UTF-8'],
+    'file,caméra\n'.encode('latin-1'): ['is not a CSV in UTF-8'],
+    b'PK\3\4\0\0\0': ['is not a CSV in UTF-8'],
     'file,camera\nval/a/1.jpg,caméra\n'.encode('latin-1'): ['line 2 is not UTF-8'],
     'file,camera\nval/é/1.jpg,x\n'.encode('latin-1'): ['line 2 is not UTF-8'],
-    b'file,camera\nval/a/1.jpg,x,y\nval/a/1.jpg\n': ['line 2 has 3 cells, the header 2', 'line 3 has 1 cells'],
+    b'file,camera\nval/a/1.jpg,x,y\nval/a/1.jpg\n': ['line 2 has 3 cells, the header has 2', 'line 3 has 1 cell,'],
     b'file,camera\nval/a/1.jpg,x\nval/a/1.jpg,y\nz\n': ["line 3 names 'val/a/1.jpg' again with other values",
-                                                        'line 4 has 1 cells'],
-    b'file,camera\nval/a/1.jpg,"x': ['is no CSV from line 2 on'],
-    b'file,camera\nval/a/1.jpg,"x"y\n': ['is no CSV from line 2 on'],
+                                                        'line 4 has 1 cell,'],
+    b'file,camera\nval/a/1.jpg,"x': ['is not a CSV from line 2 on'],
+    b'file,camera\nval/a/1.jpg,"x"y\n': ['is not a CSV from line 2 on'],
     b'file,camera\na/1.jpg,x\na/2.jpg,x\n': ["it has 'a/1.jpg', the data has 'val/a/1.jpg'"],
     b'file,camera\n': ['names none of the photos: give a row for each'],
-    b'file,camera\n' + b'val/a/1.jpg\n' * 9: ['line 6 has 1 cells', 'has more lines like that'],
+    b'file,camera\n' + b'val/a/1.jpg\n' * 9: ['line 6 has 1 cell,', 'has more lines like that'],
     ','.join(f'c{i}' for i in range(40)).encode(): ["no column 'file'", "'c19' and 20 more"],
     b'file,camera\n' + b'x' * 5000 + b',y\n': ["x…', the data has 'val/a/1.jpg'"],
     b'file,camera\n' + b'x' * 200_000 + b',y\n': ['field larger than field limit'],
@@ -64,13 +64,13 @@ def test_groups_go_beside_the_photos(tmp_path, capsys):
     assert actual.columns.tolist() == ['camera', 'year'] and actual.index.tolist() == [0, 1, 2]
     assert actual.values.tolist() == [['', 'NA'], ['Nikon', '007'], ['Léica', '2']]
     assert (capsys.readouterr().err
-            == f"--groups '{csv}': 1 of its rows name no photo of these, the first one 'nowhere'\n")
+            == f"--groups '{csv}' has 1 row for files that are not among the photos, the first one for 'nowhere'\n")
 
 
 def test_photos_without_a_row_are_counted(tmp_path, capsys):
     (tmp_path/'g.csv').write_text('file,camera\nval/a/1.jpg,Nikon\n')
     assert read_groups(tmp_path/'g.csv', FILES + FILES[:1]).camera.tolist() == ['Nikon', '', '', 'Nikon']
-    assert '2 of 4 photos have no row' in capsys.readouterr().err
+    assert 'has no row for 2 of 4 photos' in capsys.readouterr().err
 
 
 def test_a_table_of_predictions_with_a_column_more_is_understood(tmp_path, capsys):
@@ -98,10 +98,10 @@ def test_what_is_no_csv_at_all(tmp_path, monkeypatch):
     os.mkfifo(tmp_path/'pipe')
     (tmp_path/'large').touch()
     os.truncate(tmp_path/'large', 2**30 + 1)
-    for name, words in dict(none='No such file', pipe='no regular file', large='more than 1024 MiB').items():
+    for name, words in dict(none='No such file', pipe='not a regular file', large='larger than 1024 MiB').items():
         with pytest.raises(BasegunError, match=words): read_groups(tmp_path/name, FILES)
-    with pytest.raises(BasegunError, match='no regular file'): read_groups(tmp_path, FILES)
-    with pytest.raises(BasegunError, match='no regular file'): read_groups('/dev/zero', FILES)
+    with pytest.raises(BasegunError, match='not a regular file'): read_groups(tmp_path, FILES)
+    with pytest.raises(BasegunError, match='not a regular file'): read_groups('/dev/zero', FILES)
     (tmp_path/'locked').write_text('file,camera\n')
 
     def refuse(*_, **__): raise PermissionError(13, 'Permission denied')
@@ -118,4 +118,4 @@ def test_rows_of_other_photos_take_no_memory(tmp_path, capsys):
     read_groups(Path(tmp_path/'g.csv'), FILES)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most < 2**20 and '200000 of its rows' in capsys.readouterr().err
+    assert most < 2**20 and 'has 200000 rows for files that are not' in capsys.readouterr().err

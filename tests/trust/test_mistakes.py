@@ -105,9 +105,9 @@ def test_what_is_written_under_a_photo(photos, monkeypatch):
         real(self, at, text, *rest, **k))[1])
     names = dict(n1='é' * 120 + '.png', n2='\u202ea\n\udce9.png', n3='枪.png', n4='sub/e\u0301t\u00e9.png')
     for name in list(names.values())[:3]: Image.new('RGB', (9, 9)).save(photos/name, 'PNG')
-    contact_sheet(photos, confused(5, **names), 'autre_pistolet, taken for revolver: 5 photos')
+    contact_sheet(photos, confused(5, **names), 'autre_pistolet, predicted as revolver: 5 photos')
     texts = [o for _, o in written]
-    assert texts[:4] == ['autre_pistolet, taken for revolver: 5 photos', '0.99', 'true class 0.01', '00.png']
+    assert texts[:4] == ['autre_pistolet, predicted as revolver: 5 photos', '0.99', 'true class 0.01', '00.png']
     assert {r'\u202ea\n\udce9.png', r'\u67aa.png', 'été.png'} < set(texts)
     long, = [o for o in texts if '…' in o]
     assert long.startswith('ééé') and long.endswith('é.png') and 8 < len(long) < 40
@@ -145,7 +145,7 @@ def test_nothing_on_a_sheet_lies_over_anything_else(photos, monkeypatch):
     answers = mistakes.answers
     monkeypatch.setattr(mistakes, 'answers', lambda *a: [dict(reason='Ég ' * 400) if i == 10 else o
                                                          for i, o in enumerate(answers(*a))])
-    image = opened(contact_sheet(photos, part, f"{'W' * 250}, taken for {'une arme très longue ' * 12}: 61 photos"))
+    image = opened(contact_sheet(photos, part, f"{'W' * 250}, predicted as {'une arme très longue ' * 12}: 61 photos"))
     assert len(boxes) > 60 * 4
     for i, (left, top, right, bottom) in enumerate(boxes):
         assert 0 <= left and 0 <= top and right <= image.width and bottom <= image.height

@@ -15,8 +15,8 @@ def test_faults_of_other_things(data, copy, others, tmp_path):
     refused('--skip-unreadable', '--not-a-gun', others)
     for o in others.glob('1?.png'): o.unlink()
     (others/'notes.txt').unlink()
-    refused('takes 19 or more', '--not-a-gun', others/'inner')
-    refused('that are also in the data', '--not-a-gun', copy/'val')
+    refused('needs 19 or more', '--not-a-gun', others/'inner')
+    refused('and the data share', '--not-a-gun', copy/'val')
     refused('--high-rate 1.5', '--high-rate', 1.5)
     refused('--shown-rate 0.2', '--shown-rate', .2)
     for o in ('0.2', '0.0005', '-0.02', 'nan'):

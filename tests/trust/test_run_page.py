@@ -100,8 +100,16 @@ def test_the_table_of_steadiness_has_each_variation_and_class(pages, name):
     cells = np.array([[number(o) for o in row.find_all('td')[1:]] for row in rows])
     assert cells.shape[1] == 2 + len(run.config.classes) and 0 <= cells.min() <= cells.max() <= 1
     labels = pd.read_csv(run.predictions).label.to_numpy()
+<<<<<<< HEAD
     n = int(re.search(r'(\d+) val photos were asked again', page.get_text())[1])
     assert len(run.config.classes) <= n < len(labels)  # as many as fit in a quarter of this short training's time
+||||||| bdefe44
+    n = int(re.search(r'(\d+) val photos were asked again', page.get_text())[1])
+    assert len(run.config.classes) <= n < len(labels)  # as many as a quarter of this short training pays for
+=======
+    n = int(re.search(r'(\d+) val photos, each predicted again', page.get_text())[1])
+    assert len(run.config.classes) <= n < len(labels)  # as many as a quarter of this short training pays for
+>>>>>>> wt-p7
     support = pd.Series(labels[sample_evenly(labels, n)]).value_counts().reindex(sorted(run.config.classes)).to_numpy()
     assert np.allclose(cells[:, 0], cells[:, 2:] @ support / support.sum(), atol=2e-3)
     assert (cells[0, 2:] == 0).all() and cells[:, 0].max() > 0
@@ -153,7 +161,7 @@ def test_a_run_without_mistakes_says_so(two, tmp_path):
     perfect = Predictions(preds.files, preds.classes, preds.labels, 9 * np.eye(2)[preds.labels])
     page = BeautifulSoup(judged(two, two.path.parent/'data', perfect, tmp_path/'run', 'none'), 'html.parser')
     text = page.get_text()
-    assert 'No val photo is answered wrongly.' in text and 'No label is suspicious.' in text
+    assert 'No val photo is predicted wrongly.' in text and 'No label is suspicious.' in text
     assert not page.find(id='confusion').find_all('a') and not page.find_all(attrs={'data-file': True})
     assert 'photos were not compared' in text and page.find(id='accuracy')['data-value'] == '1.0'
 
@@ -191,7 +199,7 @@ def test_two_runs_on_one_page(two):
         at = preds.labels == two.config.classes.index(label)
         assert cells == [label, f'{preds.right[at].mean():.3f}', f'{better.right[at].mean():.3f}',
                          str((better.right & ~preds.right)[at].sum()), '0', str(at.sum())]
-    shown = page.find('h3', string=lambda o: o and o.startswith('Right now, wrong before')).find_next_sibling('div')
+    shown = page.find('h3', string=lambda o: o and o.startswith('Correct now, wrong before')).find_next_sibling('div')
     assert {o['alt'] for o in shown.find_all('img')} == {preds.files[i] for i in comparison.fixed} != set()
 
 
