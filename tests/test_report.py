@@ -36,16 +36,8 @@ def test_a_run_against_another_and_against_its_copy(mine, pretrained, tmp_path):
     for name, other in (('other', pretrained), ('same', Run(shutil.copytree(mine.path, tmp_path/'copy')))):
         result = typed('report', mine.path, '--against', other.path, '--out', tmp_path/f'{name}.html', '--workers', 0)
         assert result.returncode == 0 and result.stdout == f"{tmp_path/f'{name}.html'}\n", result.stderr
-<<<<<<< HEAD
     page, same = (BeautifulSoup((tmp_path/f'{o}.html').read_text(), 'html.parser') for o in ('other', 'same'))
-    assert page.find(id='against').get_text() == f'Against {pretrained.path.name}'
-||||||| bdefe44
-    page, same = (BeautifulSoup((tmp_path/f'{o}.html').read_text(), 'html.parser') for o in ('other', 'itself'))
-    assert page.find(id='against').get_text() == f'Against {pretrained.path.name}'
-=======
-    page, same = (BeautifulSoup((tmp_path/f'{o}.html').read_text(), 'html.parser') for o in ('other', 'itself'))
     assert page.find(id='against').get_text() == f'Compared with {pretrained.path.name}'
->>>>>>> wt-p7
     recalls = [{k: o['recall'] for k, o in json.loads(o.metrics.read_text())['per_class'].items()}
                for o in (pretrained, mine)]
     for row in page.find_all('tr', attrs={'data-against': True}):

@@ -100,16 +100,8 @@ def test_the_table_of_steadiness_has_each_variation_and_class(pages, name):
     cells = np.array([[number(o) for o in row.find_all('td')[1:]] for row in rows])
     assert cells.shape[1] == 2 + len(run.config.classes) and 0 <= cells.min() <= cells.max() <= 1
     labels = pd.read_csv(run.predictions).label.to_numpy()
-<<<<<<< HEAD
-    n = int(re.search(r'(\d+) val photos were asked again', page.get_text())[1])
-    assert len(run.config.classes) <= n < len(labels)  # as many as fit in a quarter of this short training's time
-||||||| bdefe44
-    n = int(re.search(r'(\d+) val photos were asked again', page.get_text())[1])
-    assert len(run.config.classes) <= n < len(labels)  # as many as a quarter of this short training pays for
-=======
     n = int(re.search(r'(\d+) val photos, each predicted again', page.get_text())[1])
-    assert len(run.config.classes) <= n < len(labels)  # as many as a quarter of this short training pays for
->>>>>>> wt-p7
+    assert len(run.config.classes) <= n < len(labels)  # as many as fit in a quarter of this short training's time
     support = pd.Series(labels[sample_evenly(labels, n)]).value_counts().reindex(sorted(run.config.classes)).to_numpy()
     assert np.allclose(cells[:, 0], cells[:, 2:] @ support / support.sum(), atol=2e-3)
     assert (cells[0, 2:] == 0).all() and cells[:, 0].max() > 0
