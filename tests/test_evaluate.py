@@ -167,7 +167,7 @@ def test_evaluate_leaves_what_a_person_should_look_at(run, data, tmp_path):
 @pytest.mark.parametrize('command', ['evaluate', 'report', 'export'])
 def test_a_pickle_is_opened_by_no_command(run, data, tmp_path, command):
     result = typed(command, run.learner, *[data] * (command == 'evaluate'), '--out', tmp_path/'out.html')
-    assert result.returncode == 1 and 'runs whatever code is in it: give the folder of the run' in result.stderr
+    assert result.returncode == 1 and 'runs any code in it: give the folder of the run' in result.stderr
     assert not any(tmp_path.iterdir())
 
 

@@ -167,7 +167,7 @@ def test_faults_of_an_export(place, copied, tmp_path):
         result = typed('export', *arguments)
         assert result.returncode == 1 and word in result.stderr and 'Traceback' not in result.stderr, result
     refused('is not the folder of a run', tmp_path)
-    refused('runs whatever code is in it', place/'run'/'learner.pkl')
+    refused('runs any code in it', place/'run'/'learner.pkl')
     refused('nothing is overwritten', place/'run', '--out', place/'served')
     refused('is inside the data', place/'run', '--out', place/'data'/'served')
     (tmp_path/'nothing').mkdir()

@@ -30,8 +30,8 @@ def gpu_faults(
     "Say why each process cannot have its own GPU."
     if options.device == 'cpu' or options.gpus != 'all' and not is_whole(options.gpus, 1): return []  # `Options.faults`
     gpus = torch.cuda.device_count()
-    if not gpus: return [f'--gpus {options.gpus}: PyTorch {torch.__version__} sees no GPU here. Leave --gpus out, or '
-                         'add --device cpu to train in several processes on the CPU']
+    if not gpus: return [f'--gpus {options.gpus}: PyTorch {torch.__version__} finds no GPU on this machine. '
+                         'Leave --gpus out, or add --device cpu to train in several processes on the CPU']
     if options.gpus == 'all' or options.gpus <= gpus: return []
     return [f'--gpus {options.gpus}: this machine has {number_of(gpus, "GPU")}; give --gpus all']
 

@@ -173,7 +173,7 @@ def _mistakes(preds, inspection):
                     train_label=o.train_label, cosine=o.cosine) for o in first.itertuples()]
     explanation = ('Beside each photo are its evidence and the three train photos that it resembles most.'
                    if inspection.overlays else
-                   'This network does not end in a mean over places, so it has no evidence to show.')
+                   'Its last layer does not follow global average pooling, so this network has no evidence to show.')
     n_val, n_train = inspection.n_compared
     compared = f"Compared by their features: {number_of(n_val, 'val photo')}, {number_of(n_train, 'train photo')}."
     strange = [_case(preds, i, inspection, f'familiarity {preds.familiarity[i]:.3f}: {preds.files[i]}')
