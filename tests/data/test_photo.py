@@ -181,7 +181,7 @@ def test_a_photo_is_known_by_its_content_and_not_by_its_name(name, tmp_path):
     for kind in [*FORMATS, 'MPO']:
         file.write_bytes(photos()[kind])
         assert (pixels(file, 32) == pixels(photos()[kind], 32)).all(), kind
-    for content, reason in ((b'not a photo', "its content is none of .*, but text that begins with 'not a photo'"),
+    for content, reason in ((b'not a photo', "its content is none of .*, but text that starts with 'not a photo'"),
                             (b'\x7fELF\2\1\1', 'its content is none of'), (b'%PDF-1.7\n', 'it is a PDF'),
                             (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'it is SVG')):
         file.write_bytes(content)
@@ -225,7 +225,7 @@ def a_socket(path):
 
 @pytest.mark.skipif(os.name == 'nt', reason='Windows has none of these')
 @pytest.mark.parametrize(('make', 'reason'), [
-    (a_pipe, 'no regular file'), (a_link_to_a_pipe, 'no regular file'), (an_endless_device, 'no regular file'),
+    (a_pipe, 'not a regular file'), (a_link_to_a_pipe, 'not a regular file'), (an_endless_device, 'not a regular file'),
     (a_folder, 'Is a directory'), (a_loop_of_links, 'Too many levels of symbolic links'), (a_socket, ''),
     (a_link_to_nothing, 'No such file or directory'), (nothing, 'No such file or directory')])
 @pytest.mark.usefixtures('in_time')
