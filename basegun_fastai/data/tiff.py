@@ -49,7 +49,7 @@ def raise_for_tags(
     for first, tag, kind, count, value, _ in _tags(content):
         if kind not in (1, 2, 7): numbers += count  # not bytes or text
         if numbers > MAX_NUMBERS: raise CannotRead('tiff-too-many-numbers',
-            f'its tags have more than {MAX_NUMBERS} numbers: save it as PNG', most=MAX_NUMBERS)
+            f'its tags have more than {number_of(MAX_NUMBERS, "number")}: save it as PNG', most=MAX_NUMBERS)
         is_raw = tag == 50706 or tag == 262 and value in (32803, 34892) or tag == 254 and value & 1
         if first and is_raw: raise UnknownFormat('raw-photo', RAW)
 

@@ -16,6 +16,8 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from ..base.text import number_of
+
 # %% ../../nbs/serving/bodies.ipynb #48c4a061
 class Refusal(HTTPException):
     "Say over HTTP why there is no prediction."
@@ -72,9 +74,9 @@ class Bodies:
                         body += chunk
                         limit.reschedule(min(now() + BODY_SECONDS, limit.when() + len(chunk) / MIN_RATE))
             except TimeoutError as err:
-                raise Refusal(408, 'request-too-slow', f'less than {MIN_RATE:,} bytes per second arrived for '
-                              f'{BODY_SECONDS} seconds: send the photo again, or a smaller one', rate=MIN_RATE,
-                              seconds=BODY_SECONDS) from err
+                raise Refusal(408, 'request-too-slow', f'less than {number_of(MIN_RATE, "byte")} per second arrived '
+                              f'for {number_of(BODY_SECONDS, "second")}: send the photo again, or a smaller one',
+                              rate=MIN_RATE, seconds=BODY_SECONDS) from err
             content = bytes(body)
             body.clear()
             yield content
@@ -86,7 +88,8 @@ class Bodies:
             503, 'too-many-uploads', 'too many photos are arriving: send it again in a second', AGAIN)
 
     def _too_large(self):
-        return Refusal(413, 'request-too-large', f'the request has more than {self.max_bytes:,} bytes: send a smaller photo',
+        return Refusal(413, 'request-too-large',
+                       f'the request has more than {number_of(self.max_bytes, "byte")}: send a smaller photo',
                        most=self.max_bytes)
 
 # %% ../../nbs/serving/bodies.ipynb #efe99d41
@@ -121,6 +124,7 @@ async def photos_in(
     if not fields: raise Refusal(
         422, 'form-without-photo', f"the form has no file '{name}': {_remedy(name, most)}", name=name, most=most)
     if not all(map(_is_file, fields)):
-        raise Refusal(422, 'photo-sent-as-text', f"the field '{name}' is text, not a file: {_remedy(name, most)}; a file "
-                      'has its bytes, not base64, and a `filename="..."` beside its name', name=name, most=most)
+        raise Refusal(422, 'photo-sent-as-text',
+                      f"the field '{name}' is text, not a file: {_remedy(name, most)}; a file has its bytes, not "
+                      'base64, and a `filename="..."` beside its name', name=name, most=most)
     return [await o.read() for o in fields]

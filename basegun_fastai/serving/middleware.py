@@ -43,7 +43,7 @@ class LineHandler(logging.Handler):
     def emit(self,
         record: logging.LogRecord, # From any library
     ) -> None:
-        "Write one record as a line."
+        "Write one record."
         error = ''.join(traceback.format_exception(*record.exc_info)) if record.exc_info else None
         line = dict(time=_now(), level=record.levelname.lower(), message=record.getMessage(), error=error)
         write_line({k: v for k, v in line.items() if v is not None})

@@ -12,6 +12,7 @@ from basegun_fastai.base.pool import Died
 from basegun_fastai.base.processes import Terminated
 from basegun_fastai.data.formats import CannotRead, MissingPackage, UnknownFormat
 from basegun_fastai.data.photo import TooLarge, UnreadablePhoto
+from basegun_fastai.serving.bodies import Refusal
 from basegun_fastai.training.launching import ProcessEnded
 
 
@@ -23,7 +24,9 @@ def exceptions():
 
 
 MORE = {ProcessEnded: ('a message', -9), Died: (-9, 'a message'),
-        **{o: ('a-code', 'of two\nlines, with a: colon') for o in (CannotRead, UnknownFormat, MissingPackage, TooLarge)}}
+        Refusal: (422, 'a-code', 'a message'),
+        **{o: ('a-code', 'of two\nlines, with: a colon')
+           for o in (CannotRead, UnknownFormat, MissingPackage, TooLarge)}}
 EXCEPTIONS = exceptions()
 PLACES = ["photos/a.jpg", "photos/it's: a.jpg", 'photos/a\nb.jpg', '']
 
