@@ -48,6 +48,15 @@ class Refusal(HTTPException):
 BODY_SECONDS, MIN_RATE = 30, 10_000  # a body slower than this many bytes per second (80 kbit/s) has so many seconds
 AGAIN = {'Retry-After': '1'}
 
+def _too_slow():
+    rate, seconds = number_of(MIN_RATE, 'byte'), number_of(BODY_SECONDS, 'second')
+    return Refusal(408, 'request-too-slow', f'less than {rate} per second arrived for {seconds}: send the photo again, '
+                   'or a smaller one', rate=MIN_RATE, seconds=BODY_SECONDS)
+
+def _too_large(most):
+    return Refusal(413, 'request-too-large', f'the request has more than {number_of(most, "byte")}: send a smaller photo',
+                   most=most)
+
 # %% ../../nbs/serving/bodies.ipynb #7286ea0f
 class Bodies:
     "Reads bodies, and counts the bytes that they hold together."
@@ -63,7 +72,7 @@ class Bodies:
         request: Request, # Its body has not arrived yet
     ) -> AsyncIterator[bytes]: # All of it; raises `Refusal` with 408, 413 or 503
         "Read a body, and release it at the end."
-        if int(request.headers.get('content-length', 0)) > self.max_bytes: raise self._too_large()
+        if int(request.headers.get('content-length', 0)) > self.max_bytes: raise _too_large(self.max_bytes)
         body, n, now = bytearray(), 0, asyncio.get_running_loop().time
         try:
             try:
@@ -73,24 +82,16 @@ class Bodies:
                         self._refuse_more(n)
                         body += chunk
                         limit.reschedule(min(now() + BODY_SECONDS, limit.when() + len(chunk) / MIN_RATE))
-            except TimeoutError as err:
-                raise Refusal(408, 'request-too-slow', f'less than {number_of(MIN_RATE, "byte")} per second arrived '
-                              f'for {number_of(BODY_SECONDS, "second")}: send the photo again, or a smaller one',
-                              rate=MIN_RATE, seconds=BODY_SECONDS) from err
+            except TimeoutError as err: raise _too_slow() from err
             content = bytes(body)
             body.clear()
             yield content
         finally: self.held -= n
 
     def _refuse_more(self, n):
-        if n > self.max_bytes: raise self._too_large()
+        if n > self.max_bytes: raise _too_large(self.max_bytes)
         if self.held > self.limit: raise Refusal(
             503, 'too-many-uploads', 'too many photos are arriving: send it again in a second', AGAIN)
-
-    def _too_large(self):
-        return Refusal(413, 'request-too-large',
-                       f'the request has more than {number_of(self.max_bytes, "byte")}: send a smaller photo',
-                       most=self.max_bytes)
 
 # %% ../../nbs/serving/bodies.ipynb #efe99d41
 class _InMemory(MultiPartParser): spool_max_size = sys.maxsize
