@@ -54,8 +54,8 @@ def _too_slow():
                    'or a smaller one', rate=MIN_RATE, seconds=BODY_SECONDS)
 
 def _too_large(most):
-    return Refusal(413, 'request-too-large', f'the request has more than {number_of(most, "byte")}: send a smaller photo',
-                   most=most)
+    return Refusal(413, 'request-too-large', f'the request has more than {number_of(most, "byte")}: send a '
+                   'smaller photo', most=most)
 
 # %% ../../nbs/serving/bodies.ipynb #7286ea0f
 class Bodies:

@@ -1,9 +1,12 @@
 "Each reason that the API gives has a code, and the page has a French text for it."
 import ast
+import asyncio
+import json
 import re
 import shutil
 from importlib.util import find_spec
 from string import Formatter
+from types import SimpleNamespace
 
 import pytest
 from test_layers import ORDER, syntax
@@ -106,3 +109,24 @@ def test_a_browser_shows_the_text_of_each_code(locale):
                 "Ce fichier n’est pas une photo, mais un texte qui commence par «\u00a0l'arme ?\u00a0».")
             assert shown() == 'Le serveur a répondu par l’erreur 422. Réessayez plus tard.'
         browser.close()
+
+
+@pytest.mark.parametrize(('kind', 'status'), [(photo.NotAPhoto, 415), (photo.PhotoTooLarge, 413),
+                                              (photo.MissingDecoder, 501), (photo.UnreadablePhoto, 422)])
+def test_a_photo_that_cannot_be_read_has_the_status_of_its_class(kind, status):
+    from basegun_fastai.serving.application import _judge, _judge_or_fault
+    from basegun_fastai.serving.bodies import Refusal
+    class Processes:
+        async def ask(self, *_): raise kind('it', 'it is of tomorrow: wait', 'of-tomorrow', dict(days=1))
+    of_it = Processes(), SimpleNamespace(queue=SimpleNamespace(observe=None)), b'photo', False
+    with pytest.raises(Refusal) as error: asyncio.run(_judge(*of_it))
+    problem = dict(detail='it is of tomorrow: wait', code='of-tomorrow', fields=dict(days=1))
+    assert error.value.status_code == status and error.value.problem == problem
+    assert json.loads(error.value.response.body) == problem == asyncio.run(_judge_or_fault(*of_it))
+
+
+def test_the_api_documents_the_code_of_a_problem():
+    from basegun_fastai.serving.application import Settings, application
+    schema = application(SimpleNamespace(places=8, taken=0, ready=2, about=None), Settings()).openapi()
+    assert {*schema['components']['schemas']['Fault']['required']} == {'detail', 'code', 'fields'}
+    assert {'413', '415', '422', '501', '503'} <= {*schema['paths']['/predict']['post']['responses']}
