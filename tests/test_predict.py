@@ -586,7 +586,7 @@ def test_bad_photos_are_rows_and_the_command_goes_on(exported, photos, tmp_path)
             and '3 of 7 photos could not be read; see the column error for the reason' in result.stderr)
     bad = {Path(o['file']).name: o for o in rows(result.stdout) if o['error']}
     assert len(rows(result.stdout)) == 7 and list(bad) == ['a.jpg', 'b.jpg',
-                                                         'c.jpg'] and 'no regular file' in bad['c.jpg']['error']
+                                                         'c.jpg'] and 'not a regular file' in bad['c.jpg']['error']
     assert all(v == '' for o in bad.values() for k, v in o.items() if k not in ('file', 'error'))
 
 

@@ -82,16 +82,17 @@ def test_a_batch_has_an_answer_a_photo(server, photos):
     got = server.client.post('/predict/batch', files=files).json()
     alone = [server.client.post('/predict', content=o).json() for o in photos[:5]]
     assert len(got) == 32 and [o['probabilities'] for o in got[:5]] == [o['probabilities'] for o in alone]
-    assert set(got[5]) == {'detail'} and all('label' in o for o in got[6:])
+    assert set(got[5]) == {'detail', 'code', 'fields'} and got[5]['code'] == 'text-file'
+    assert all('label' in o for o in got[6:])
     assert server.client.post('/predict/batch', content=photos[0]).status_code == 422
     response = server.client.post('/predict/batch', files=[('images', ('a', o)) for o in photos[:33]])
     assert response.status_code == 422 and '32' in response.json()['detail']
 
 
 @pytest.mark.parametrize('what, status, words', [
-    (dict(content=b''), 422, 'no bytes'), (dict(content=b'x' * 100), 422, 'content is none of'),
+    (dict(content=b''), 415, 'is empty'), (dict(content=b'x' * 100), 415, 'content is none of'),
     (dict(files=dict(other=('a', b'x'))), 422, "no file 'image'"),
-    (dict(data=dict(image='text')), 422, 'content is none of'),
+    (dict(data=dict(image='text')), 415, 'content is none of'),
     (dict(content=b'x', headers={'content-type': 'multipart/form-data'}), 422, 'cannot be read'),
     (dict(content=b'x', headers={'content-type': 'multipart/form-data; boundary=a'}), 422, 'form'),
     (dict(content=b'x', params=dict(explain='perhaps')), 422, 'explain'),
@@ -159,7 +160,7 @@ def test_the_log_has_no_name_of_a_file(exported, photos):
         server.client.post('/predict', content=b'x')
         lines = server.lines(3)
         assert server.end() == 0
-    assert [(o['path'], o['status']) for o in lines] == [('/predict', 200), ('other', 404), ('/predict', 422)]
+    assert [(o['path'], o['status']) for o in lines] == [('/predict', 200), ('other', 404), ('/predict', 415)]
     assert lines[0]['bytes'] > len(photos[0]) and {'time', 'id', 'ms', 'label', 'level', 'reason'} <= {*lines[0]}
     assert 'secret' not in ''.join(server.log + server.said) and len(server.log) == 3
 
@@ -494,6 +495,7 @@ def test_a_photo_that_crashes_its_decoder_is_refused_by_name(exported, photos):
         os.kill(child, signal.SIGSEGV)
         os.kill(child, signal.SIGCONT)
         assert asked.result().status_code == 422 and 'crashes the decoder' in asked.result().json()['detail']
+        assert asked.result().json()['code'] == 'decoder-crashed'
         assert server.client.post('/predict', content=photos[0]).status_code == 200
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..base.errors import BasegunError, raise_faults
 from ..base.pool import Died, Process, TooSlow
 from ..base.processes import say
-from ..data.photo import UnreadablePhoto
+from ..data.photo import UnreadablePhoto, from_record
 from ..predict import Answer
 
 # %% ../../nbs/serving/processes.ipynb #fa0dc887
@@ -36,7 +36,7 @@ class _Judge(Process):
         try: return next(self.ask(dict(explained=explained), photo, MAX_SECONDS))
         except Died as err:
             if err.killed or err.code >= 0: raise
-            raise UnreadablePhoto('it', f'crashes the decoder ({err})') from err
+            raise UnreadablePhoto('it', f'it crashes the decoder ({err})', 'decoder-crashed') from err
 
 def _waited(processes, function, *arguments):
     "Let a thread wait for a process."
@@ -158,7 +158,7 @@ async def ask(self,
         process = await _next(self)
     started(time.perf_counter() - since)
     reply, picture = await asyncio.shield(_keep(self, _ask_one(self, process, photo, explained)))
-    if 'reason' in reply: raise UnreadablePhoto('it', reply['reason'])
+    if 'reason' in reply: raise from_record('it', reply)
     return reply | dict(answer=Answer(*reply['answer'])), picture
 
 async def end(self) -> None:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from io import BytesIO
 
 from ..base.pool import answer_questions
-from ..data.photo import UnreadablePhoto
+from ..data.photo import NO_MEMORY, UnreadablePhoto
 from ..exported import no_familiarity_line
 from ..predict import load
 
@@ -22,8 +22,8 @@ MAX_MEMORY = 5 * 2**28  # bytes of address space besides the model's
 def _reply(model, photo, explained):
     started = time.perf_counter()
     try: answer = model.explain(photo) if explained else model(photo)
-    except UnreadablePhoto as err: return dict(reason=err.reason), b''
-    except MemoryError: return dict(reason='it needs more memory than is available'), b''
+    except UnreadablePhoto as err: return err.record(), b''
+    except MemoryError: return UnreadablePhoto('it', NO_MEMORY, 'too-much-memory').record(), b''
     picture, more = BytesIO(), {}
     if explained:
         answer.picture().save(picture, 'JPEG', quality=88)

@@ -10,7 +10,9 @@ import basegun_fastai
 from basegun_fastai.base.errors import MAX_LINE, BasegunError, raise_faults
 from basegun_fastai.base.pool import Died
 from basegun_fastai.base.processes import Terminated
-from basegun_fastai.data.photo import UnreadablePhoto
+from basegun_fastai.data.formats import CannotRead, MissingPackage, UnknownFormat
+from basegun_fastai.data.photo import TooLarge, UnreadablePhoto
+from basegun_fastai.serving.bodies import Refusal
 from basegun_fastai.training.launching import ProcessEnded
 
 
@@ -21,14 +23,18 @@ def exceptions():
             if inspect.isclass(o) and issubclass(o, BaseException) and o.__module__ == name]
 
 
-MORE = {ProcessEnded: ('a message', -9), Died: (-9, 'a message')}
+MORE = {ProcessEnded: ('a message', -9), Died: (-9, 'a message'),
+        Refusal: (422, 'a-code', 'a message'),
+        **{o: ('a-code', 'of two\nlines, with: a colon')
+           for o in (CannotRead, UnknownFormat, MissingPackage, TooLarge)}}
 EXCEPTIONS = exceptions()
 PLACES = ["photos/a.jpg", "photos/it's: a.jpg", 'photos/a\nb.jpg', '']
 
 
 def examples(kind):
     if issubclass(kind, UnreadablePhoto):
-        return [kind(place, "its content is none, but text that begins with 'Not Found'") for place in PLACES]
+        return [kind(place, "its content is none, but text that starts with 'Not Found'", 'text-file',
+                     dict(words='Not Found')) for place in PLACES]
     return [kind(*MORE[kind])] if kind in MORE else [kind('a message'), kind('of two\nlines, with a: colon')]
 
 

@@ -36,7 +36,7 @@ OTHERS = {
     'a Photoshop file': [b'8BPS\0\1'],
     'an icon': [b'\0\0\1\0\1\0\x10\x10'],
     'is empty': [b''],
-    "none of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, but text that begins with 'Not Found'":
+    "none of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, but text that starts with 'Not Found'":
         [b'Not Found', b'Not Found\n'],
     'none of JPEG': [b'\x7fELF\2\1\1\0', b'\0\5\x16\7\0\2\0\0', b'%!PS-Adobe-3.0 EPSF-3.0']}
 
@@ -157,5 +157,5 @@ def test_a_pillow_that_was_built_without_a_format_is_named(kind, monkeypatch):
     from PIL import AvifImagePlugin, WebPImagePlugin
     from test_odd_photos import photos
     monkeypatch.setattr(dict(AVIF=AvifImagePlugin, WEBP=WebPImagePlugin)[kind], 'SUPPORTED', False)
-    with pytest.raises(MissingDecoder, match=f'it is {kind}, which Pillow lacks here: `pip install'):
+    with pytest.raises(MissingDecoder, match=f'it is {kind}, which the installed Pillow cannot read: `pip install'):
         read_photo(photos()[kind])

@@ -1,5 +1,6 @@
 "The decoder: every kind of source gives the pixels that a person sees."
 import base64
+import json
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from test_odd_photos import chunk, photos, png, saved, strips, twelve_bits
 
 from basegun_fastai.data.formats import FORMATS
 from basegun_fastai.data.photo import _TURNS, MAX_BYTES, NEUTRAL, MissingDecoder, NotAPhoto, PhotoTooLarge
-from basegun_fastai.data.photo import UnreadablePhoto, described_photo, pixels, read_photo
+from basegun_fastai.data.photo import UnreadablePhoto, described_photo, from_record, pixels, read_photo
 
 UNDO = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
 
@@ -181,7 +182,7 @@ def test_a_photo_is_known_by_its_content_and_not_by_its_name(name, tmp_path):
     for kind in [*FORMATS, 'MPO']:
         file.write_bytes(photos()[kind])
         assert (pixels(file, 32) == pixels(photos()[kind], 32)).all(), kind
-    for content, reason in ((b'not a photo', "its content is none of .*, but text that begins with 'not a photo'"),
+    for content, reason in ((b'not a photo', "its content is none of .*, but text that starts with 'not a photo'"),
                             (b'\x7fELF\2\1\1', 'its content is none of'), (b'%PDF-1.7\n', 'it is a PDF'),
                             (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'it is SVG')):
         file.write_bytes(content)
@@ -225,7 +226,7 @@ def a_socket(path):
 
 @pytest.mark.skipif(os.name == 'nt', reason='Windows has none of these')
 @pytest.mark.parametrize(('make', 'reason'), [
-    (a_pipe, 'no regular file'), (a_link_to_a_pipe, 'no regular file'), (an_endless_device, 'no regular file'),
+    (a_pipe, 'not a regular file'), (a_link_to_a_pipe, 'not a regular file'), (an_endless_device, 'not a regular file'),
     (a_folder, 'Is a directory'), (a_loop_of_links, 'Too many levels of symbolic links'), (a_socket, ''),
     (a_link_to_nothing, 'No such file or directory'), (nothing, 'No such file or directory')])
 @pytest.mark.usefixtures('in_time')
@@ -331,10 +332,15 @@ def test_a_program_can_tell_what_to_answer_to_who_sent_a_photo(tmp_path, monkeyp
     bomb = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IEND', b'')
     with open(tmp_path/'large', 'wb') as file: file.truncate(MAX_BYTES + 1)
     with open(tmp_path/'large', 'rb') as stream:
-        kinds = [(b'', NotAPhoto), (b'hello', NotAPhoto), (b'%PDF-1.7\n', NotAPhoto), (b'FUJIFILMCCD-RAW', NotAPhoto),
-                 (bomb, PhotoTooLarge), (tmp_path/'large', PhotoTooLarge), (stream, PhotoTooLarge),
-                 (photos()['HEIC'], MissingDecoder), (tmp_path/'none.jpg', UnreadablePhoto),
-                 (photos()['PNG'][:60], UnreadablePhoto)]
-        for source, kind in kinds:
+        kinds = [(b'', NotAPhoto, 'empty-file'), (b'hello', NotAPhoto, 'text-file'), (b'%PDF-1.7\n', NotAPhoto, 'pdf'),
+                 (b'\0\5\7', NotAPhoto, 'not-a-photo'), (b'FUJIFILMCCD-RAW', NotAPhoto, 'raw-photo'),
+                 (strips(9, 9, bytes(9), light=32803), NotAPhoto, 'raw-photo'),
+                 (bomb, PhotoTooLarge, 'too-many-pixels'), (tmp_path/'large', PhotoTooLarge, 'too-many-bytes'),
+                 (stream, PhotoTooLarge, 'too-many-bytes'), (photos()['HEIC'], MissingDecoder, 'heic-decoder-missing'),
+                 (tmp_path/'none.jpg', UnreadablePhoto, 'file-error'), (tmp_path, UnreadablePhoto, 'file-error'),
+                 (photos()['PNG'][:60], UnreadablePhoto, 'damaged')]
+        for source, kind, code in kinds:
             with pytest.raises(UnreadablePhoto) as error: pixels(source, 32)
-            assert type(error.value) is kind, error.value
+            assert (type(error.value), error.value.code) == (kind, code), error.value
+            again = from_record(error.value.path, json.loads(json.dumps(error.value.record())))
+            assert type(again) is kind and vars(again) == vars(error.value)

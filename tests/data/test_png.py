@@ -72,7 +72,7 @@ def test_a_large_profile_counts_as_a_small_one():
     content = PROFILES['Display P3'][0]
     small, large = (read(profile(o)) for o in (content, content + bytes(3 * 2**20)))
     assert small == large != PHOTO.tobytes()
-    with pytest.raises(UnreadablePhoto, match='its colour profile has more than 16 MiB: save it without, in sRGB'):
+    with pytest.raises(UnreadablePhoto, match='its colour profile has more than 16 MiB: save it without one, in sRGB'):
         read(profile(content + bytes(MAX_INFLATED)))
 
 

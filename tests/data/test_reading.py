@@ -93,7 +93,7 @@ def test_a_photo_that_takes_too_much_memory_is_an_error(photos, monkeypatch):
     with pytest.raises(MemoryError): answer(photos/'00.png')
     Image.new('L', (7900, 7900)).save(photos/'99.png')
     large, small = asked('r.MAX_MEMORY = 2**26', photos, ['99.png', '00.png'])
-    assert 'more memory than there is' in large['reason'] and small['width'] == 60
+    assert 'more memory than is available' in large['reason'] and small['width'] == 60
 
 
 def asked(change, folder, names):

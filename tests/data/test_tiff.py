@@ -80,7 +80,7 @@ def test_a_kind_is_read_rightly_or_refused(light, bits, kind):
         content, wanted = ramp(light, bits, kind, order, compression, fill, alpha)
         try: levels = np.asarray(read_photo(content)).astype(float)
         except UnreadablePhoto as err:
-            assert 'it is a TIFF of a kind that is not read (' in err.reason and f'bits {bits}' in err.reason
+            assert 'it is a TIFF of an unsupported kind (' in err.reason and f'bits {bits}' in err.reason
             continue
         assert np.abs(levels - wanted[..., None]).max() <= 1.01, (order, compression, fill, alpha)
         right.add((order, compression, fill, alpha))
@@ -97,7 +97,7 @@ def test_a_big_tiff_is_read_as_a_small_one(light, bits):
 
 def test_what_a_tiff_is_comes_before_what_can_be_done():
     with pytest.raises(UnreadablePhoto) as error: read_photo(ramp(None, 16, SIGNED, '>')[0])
-    assert error.value.reason == ('it is a TIFF of a kind that is not read (bits 16, samples 1, sample format 2): '
+    assert error.value.reason == ('it is a TIFF of an unsupported kind (bits 16, samples 1, sample format 2): '
                                   'save it as PNG')
     content = BytesIO()
     Image.fromarray(np.linspace(0, 10**5, 64).astype(np.int32).reshape(8, 8)).save(content, 'TIFF')

@@ -93,9 +93,9 @@ def test_other_fields_of_a_form_are_left_aside():
 @pytest.mark.parametrize(('body', 'name', 'most', 'kind', 'words'), [
     (in_form((b'name="photo"; filename="a"', b'x')), 'image', 1, None, "no file 'image': send a form with one"),
     (in_form(*[(b'name="image"; filename="a"', b'x')] * 2), 'image', 1, None, 'Maximum number of files is 1'),
-    (in_form(*[(b'name="images"; filename="a"', b'x')] * 33), 'images', 32, None, "files 'images', 32 at most"),
-    (b'x', 'images', 32, b'image/jpeg', "no form: send a form with files 'images', 32 at most"),
+    (in_form(*[(b'name="images"; filename="a"', b'x')] * 33), 'images', 32, None, "files 'images', at most 32"),
+    (b'x', 'images', 32, b'image/jpeg', "not a form: send a form with files 'images', at most 32"),
     (b'x', 'image', 1, b'multipart/form-data', 'Missing boundary'), (b'x', 'image', 1, None, 'cannot be read')])
 def test_a_form_that_is_wrong_hears_what_to_send(body, name, most, kind, words):
     status, detail = taken_apart(body, name, most, kind or b'multipart/form-data; boundary=x')
-    assert status == 422 and words in detail and f'as `curl -F {name}=@photo.jpg` does' in detail
+    assert status == 422 and words in detail and f'such as `curl -F {name}=@photo.jpg`' in detail

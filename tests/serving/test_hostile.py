@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.soak,
               pytest.mark.skipif(find_spec('fastapi') is None, reason='no basegun-fastai[serve]')]
 CASES = soak(40, 5500)  # of Schemathesis, per path
 UPLOADS = soak(40, 1000)  # per kind of damage
-FINE = {200, 408, 413, 422, 503, 504}
+FINE = {200, 408, 413, 415, 422, 503, 504}
 
 
 @pytest.fixture(scope='module')
