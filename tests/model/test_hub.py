@@ -91,7 +91,7 @@ def test_a_file_that_does_not_fit_is_refused_before_a_run_is_made(filled, data, 
         assert done.returncode == 1 and all(o in done.stderr for o in words), done.stderr
     named = {*re.findall(r"the downloaded '([^']+)'", done.stderr)}
     assert filled.count('GET /store') == 1 and not (tmp_path/'out').exists() and 'Delete that file' in done.stderr
-    assert len(named) == 1 and 'Traceback' not in done.stderr and 'smaller rate' not in done.stderr
+    assert len(named) == 1 and 'Traceback' not in done.stderr and 'smaller learning rate' not in done.stderr
     Path(*named).unlink()
     filled.files[FILE] = good
     assert load_file(check_weights(architecture(NAME), 'imagenet')).keys() == load(good).keys()

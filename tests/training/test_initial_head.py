@@ -104,4 +104,4 @@ def test_weights_without_a_classifier_begin_at_zero(data, weights, tmp_path):
     assert pretrained_classifier(ARCH, tmp_path/'body.safetensors') is None
     done = typed('train', data, '--out', tmp_path, *as_arguments(**QUICK | dict(
         weights=tmp_path/'body.safetensors', head_epochs=1, fine_tune_epochs=0)))
-    assert done.returncode == 0 and 'the head begins' not in done.stderr, done.stderr
+    assert done.returncode == 0 and 'the head is initialised' not in done.stderr, done.stderr
