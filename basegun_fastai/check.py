@@ -95,7 +95,7 @@ def check(
     data: Path, # Folder with train/<class>/* and val/<class>/*; nothing in it is changed
     json: FILE = None, # JSON file to write, with all problems
     report: FILE = None, # HTML page to write, with the photos
-    size: whole(1) = 224, # A photo is small if its longest side has fewer pixels; give the size of your model's input
+    size: whole(1, 2048) = 224, # A photo is small if its longest side has fewer pixels; give your model's input size
     workers: whole(1) = None, # Processes that read photos (default: one per core)
 ) -> None: # Prints a summary, raises `BasegunError` if there are errors
     "Report what is in a data set and what is wrong with it."

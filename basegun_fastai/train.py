@@ -7,7 +7,7 @@ __all__ = ['train', 'lr_find']
 
 # %% ../nbs/train.ipynb #95d8c7f1
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from .base.errors import BasegunError, raise_faults
 from .base.files import first_free, hold, hold_first, out_faults, write_whole
@@ -37,9 +37,10 @@ def _hold(path, options, faults):
     return hold(path, faults, new=not options.resume) if options.name else hold_first(path, faults)
 
 def _say_finished(run, options):
-    then = run.config.options
-    ignored = [f'{flag(k)} was {then[k]}, now {v}' for k, v in options.to_json().items()
-               if k in then and k not in FREE and v != then[k]]
+    then, now = run.config.options, options.to_json()
+    typed = [o.name for o in fields(Options) if o.name not in FREE and getattr(options, o.name) != o.default]
+    names = dict(data='DATA') | {o: flag(o) for o in typed if o in then}
+    ignored = [f'{name} was {then[o]}, now {now[o]}' for o, name in names.items() if now[o] != then[o]]
     if not ignored: say(f"'{run.path}' is finished: nothing to do")
     else: say(f"'{run.path}' is finished: nothing to do. Changed options are ignored: {'; '.join(ignored)}")
 

@@ -234,7 +234,7 @@ def test_the_summary_fits_a_screen_whatever_is_wrong(clean, tmp_path):
 @pytest.mark.parametrize(('options', 'words'), [
     (['--json', 'found.txt'], ['ends in .json']),
     (['--report', 'page.json', '--size', '0'], ['ends in .html', '--size 0']),
-    (['--json', 'nowhere/found.json'], ["no folder 'nowhere'"])])
+    (['--json', 'nowhere/found.json'], ["the folder 'nowhere' does not exist"])])
 def test_options_that_make_no_sense(clean, tmp_path, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
     result = typed('check', clean, *options)

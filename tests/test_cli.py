@@ -86,7 +86,7 @@ def test_a_training_in_a_log_file(data, tmp_path):
         'recall'] and where == 'runs/mon essai'
     assert [o.split()[0] for o in first_lines] == ['temperature', 'calibration', 'loss:', 'Brier', 'high', 'medium',
                                                    'low',
-                                             'everything', 'nothing', 'no']
+                                                   'every', 'no', 'no']
     assert '\r' not in result.stdout + result.stderr and '\x1b' not in result.stdout + result.stderr
     warned, lines = ([o for o in result.stderr.splitlines() if o.startswith('warning: ') == wanted]
                      for wanted in (True, False))
@@ -146,7 +146,7 @@ def test_an_older_pillow_is_refused_in_a_line():
     code = "import PIL.Image; PIL.__version__ = '10.4.0'; from basegun_fastai import cli; cli.main()"
     result = subprocess.run([sys.executable, '-c', code, 'predict', '-h'], capture_output=True, text=True)
     assert result.returncode == 1 and not result.stdout
-    assert result.stderr == ("basegun-fastai: Pillow 10.4.0 is installed, and 11.3 or later is needed: type "
+    assert result.stderr == ("basegun-fastai: Pillow 10.4.0 is installed, but 11.3 or later is needed: type "
                              "`pip install 'pillow>=11.3'`\n")
 
 

@@ -104,4 +104,4 @@ def test_what_a_network_has_no_evidence_for_is_said(data, tmp_path):
     from basegun_fastai.train import train
     train(data, fine_tune_epochs=1, out=tmp_path, name='vit', **TINY | dict(arch='test_vit', size=160))
     text = BeautifulSoup((tmp_path/'vit'/'report.html').read_text(), 'html.parser').get_text()
-    assert 'it has no evidence to show' in text and 'warm: for' not in text
+    assert 'this network has no evidence to show' in text and 'warm: for' not in text

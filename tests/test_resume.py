@@ -54,6 +54,8 @@ def test_a_chain_of_kills_in_every_phase(run, data, tmp_path, workers):
                   '--cache', 'off')
     assert again.returncode == 0 and again.stderr.endswith(
         'is finished: nothing to do. Changed options are ignored: --seed was 42, now 7\n'), again.stderr
+    again = typed('train', data/'nowhere', '--out', tmp_path, '--name', 'killed', '--resume', *options)
+    assert f'options are ignored: DATA was {data}, now {data}/nowhere\n' in again.stderr, again.stderr
 
 
 def test_a_mean_of_weights_that_was_interrupted_goes_on_where_it_was(pretrained, data, weights, tmp_path, monkeypatch,

@@ -425,6 +425,8 @@ def test_every_fault_is_told_at_once(exported, run, tmp_path):
         taken.listen()
         result = run_command('serve', exported, '--port', taken.getsockname()[1])
     assert result.returncode == 1 and 'give another port' in result.stderr and 'Traceback' not in result.stderr
+    result = typed('serve', exported, '--host', '192.0.2.1', '--port', 0)
+    assert result.returncode == 1 and "--host '192.0.2.1' is no address of this machine" in result.stderr
 
 
 def test_a_key_may_have_the_mark_of_an_editor_before_it(tmp_path):

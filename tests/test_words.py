@@ -86,7 +86,7 @@ def stumbles(file):
             for o in re.finditer(pattern, line): yield kind, f'{where}: {o[0]!r} in {line.strip()[:150]!r}: {better}'
 
 
-@pytest.mark.parametrize('file', files())
+@pytest.mark.parametrize('file', [*files()])
 def test_words_are_plain(file):
     assert not [f'{kind}, {o}' for kind, o in stumbles(file)]
 

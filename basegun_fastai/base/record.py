@@ -101,6 +101,9 @@ def _no_run(folder):
     if folder.suffix == '.pkl':
         return (f"'{folder}' is a pickle, and opening a pickle runs any code in it: give the folder of the run, "
                 'whose weights are read without that')
+    if not folder.exists():
+        beside = sorted(o.parent.name for o in folder.parent.glob('*/config.json'))
+        return f"no folder '{folder}': give the folder of a run; runs in '{folder.parent}': {name_some(beside)}"
     here = [o.parent.name for o in folder.glob('*/config.json')] if folder.is_dir() else []
     if here: return f"'{folder}' is not the folder of a run. Give one of the runs in it: {name_some(sorted(here))}"
     return (f"'{folder}' is not the folder of a run: it has no config.json. Give a folder that `basegun-fastai train` "

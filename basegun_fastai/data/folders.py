@@ -164,7 +164,7 @@ def _classes_in(folder): return 'val' if (folder/'val').is_dir() else ''
 def _class_layout_faults(folder):
     if fault := folder_fault(folder): return [fault]
     holder = folder/_classes_in(folder)
-    none = f"'{holder}' holds no class folder: give a folder with <class>/*, or a data set with val/<class>/*"
+    none = f"'{holder}' has no class folder: give a folder with photos in <class>/*"
     return class_faults(holder) + ([] if subfolders(holder) else [none])
 
 # %% ../../nbs/data/folders.ipynb #aff6b0cb

@@ -6,6 +6,7 @@
 __all__ = ['HEADER_SECONDS', 'DRAIN_SECONDS', 'DRAIN_BYTES', 'IDLE_SECONDS', 'GRACE', 'listen', 'Server']
 
 # %% ../../nbs/serving/server.ipynb #eaef29c3
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ def listen(
     try: taken.bind((host, port))
     except OSError as err:
         taken.close()
+        if isinstance(err, socket.gaierror) or err.errno == errno.EADDRNOTAVAIL: raise BasegunError(
+            f"--host '{host}' is no address of this machine: give 127.0.0.1, or 0.0.0.0 for all of them") from err
         raise BasegunError(f'cannot listen on --host {host} --port {port} ({err.strerror or err}): give another port, '
                            'or 0 for a free one') from err
     return taken

@@ -215,7 +215,7 @@ def _facts(config, history):
     kept = f"epoch {config.best['epoch']} of {len(history)} ({config.best['stage']})" if config.best else ''
     facts = {'started': config.started, 'time of all epochs': _duration(history.seconds.sum()),
              'device': resolved.device, 'kept weights': kept, 'batch size': resolved.batch_size,
-             'highest learning rate of the head': resolved.lr, 'fingerprint of the photos': config.dataset.fingerprint,
+             'peak learning rate': resolved.lr, 'fingerprint of the photos': config.dataset.fingerprint,
              'skipped photos': name_some(config.skipped, 40), 'command': ' '.join(config.command)}
     options = {'--' + key.replace('_', '-'): value for key, value in config.options.items()}
     versions = {'version of ' + key: value for key, value in config.versions.items()}

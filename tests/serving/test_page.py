@@ -121,9 +121,9 @@ def test_of_a_thousand_classes_twenty_have_a_bar(server, photo):
 
 @pytest.mark.parametrize(('locale', 'title', 'level', 'familiarity', 'percent'), [
     ('en-GB', 'Unfamiliar photo', 'This looks like none of the photos',
-     'Familiarity 0.012: expect about 12 this unusual among 1,000 photos of firearms.', '(99.0\u00a0%)'),
+     'Familiarity 0.012: expect about 12 at least this unusual among 1,000 photos of firearms.', '(99.0\u00a0%)'),
     ('fr-FR', 'Photo inhabituelle', 'Cette photo ne ressemble à aucune',
-     'Familiarité 0,012\u00a0: sur 1\u202f000\u00a0photos d’armes à feu, environ 12 sont aussi inhabituelles.',
+     'Familiarité 0,012\u00a0: sur 1\u202f000\u00a0photos d’armes à feu, environ 12 sont au moins aussi inhabituelles.',
      '(99,0\u202f%)')])
 def test_an_unfamiliar_photo_is_said_to_be_so(server, locale, title, level, familiarity, percent):
     with opened(server.url, locale=locale) as (page, heard):
