@@ -124,11 +124,11 @@ def _predict(run, data, table, workers, device, ood_photos):
 
 # %% ../nbs/evaluate.ipynb #855e5ff5
 def evaluate(
-    run: Path, # Folder that `train` left
+    run: Path, # Folder made by `train`
     data: Path, # Folder with <class>/*, or a data set with val/<class>/*
-    out: FOLDER = None, # Folder to make for the tables; default: RUN/evaluation_<date>_<time>
+    out: FOLDER = None, # Folder to make for the tables (default: RUN/evaluation_<date>_<time>)
     skip_unreadable: bool = False, # Skip photos that cannot be read
-    workers: whole(0) = None, # Processes that read photos; default: one per core, at most 16
+    workers: whole(0) = None, # Processes that read photos (default: one per core, at most 16)
     device: one_of(DEVICES) = 'auto', # Device of the network; auto uses the GPU if there is one
     not_a_gun: FOLDER = None, # Folder of photos without guns; the model should give them low confidence
     groups: FILE = None, # CSV with a column `file` as in predictions-val.csv: metrics per value of its other columns

@@ -264,8 +264,8 @@ def _make_export(run, data, out):
 # %% ../nbs/export.ipynb #7667827e
 def export(
     run: Path, # Folder made by `train`
-    out: FOLDER = None, # New folder for model.onnx and model.json; default: RUN/exported
-    data: FOLDER = None, # Folder with the photos of the training; default: the folder used then
+    out: FOLDER = None, # New folder for model.onnx and model.json (default: RUN/exported)
+    data: FOLDER = None, # Folder with the photos of the training (default: the folder used then)
 ) -> None: # Prints the folder, raises `BasegunError` if predictions differ
     "Make files that can be served, and compare their predictions with the training."
     forget_cluster()

@@ -242,7 +242,7 @@ def _write(file, lines, counts, flush):
 def predict(
     exported: Path, # Folder made by `basegun-fastai export`
     photos: Annotated[list[Path], {'nargs': '+', 'type': Path}], # Photos and folders of photos
-    out: FILE = None, # New file for the rows; default: stdout, each row as soon as it is ready
+    out: FILE = None, # New file for the rows (default: stdout, each row as soon as it is ready)
     json: bool = False, # Write a JSON object per line instead of CSV
     explain: FOLDER = None, # New folder for a picture of each photo with the evidence for its prediction
 ) -> None: # Raises `BasegunError` at the end if a photo could not be read

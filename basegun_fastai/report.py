@@ -77,11 +77,11 @@ def _predictions_and_metrics(run, val):
 
 # %% ../nbs/report.ipynb #2da6d654
 def report(
-    run: Path, # Folder that `train` left
+    run: Path, # Folder made by `train`
     against: FOLDER = None, # Another run of the same classes and val photos, to compare with
     data: FOLDER = None, # Folder with the photos, if they have moved since the training
-    out: FILE = None, # HTML file to write; default: RUN/report.html, or RUN/report_<date>_<time>.html if that exists
-    workers: whole(0) = None, # Processes that read photos; default: one per core, at most 16
+    out: FILE = None, # HTML file to write (default: RUN/report.html, or RUN/report_<date>_<time>.html if it exists)
+    workers: whole(0) = None, # Processes that read photos (default: one per core, at most 16)
     device: one_of(DEVICES) = 'auto', # Device of the network; auto uses the GPU if there is one
 ) -> None: # Prints the file, raises `BasegunError`
     "Write a run as one page to look at."

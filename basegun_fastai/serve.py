@@ -114,8 +114,8 @@ def serve(
     exported: Path, # Folder made by `basegun-fastai export`
     host: text('ADDRESS') = '127.0.0.1', # Address to listen on; 0.0.0.0 means all addresses of this machine
     port: whole(0, 65535) = 8000, # Port to listen on; 0 picks a free one
-    workers: whole(1, 256) = None, # Processes that read and judge photos; default: one per core
-    limit_concurrency: whole(1, 10_000) = None, # Photos in progress or waiting; more get 503; default: two per process
+    workers: whole(1, 256) = None, # Processes that read and judge photos (default: one per core)
+    limit_concurrency: whole(1, 10_000) = None, # Photos in progress or waiting; more get 503 (default: two per process)
     max_bytes: whole(1000, 2**30) = 20_000_000, # Maximum size of a request; a larger one gets 413
     root_path: text('PATH') = '', # Path under which a proxy has the server, such as /basegun
     no_page: bool = False, # Leave out the page at /

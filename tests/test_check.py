@@ -79,7 +79,8 @@ def test_every_photo_that_cannot_be_read_is_named_with_its_reason(clean, tmp_pat
     code, actual, result = checked(clean, tmp_path)
     assert code == 1 and kinds(actual) == {('error', 'unreadable'): 4} and actual['refused'] == 4
     reasons = {o['files'][0].split('/')[-1]: o['message'] for o in actual['problems']}
-    assert ('empty' in reasons['empty.jpg'] and 'truncated' in reasons['half.jpg'] and 'none of' in reasons['text.png']
+    assert ('empty' in reasons['empty.jpg'] and 'truncated' in reasons['half.jpg']
+            and 'not a photo' in reasons['text.png']
             and reasons['new\nline.jpg'])
     assert '4 errors' in result.stderr and len(result.stdout.splitlines()) == 6
 

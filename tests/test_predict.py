@@ -572,7 +572,7 @@ def test_json_lines_say_the_same(exported, photos):
     assert actual == dict(file=str(photos/'revolver'/'0.jpg'), label=answer.label, confidence=answer.confidence,
                          level=answer.level, familiarity=answer.familiarity, reason=answer.reason,
                          error=None) | answer.probabilities
-    assert (bad['label'] is None and bad['confidence'] is None and 'none of JPEG' in bad['error']
+    assert (bad['label'] is None and bad['confidence'] is None and 'not a photo (JPEG' in bad['error']
             and list(bad) == list(actual) and result.returncode == 1)
 
 

@@ -90,9 +90,9 @@ def test_a_batch_has_an_answer_a_photo(server, photos):
 
 
 @pytest.mark.parametrize('what, status, words', [
-    (dict(content=b''), 415, 'is empty'), (dict(content=b'x' * 100), 415, 'content is none of'),
+    (dict(content=b''), 415, 'is empty'), (dict(content=b'x' * 100), 415, 'not a photo'),
     (dict(files=dict(other=('a', b'x'))), 422, "no file 'image'"),
-    (dict(data=dict(image='text')), 415, 'content is none of'),
+    (dict(data=dict(image='text')), 415, 'not a photo'),
     (dict(content=b'x', headers={'content-type': 'multipart/form-data'}), 422, 'cannot be read'),
     (dict(content=b'x', headers={'content-type': 'multipart/form-data; boundary=a'}), 422, 'form'),
     (dict(content=b'x', params=dict(explain='perhaps')), 422, 'explain'),

@@ -76,8 +76,8 @@ def _unknown(content):
         if pattern.match(start): return UnknownFormat(code, reason)
     words = re.split(rb'[\r\n\0]', start.strip())[0][:40].decode('utf-8', 'replace')
     if words and words.isprintable() and '\ufffd' not in words[:-1]: return UnknownFormat('text-file',
-        f"its content is none of {formats}, but text that starts with '{words}'", formats=formats, words=words)
-    return UnknownFormat('not-a-photo', f'its content is none of {formats}', formats=formats)
+        f"it is text that starts with '{words}', not a photo ({formats})", formats=formats, words=words)
+    return UnknownFormat('not-a-photo', f'it is not a photo of a supported format ({formats})', formats=formats)
 
 # %% ../../nbs/data/formats.ipynb #75e333c7
 class CannotRead(ValueError):

@@ -92,6 +92,8 @@ def cross_fitted(
     temperatures = [fit_temperature(logits[o], labels[o]) for o in (half, ~half)]
     return logits / np.where(half, temperatures[1], temperatures[0])[:, None]
 
+_NO_THRESHOLD = 'the run has no such threshold: its val photos were too few, or too often predicted wrongly'
+
 # %% ../../nbs/trust/calibration.ipynb #5fb04e2c
 def _familiarity_numbers(preds, rate):
     if preds.familiarity is None: return None
@@ -125,7 +127,7 @@ def confidence_report(
     after = calibration_metrics(cross_fitted(raw, preds.labels) if is_training else preds.logits, preds.labels)
     calibration = dict(temperature=temperature, bins=BINS, before=calibration_metrics(raw, preds.labels), after=after)
     if is_training: levels, refused = _find_levels(preds, high_rate, shown_rate, unfamiliar_rate, ood)
-    else: refused = {k: 'the model comes without this threshold' for k in ('low', 'high') if getattr(levels, k) is None}
+    else: refused = {k: _NO_THRESHOLD for k in ('low', 'high') if getattr(levels, k) is None}
     numbers = dict(low=levels.low, high=levels.high, high_rate=high_rate, shown_rate=shown_rate,
                    unfamiliar_rate=levels.unfamiliar_rate, certainty=1 - RISK, refused=refused,
                    bands=level_counts(levels, preds.confidences, preds.right, preds.familiarity),
@@ -222,7 +224,7 @@ def level_promises(
 ) -> list[str]: # A sentence per level
     "Say what the levels promise."
     def line(name, rate, promise, refusal):
-        reason = levels['refused'].get(name, 'the model comes without this threshold')
+        reason = levels['refused'].get(name, _NO_THRESHOLD)
         if levels[name] is None: return refusal.format(reason)
         return promise.format(rate=levels[rate], certainty=levels['certainty'], threshold=levels[name])
     lines = [line('high', 'high_rate',

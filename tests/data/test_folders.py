@@ -104,7 +104,7 @@ def test_unreadable_photos_are_named_with_their_reason(copy):
     lines = unreadable_lines(examine(copy, list_photos(copy))).splitlines()
     assert [o.split(':')[0].strip() for o in lines] == ['train/epaule_a_pompe/0005.jpg', 'train/revolver/0004.jpg',
                                                         'val/revolver/0003.png']
-    assert 'truncated' in lines[0] and 'empty' in lines[1] and 'none of' in lines[2]
+    assert 'truncated' in lines[0] and 'empty' in lines[1] and 'not a photo' in lines[2]
     assert unreadable_lines(examine(copy, list_photos(copy)), limit=1).endswith('and 2 more')
 
 

@@ -76,7 +76,7 @@ def test_what_is_no_photo_is_said(server, tmp_path):
     with opened(server.url) as (page, heard):
         page.set_input_files('#file', tmp_path/'a.txt')
         page.wait_for_selector('#error:not(:empty)')
-        assert 'content is none of' in page.inner_text('#error') and page.is_hidden('#result')
+        assert 'not a photo' in page.inner_text('#error') and page.is_hidden('#result')
         assert not [o for o in heard if '415' not in o]
 
 
