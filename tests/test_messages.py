@@ -112,7 +112,8 @@ def test_evaluating_what_is_no_run(data, tmp_path):
 def test_evaluating_a_run_with_a_mistyped_name(run, data):
     result = typed('evaluate', run.path.with_name('frist'), data)
     runs = f"runs in '{run.path.parent}': {run.path.name}"
-    assert result.returncode == 1 and f"frist': give the folder of a run; {runs}" in result.stderr, result.stderr
+    assert result.returncode == 1
+    assert f"frist' does not exist: give the folder of a run; {runs}" in result.stderr, result.stderr
 
 
 def test_evaluating_unreadable_photos(run, copy, tmp_path):

@@ -271,7 +271,7 @@ def test_unreadable_photos_are_refused_or_noted(copy, tmp_path, capsys):
     file.unlink()
     file.write_bytes(b'not a photo')
     before, options = tree(copy), dict(head_epochs=0, fine_tune_epochs=1, out=tmp_path/'out', name='skip') | QUICK
-    with pytest.raises(BasegunError, match='(?s)--skip-unreadable.*train/revolver/0005.jpg: its content'):
+    with pytest.raises(BasegunError, match='(?s)--skip-unreadable.*train/revolver/0005.jpg: it is text'):
         train(copy, **options)
     assert not (tmp_path/'out').exists()
     train(copy, skip_unreadable=True, **options)

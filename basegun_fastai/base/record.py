@@ -103,7 +103,8 @@ def _no_run(folder):
                 'whose weights are read without that')
     if not folder.exists():
         beside = sorted(o.parent.name for o in folder.parent.glob('*/config.json'))
-        return f"no folder '{folder}': give the folder of a run; runs in '{folder.parent}': {name_some(beside)}"
+        return (f"'{folder}' does not exist: give the folder of a run; runs in '{folder.parent}': "
+                f'{name_some(beside)}')
     here = [o.parent.name for o in folder.glob('*/config.json')] if folder.is_dir() else []
     if here: return f"'{folder}' is not the folder of a run. Give one of the runs in it: {name_some(sorted(here))}"
     return (f"'{folder}' is not the folder of a run: it has no config.json. Give a folder that `basegun-fastai train` "
