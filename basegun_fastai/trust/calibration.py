@@ -92,8 +92,6 @@ def cross_fitted(
     temperatures = [fit_temperature(logits[o], labels[o]) for o in (half, ~half)]
     return logits / np.where(half, temperatures[1], temperatures[0])[:, None]
 
-_NO_THRESHOLD = 'the run has no such threshold: its val photos were too few, or too often predicted wrongly'
-
 # %% ../../nbs/trust/calibration.ipynb #5fb04e2c
 def _familiarity_numbers(preds, rate):
     if preds.familiarity is None: return None
@@ -136,6 +134,8 @@ def confidence_report(
                 levels=numbers)
 
 # %% ../../nbs/trust/calibration.ipynb #4477db04
+_NO_THRESHOLD = 'the run has no such threshold: its val photos were too few, or too often predicted wrongly'
+
 def _find_levels(preds, high_rate, shown_rate, unfamiliar_rate, ood):
     "Levels, and why some are refused."
     rate = unfamiliar_rate if preds.familiarity is not None else 0.
