@@ -34,6 +34,8 @@ COMMANDS = {  # command: (module, function, what it does, two examples of its ar
               ('data/', 'data/ --report check.html --json check.json')),
     'split': ('split', 'split', 'split class folders into a fixed train/ and val/',
               ('photos/ data/', 'photos/ data/ --val 0.2 --conflicts leave-out')),
+    'review': ('review', 'review', 'find wrong labels and photos that should not be there, and decide on a page',
+               ('data/ --arch efficientnet_b0', 'data/ --from review_2026-11-29_101500 --reviewer anna')),
     'archs': ('model.archs', 'archs', 'list the architectures, their sizes and weights', ('', '| grep b3')),
     'lr-find': ('train', 'lr_find', 'find a learning rate and save its curve',
                 ('data/', 'data/ --arch efficientnet_b0 --weights none --name rates')),
@@ -53,7 +55,7 @@ COMMANDS = {  # command: (module, function, what it does, two examples of its ar
 }
 
 # they, or modules that they import, need temporary files
-_TEMPORARY = ('check', 'split', 'lr-find', 'train', 'evaluate', 'export', 'report')
+_TEMPORARY = ('check', 'split', 'review', 'lr-find', 'train', 'evaluate', 'export', 'report')
 
 # %% ../nbs/cli.ipynb #39538ada
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -74,7 +76,9 @@ def _command_parser(name, function):
     "The parser of a command, from the signature of its function."
     from fastcore.script import anno_parser
     parser, examples = anno_parser(function, prog=f'basegun-fastai {name}'), COMMANDS[name][3]
-    for o in parser._actions: o.help = re.sub(r" \(default: (False|''|\(\))\)$", '', o.help)
+    for o in parser._actions:
+        o.option_strings = [text.rstrip('-') or text for text in o.option_strings]  # such as --from, a word of Python
+        o.help = re.sub(r" \(default: (False|''|\(\))\)$", '', o.help)
     lines = [f'  basegun-fastai {name} {o}'.rstrip() for o in examples]
     parser.formatter_class, parser.epilog = _HelpFormatter, '\n'.join(['examples:', *lines]) if lines else None
     return parser

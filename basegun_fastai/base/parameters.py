@@ -57,7 +57,7 @@ def flag(
     name: str, # Of a parameter
 ) -> str: # Such as '--batch-size'
     "Write an option as it is typed."
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 # %% ../../nbs/base/parameters.ipynb #a0d1c015
 @dataclass(frozen=True)

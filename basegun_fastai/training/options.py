@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'PRECISIONS', 'CLASS_WEIGHTS', 'RATE', 'SHARE', 'UNFAMILIAR', 'RUN_NAME', 'COMPILE_SPACE', 'FREE',
-           'Learning', 'Machine', 'Promise', 'Options']
+           'Network', 'Learning', 'Reading', 'Machine', 'Promise', 'Options']
 
 # %% ../../nbs/training/options.ipynb #7c40b508
 import os
@@ -36,16 +36,20 @@ UNFAMILIAR = number(lambda o: o == 0 or .001 <= o <= MAX_UNFAMILIAR_RATE,
 RUN_NAME = text('NAME', lambda o: Path(o).name == o != '', "a name for a folder, without '/'")
 
 @dataclass(frozen=True, kw_only=True)
-class Learning:
-    "The options that change the numbers of a training."
+class Network:
+    "The options that choose a network."
     arch: text('NAME') = option('efficientnet_b3', positional=True)  # efficientnet_b0 to _b7, or any timm network
+    weights: one_of(('imagenet', 'none'), 'FILE') = 'imagenet'  # Initial weights: ImageNet, random, or those in FILE
+    size: whole(32, 2048, of=' of pixels') = None  # Input width and height in pixels (default: the architecture's)
+
+@dataclass(frozen=True, kw_only=True)
+class Learning(Network):
+    "The options that change the numbers of a training."
     head_epochs: whole(0) = option(None, train_only=True)  # Epochs of the head (default: 10, or 0 with --weights none)
     fine_tune_epochs: whole(0) = option(5, train_only=True)  # Epochs that then train the whole network
     lr: RATE = option(.005, train_only=True)  # Peak learning rate; auto: from lr-find (too low for pretrained weights)
     batch_size: whole(1, word='auto') = 'auto'  # Photos per batch; auto: 32 on a CPU, as many as fit on a GPU
-    weights: one_of(('imagenet', 'none'), 'FILE') = 'imagenet'  # Initial weights: ImageNet, random, or those in FILE
     head: one_of(HEADS) = 'linear'  # bn-dropout adds BatchNorm and Dropout before the dense layer
-    size: whole(32, 2048, of=' of pixels') = None  # Input width and height in pixels (default: the architecture's)
     class_weights: one_of(CLASS_WEIGHTS) = 'none'  # balanced: rare classes have a higher weight in the training loss
     seed: whole(0) = 42  # Random seed; on a CPU the same seed, options, photos and thread count give the same network
     head_views: hidden(whole(0)) = option(2, train_only=True)  # Augmented views of each photo; 0: new ones every epoch
@@ -55,11 +59,15 @@ class Learning:
 
 # %% ../../nbs/training/options.ipynb #8276399c
 @dataclass(frozen=True, kw_only=True)
-class Machine:
-    "The options that say where and how fast a training runs."
+class Reading:
+    "The options that say how photos reach a network."
     workers: whole(0) = option(None, free=True)  # Processes that read photos (default: one per core, at most 16)
-    device: one_of(DEVICES) = 'auto'  # Device to train on; auto: a GPU if one is usable
+    device: one_of(DEVICES) = 'auto'  # Device of the network; auto: a GPU if one is usable
     cache: one_of(('auto', 'off'), 'DIR') = option('auto', free=True)  # Where decoded photos are kept; off: nowhere
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Reading):
+    "The options that say where and how fast a training runs."
     gpus: whole(1, word='all') = option(1, free=True, train_only=True)  # GPUs, or CPU processes, that share each batch
     other_gpus: hidden(bool) = option(False, free=True, train_only=True)  # With --resume: allow another number of GPUs
 
