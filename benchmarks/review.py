@@ -2,14 +2,14 @@
 
 The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout); if it is missing, nothing is measured.
 On four sets, 5 and 10 % of the labels of train and val become wrong: `uniform` gives any other class, `confusion` the
-class that a classifier confuses it with; `foreign` adds photos without guns (typology/not-a-gun) under any label. `found` is the share of the planted labels among the first 5, 10
-and 20 % of the list of `review` (unfamiliar photos are in it too), and of four rankings: cleanlab's self-confidence and
-normalized margin, the share of the ten nearest photos with the same label, and the mean of the ranks of the first and
-the third. With BASEGUN_TRAIN=1 it also trains with the defaults, one seed, on the planted data, on the data after a
-perfect review of the first 20 % of the list, and on the clean data, and judges all three on the clean val. Photos of
-one weapon (typology: the name before the war) are one group. BASEGUN_SETS="trash" measures a part again; the other rows
-keep their noted values. Prints a table, and writes review.json. Rankings: 10 minutes on two cores; a training takes 2
-to 10 minutes more, and there are 20.
+class that a classifier confuses it with; `foreign` adds photos without guns (typology/not-a-gun) under any label. Three
+seeds. `shares` is the share of the planted ones among the first 5, 10 and 20 % of the list of `review` (unfamiliar
+photos are in it too), and of four rankings: cleanlab's self-confidence and normalized margin, the share of the ten
+nearest photos with the same label, and the mean of the ranks of the first and the third. With BASEGUN_TRAIN=1 it also
+trains with the defaults, one seed, on the planted data, on the data after a perfect review of the first 20 % of the
+list, and on the clean data, and judges all three on the clean val. Photos of one weapon (typology: the name before the
+war) are one group. BASEGUN_SETS="trash" measures a part again; the other rows keep their noted values. Prints a table,
+and writes review.json. Rankings: 10 minutes on two cores; a training takes 2 to 10 minutes more, and there are 20.
 """
 import json
 import os
@@ -99,8 +99,8 @@ def orders(photos, labels):
 
 
 def foreign(name, photos):
-    "How early photos without guns are found, by the list, by the doubts alone and by the similarity alone."
-    others, found, n = Photos('typology/not-a-gun', 'classes'), {}, len(photos.labels)
+    "The share of photos without guns among the first, by the list, by the doubts and by the similarity."
+    others, shares, n = Photos('typology/not-a-gun', 'classes'), {}, len(photos.labels)
     for seed in SEEDS:
         random = np.random.default_rng(seed)
         chosen = random.choice(len(others.labels), round(.05 * n), replace=False)
@@ -115,23 +115,24 @@ def foreign(name, photos):
         ways = dict(review=ways['review'], doubt=ways['mean of ranks'], similarity=np.argsort(similarity))
         for way, order in ways.items():
             firsts = [float(np.isin(rows, order[:round(o * len(labels))]).mean()) for o in SHARES]
-            found.setdefault(way, []).append(firsts)
-    note(dict(set=name, kind='foreign', rate=.05, found={k: np.mean(v, 0).round(4).tolist() for k, v in found.items()}))
+            shares.setdefault(way, []).append(firsts)
+    means = {k: np.mean(v, 0).round(4).tolist() for k, v in shares.items()}
+    note(dict(set=name, kind='foreign', rate=.05, shares=means))
 
 
 def rankings(name, photos):
     if name == 'typology': foreign(name, photos)
     for kind in KINDS[:2]:
         for rate in RATES:
-            found, lengths = {}, []
+            shares, lengths = {}, []
             for seed in SEEDS:
                 labels, rows = planted(photos, rate, kind, seed)
                 for ranking, order in orders(photos, labels).items():
                     if ranking == 'review': lengths.append(len(order) / len(labels))
                     firsts = [float(np.isin(rows, order[:round(o * len(labels))]).mean()) for o in SHARES]
-                    found.setdefault(ranking, []).append(firsts)
+                    shares.setdefault(ranking, []).append(firsts)
             note(dict(set=name, kind=kind, rate=rate, list_length=float(np.mean(lengths)),
-                      found={k: np.mean(v, 0).round(4).tolist() for k, v in found.items()}))
+                      shares={k: np.mean(v, 0).round(4).tolist() for k, v in shares.items()}))
 
 
 def accuracy(photos, labels):
@@ -170,7 +171,7 @@ def note(row):
     rows[place] = rows.get(place, {}) | row
     ordered = sorted(rows.values(), key=lambda o: (SETS.index(o['set']), KINDS.index(o['kind']), o['rate']))
     write_whole(NOTED, json.dumps(dict(weights=ARCH, shares=SHARES, rows=ordered), indent=1) + '\n')
-    for ranking, firsts in row.get('found', {}).items():
+    for ranking, firsts in row.get('shares', {}).items():
         print(f"{row['set']:12}{row['kind']:10}{row['rate']:5.0%} {ranking:20}", *(f'{o:.2f}' for o in firsts))
     if 'accuracy' in row: print(f"{row['set']:12}{row['kind']:10}{row['rate']:5.0%} accuracy", row['accuracy'])
 

@@ -13,13 +13,13 @@ WINGS = {
     'data': 'colour formats tiff png photo names walk phash crops reading folders contents near_duplicates '
             'problems pages demo cache',
     'model': 'archs folding device optimiser augment workers loaders hub weights learner',
-    'trust': 'familiarity levels predictions calibration ood captions mistakes groups tables '
+    'trust': 'familiarity levels predictions calibration suspects ood captions mistakes groups tables '
              'evidence comparison steadiness judge inspection run_page',
     'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup finish '
                 'training',
     'commands': 'exported check split evaluate train predict report export',
     'serving': 'worker processes bodies measures middleware application server',
-    'cli': 'serve cli',
+    'cli': 'serve review cli',
 }
 ORDER = [o if wing in ('commands', 'cli') else f'{wing}.{o}' for wing, names in WINGS.items()
          for o in names.split()]

@@ -1,4 +1,4 @@
-"The list of `review`: what is wrong with its options is said first, and DATA is never changed."
+"The list of `review`: what is wrong with its options comes first, and DATA is never changed."
 import json
 import os
 import shutil
@@ -39,8 +39,8 @@ def test_what_stops_a_training_comes_first(copy, tmp_path, options):
     smaller(third, copy/'val'/'epaule_a_verrou'/'small,er.png')
     (copy/'train'/'revolver'/'no photo.jpg').write_bytes(b'nothing')
     before = tree(copy)
-    rows, said = listed(copy, tmp_path/'list', *options)
-    assert tree(copy) == before and 'no photo.jpg' in said
+    rows, stderr = listed(copy, tmp_path/'list', *options)
+    assert tree(copy) == before and 'no photo.jpg' in stderr
     firsts = {o: {*rows.file[rows.kind == o]} for o in ('conflict', 'leak')}
     assert firsts == dict(
         conflict={'train/epaule_a_pompe/the same.jpg', f'train/revolver/{one.name}', f'train/revolver/{third.name}',
@@ -51,9 +51,9 @@ def test_what_stops_a_training_comes_first(copy, tmp_path, options):
     assert about['suspects'] == len(rows) and about['photos'] == 75 and len(about['classes']) == 6
     neighbours = pd.read_csv(tmp_path/'list'/'neighbours.csv', keep_default_na=False)
     assert neighbours.file.tolist() == rows.file.tolist()
-    for row, near in zip(rows.itertuples(), neighbours.itertuples(), strict=True):
-        assert all(o.split('/')[1] == row.label for o in near[2:5] if o)
-        assert all(o.split('/')[1] == row.suggested for o in near[5:8] if o)
+    for row, cells in zip(rows.itertuples(), neighbours.itertuples(), strict=True):
+        assert all(o.split('/')[1] == row.label for o in cells[2:5] if o)
+        assert all(o.split('/')[1] == row.suggested for o in cells[5:8] if o)
 
 
 def test_the_same_photos_give_the_same_list(data, tmp_path, options):
@@ -79,8 +79,8 @@ def test_a_group_is_judged_without_itself(data, tmp_path, options):
     files = sorted(o.relative_to(data).as_posix() for o in data.rglob('*.*'))
     groups = tmp_path/'weapons.csv'
     groups.write_text('file,group\n' + ''.join(f'{o},{o.split("/")[1]}\n' for o in files))  # a class is one weapon
-    rows, said = listed(data, tmp_path/'list', *options, '--groups', groups)
-    assert said.count('cannot be judged, because no other group of photos shows the class') == 6
+    rows, stderr = listed(data, tmp_path/'list', *options, '--groups', groups)
+    assert stderr.count('cannot be judged, because no other group of photos shows the class') == 6
     assert 'label' not in {*rows.kind}
 
 
@@ -111,6 +111,6 @@ def test_a_group_file_is_read_before_the_photos(data, tmp_path, options):
 
 
 def test_weights_that_have_seen_the_labels_are_said(run, data, tmp_path):
-    _, said = listed(data, tmp_path/'list', '--arch', 'test_efficientnet', '--size', 32, '--workers', 0, '--weights',
+    _, stderr = listed(data, tmp_path/'list', '--arch', 'test_efficientnet', '--size', 32, '--workers', 0, '--weights',
                      run.weights)
-    assert 'warning: --weights were trained on 48 of the 72 photos' in said
+    assert 'warning: --weights were trained on 48 of the 72 photos' in stderr

@@ -60,7 +60,7 @@ BEFORE = dict(  # the options in the config.json of a run by a version in which 
 
 @pytest.mark.parametrize(('changed', 'differences'), [
     (dict(), []), (dict(workers=4, cache='off', out='elsewhere', no_report=True), []),
-    (dict(lr=.01, size=64), ['--lr was 0.005, now 0.01', '--size was None, now 64'])])
+    (dict(lr=.01, size=64), ['--size was None, now 64', '--lr was 0.005, now 0.01'])])
 def test_a_run_of_the_version_before_goes_on_with_the_same_options(changed, differences):
     now = Options(**dict(data='data', name='night', not_a_gun='things', resume=True) | changed)
     dataset, resolved = Dataset('', {}), Resolved('cpu', 32, .005, 300, 320)
