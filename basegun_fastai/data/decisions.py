@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'DECISIONS', 'INVALID', 'MAX_DECISIONS_BYTES', 'Decision', 'decision_faults', 'describe', 'read_decisions',
            'DecisionFile']
 
-# %% ../../nbs/data/decisions.ipynb #b883a7ad
+# %% ../../nbs/data/decisions.ipynb #fc01debe
 import csv
 import errno
 import io
@@ -26,7 +26,7 @@ from ..base.files import hold, sync, write_whole
 from ..base.processes import say
 from ..base.text import is_utf8, name_some, number_of, printable
 
-# %% ../../nbs/data/decisions.ipynb #6452db41
+# %% ../../nbs/data/decisions.ipynb #bb0f7317
 COLUMNS = ('file', 'sha256', 'label', 'decision', 'class', 'note', 'reviewer', 'time')
 DECISIONS = ('keep', 'move', 'invalid', 'unsure', 'undo')
 INVALID = ('not-whole', 'several', 'no-gun', 'drawing', 'duplicate')  # notes of the decision `invalid`
@@ -48,7 +48,7 @@ class Decision:
         "Return what two decisions on a photo must agree on."
         return self.decision, self.new_label
 
-# %% ../../nbs/data/decisions.ipynb #aab5c2fa
+# %% ../../nbs/data/decisions.ipynb #7eb0a5ef
 def _either(words): return f"{', '.join(words[:-1])} or {words[-1]}"
 
 def _shorten(text): return printable(text if len(text) <= 300 else f'{text[:300]}…')
@@ -73,7 +73,7 @@ def decision_faults(
         (not all(map(is_utf8, astuple(o)[1:])), "is not UTF-8: save it as 'CSV UTF-8'")]
     return [message for wrong, message in checks if wrong]
 
-# %% ../../nbs/data/decisions.ipynb #91700a85
+# %% ../../nbs/data/decisions.ipynb #1f5b1dba
 MAX_DECISIONS_BYTES = 2**28  # of a file
 _TIME = re.compile('[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+]00:00)')
 
@@ -101,7 +101,7 @@ def _header_faults(header):
               (double, f'has several columns named {_quote_names(double)}: keep one')]
     return [message for wrong, message in checks if wrong]
 
-# %% ../../nbs/data/decisions.ipynb #f7fa1197
+# %% ../../nbs/data/decisions.ipynb #30d81f58
 class _Table:
     "What a file of decisions holds."
     def __init__(self, text):
@@ -136,7 +136,7 @@ class _Table:
         return self.torn.count('"') % 2 == 1 and not any(
             len(cells) == len(self.header) and {*cells} & {*DECISIONS} for cells in csv.reader(others))
 
-# %% ../../nbs/data/decisions.ipynb #dfb81ba2
+# %% ../../nbs/data/decisions.ipynb #60f6e88f
 def _again_fault(last, decision):
     earlier = last.get(decision.file)
     if earlier is None or decision.decision == 'undo' or decision.outcome == earlier.outcome: return None
@@ -165,7 +165,7 @@ def _add(table, line, cells):
     _update(table.last, decision)
     table._lines[decision.file] = line
 
-# %% ../../nbs/data/decisions.ipynb #89427d05
+# %% ../../nbs/data/decisions.ipynb #2bbdfc40
 def _file_fault(file):
     try: status = os.stat(file)
     except OSError as err: return f'cannot be read ({err.strerror}): give the path of a file of decisions'
@@ -192,7 +192,7 @@ def read_decisions(
                        f"'{_shorten(table.torn)}'")
     return table.last
 
-# %% ../../nbs/data/decisions.ipynb #d3f47581
+# %% ../../nbs/data/decisions.ipynb #52065d8b
 def _line(header, decision):
     cells, out = dict(zip(COLUMNS, astuple(decision), strict=True)), io.StringIO(newline='')
     csv.writer(out, lineterminator='\r\n').writerow([cells.get(o, '') for o in header])  # which quotes both of them
@@ -228,7 +228,12 @@ class DecisionFile:
                 yield file
             finally: os.close(descriptor)
 
-# %% ../../nbs/data/decisions.ipynb #34ccd48d
+    def _is_unchanged(self):
+        try: there = os.stat(self.path)
+        except FileNotFoundError: return False
+        return os.path.samestat(os.fstat(self._descriptor), there) and there.st_size == self._size
+
+# %% ../../nbs/data/decisions.ipynb #27798a41
 @patch
 def _cut(self: DecisionFile, table):
     "Make the file end with a complete line."
@@ -258,8 +263,7 @@ def append(self: DecisionFile,
     with self._lock:
         faults = [*decision_faults(decision), *filter(None, [_again_fault(self.last, decision)])]
         raise_faults([f"the decision on '{_shorten(decision.file)}' {o}" for o in faults])
-        ours, there = os.fstat(self._descriptor), os.stat(self.path)
-        if not os.path.samestat(ours, there) or ours.st_size != self._size: raise BasegunError(
+        if not self._is_unchanged(): raise BasegunError(
             f"'{printable(str(self.path))}' was changed by another program, so this decision is not written: close the "
             'file there, then start `basegun-fastai review` again')
         self._write(_line(self._header, decision))
