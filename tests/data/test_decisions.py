@@ -1,6 +1,7 @@
 "A file of decisions loses nothing that was confirmed, and each fault of an edited one is named."
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ HEADER = ','.join(COLUMNS).encode() + b'\n'
 SHA = 'ab' * 32
 TIME = '2026-01-31T12:00:05Z'
 NAMES = ['train/e\u0301paule/1.jpg', 'train/é/1.jpg', 'val/a/2, "x".jpg', 'val/a/-rf.jpg', 'val/\udce9/a\n\r.jpg',
-         'val/a/ .jpg', "val/a/'=1+1'.jpg", 'val/a/"', 'val/a/\n', 'val/a/\u2028,']
+         'val/a/ .jpg', "val/a/'=1+1'.jpg", 'val/a/"', 'val/a/\n', 'val/a/Icon\r', 'val/a/\u2028,']
 
 
 def decision(file, kind='keep', **more):
@@ -113,9 +114,9 @@ def test_a_full_disk_keeps_what_is_confirmed(tmp_path, monkeypatch):
 def test_no_decision_goes_into_a_file_that_an_editor_has_changed(tmp_path):
     path = tmp_path/'decisions.csv'
     for change in (lambda: os.replace(tmp_path/'other', path), lambda: path.write_bytes(HEADER + b'\n'), path.unlink):
-        (tmp_path/'other').write_bytes(HEADER)
         with DecisionFile.open(path) as file:
             file.append(decision(f'val/{len(file.last)}.jpg'))
+            shutil.copy(path, tmp_path/'other')
             change()
             with pytest.raises(BasegunError, match='was changed by another program'): file.append(decision('val/x'))
             assert 'val/x' not in file.last
