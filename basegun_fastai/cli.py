@@ -34,6 +34,8 @@ COMMANDS = {  # command: (module, function, what it does, two examples of its ar
               ('data/', 'data/ --report check.html --json check.json')),
     'split': ('split', 'split', 'split class folders into a fixed train/ and val/',
               ('photos/ data/', 'photos/ data/ --val 0.2 --conflicts leave-out')),
+    'apply': ('apply', 'apply', 'make a new data set from the decisions of reviewers',
+              ('data/ decisions.csv reviewed/', 'data/ decisions-anna.csv decisions-bob.csv reviewed/ --link')),
     'archs': ('model.archs', 'archs', 'list the architectures, their sizes and weights', ('', '| grep b3')),
     'lr-find': ('train', 'lr_find', 'find a learning rate and save its curve',
                 ('data/', 'data/ --arch efficientnet_b0 --weights none --name rates')),

@@ -17,7 +17,7 @@ WINGS = {
              'evidence comparison steadiness judge inspection run_page',
     'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup finish '
                 'training',
-    'commands': 'exported check split evaluate train predict report export',
+    'commands': 'exported check split apply evaluate train predict report export',
     'serving': 'worker processes bodies measures middleware application server',
     'cli': 'serve cli',
 }
@@ -67,7 +67,7 @@ def test_light_modules_import_nothing_heavy_at_the_top(name):
     assert not heavy
 
 
-LEAN = ('cli', 'exported', 'predict', 'check', 'split', 'serve')
+LEAN = ('cli', 'exported', 'predict', 'check', 'split', 'apply', 'serve')
 
 
 @pytest.mark.parametrize('name', [o for o in ORDER if o in LEAN or o.startswith(('base.', 'data.', 'serving.'))])

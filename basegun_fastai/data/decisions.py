@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'DECISIONS', 'INVALID', 'MAX_DECISIONS_BYTES', 'Decision', 'decision_faults', 'describe', 'read_decisions',
            'DecisionFile']
 
-# %% ../../nbs/data/decisions.ipynb #fc01debe
+# %% ../../nbs/data/decisions.ipynb #de58740c
 import csv
 import errno
 import io
@@ -25,8 +25,9 @@ from ..base.errors import MAX_FAULTS, BasegunError, raise_faults
 from ..base.files import hold, sync, write_whole
 from ..base.processes import say
 from ..base.text import is_utf8, name_some, number_of, printable
+from .names import class_name
 
-# %% ../../nbs/data/decisions.ipynb #bb0f7317
+# %% ../../nbs/data/decisions.ipynb #9862df40
 COLUMNS = ('file', 'sha256', 'label', 'decision', 'class', 'note', 'reviewer', 'time')
 DECISIONS = ('keep', 'move', 'invalid', 'unsure', 'undo')
 INVALID = ('not-whole', 'several', 'no-gun', 'drawing', 'duplicate')  # notes of the decision `invalid`
@@ -46,9 +47,9 @@ class Decision:
     @property
     def outcome(self) -> tuple[str, str]: # The decision and the new class
         "Return what two decisions on a photo must agree on."
-        return self.decision, self.new_label
+        return (self.decision, class_name(self.new_label) if self.decision == 'move' else '')
 
-# %% ../../nbs/data/decisions.ipynb #7eb0a5ef
+# %% ../../nbs/data/decisions.ipynb #73eb584e
 def _either(words): return f"{', '.join(words[:-1])} or {words[-1]}"
 
 def _shorten(text): return printable(text if len(text) <= 300 else f'{text[:300]}…')
@@ -58,22 +59,23 @@ def decision_faults(
 ) -> list[str]: # Each starts with a verb: what names the line comes before it
     "Say what is wrong with a decision."
     moves, names = o.decision == 'move', f"'{_shorten(o.new_label)}'"
+    is_same = class_name(o.new_label) == class_name(o.label)
     checks = [
         (not o.file, "names no photo: fill in the column 'file'"),
         (not re.fullmatch('[0-9a-f]{64}', o.sha256),
          f"has the sha256 '{_shorten(o.sha256)}', which is not 64 hexadecimal digits: copy it from the original file"),
         (o.decision not in DECISIONS, f"has the decision '{_shorten(o.decision)}': write {_either(DECISIONS)}"),
         (moves and not o.new_label, "has the decision 'move' without a class: write it into the column 'class'"),
-        (moves and o.new_label and o.new_label == o.label,
+        (moves and o.new_label and is_same,
          f"has the decision 'move' to {names}, the class that the photo has: write keep, or another class"),
-        (not moves and o.new_label not in ('', o.label),
+        (not moves and o.new_label and not is_same,
          f"has the decision '{_shorten(o.decision)}' with the class {names}: write move, or remove the class"),
         (o.decision == 'invalid' and o.note not in INVALID,
          f"has the decision 'invalid' with the note '{_shorten(o.note)}': write {_either(INVALID)}"),
         (not all(map(is_utf8, astuple(o)[1:])), "is not UTF-8: save it as 'CSV UTF-8'")]
     return [message for wrong, message in checks if wrong]
 
-# %% ../../nbs/data/decisions.ipynb #1f5b1dba
+# %% ../../nbs/data/decisions.ipynb #2628a007
 MAX_DECISIONS_BYTES = 2**28  # of a file
 _TIME = re.compile('[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+]00:00)')
 
@@ -101,7 +103,7 @@ def _header_faults(header):
               (double, f'has several columns named {_quote_names(double)}: keep one')]
     return [message for wrong, message in checks if wrong]
 
-# %% ../../nbs/data/decisions.ipynb #30d81f58
+# %% ../../nbs/data/decisions.ipynb #34398c9d
 class _Table:
     "What a file of decisions holds."
     def __init__(self, text):
@@ -136,7 +138,7 @@ class _Table:
         return self.torn.count('"') % 2 == 1 and not any(
             len(cells) == len(self.header) and {*cells} & {*DECISIONS} for cells in csv.reader(others))
 
-# %% ../../nbs/data/decisions.ipynb #60f6e88f
+# %% ../../nbs/data/decisions.ipynb #bbbb3523
 def _again_fault(last, decision):
     earlier = last.get(decision.file)
     if earlier is None or decision.decision == 'undo' or decision.outcome == earlier.outcome: return None
@@ -165,7 +167,7 @@ def _add(table, line, cells):
     _update(table.last, decision)
     table._lines[decision.file] = line
 
-# %% ../../nbs/data/decisions.ipynb #2bbdfc40
+# %% ../../nbs/data/decisions.ipynb #b9019ec3
 def _file_fault(file):
     try: status = os.stat(file)
     except OSError as err: return f'cannot be read ({err.strerror}): give the path of a file of decisions'
@@ -192,7 +194,7 @@ def read_decisions(
                        f"'{_shorten(table.torn)}'")
     return table.last
 
-# %% ../../nbs/data/decisions.ipynb #52065d8b
+# %% ../../nbs/data/decisions.ipynb #be0bc50a
 def _line(header, decision):
     cells, out = dict(zip(COLUMNS, astuple(decision), strict=True)), io.StringIO(newline='')
     csv.writer(out, lineterminator='\r\n').writerow([cells.get(o, '') for o in header])  # which quotes both of them
@@ -233,7 +235,7 @@ class DecisionFile:
         except FileNotFoundError: return False
         return os.path.samestat(os.fstat(self._descriptor), there) and there.st_size == self._size
 
-# %% ../../nbs/data/decisions.ipynb #27798a41
+# %% ../../nbs/data/decisions.ipynb #adbaa9a4
 @patch
 def _cut(self: DecisionFile, table):
     "Make the file end with a complete line."
