@@ -15,6 +15,7 @@ from pathlib import Path
 from ..base.errors import BasegunError
 from ..base.processes import raise_if_interrupted
 from ..base.progress import progress
+from ..base.text import printable
 
 # %% ../../nbs/data/dataset.ipynb #eb94f792
 def _place(source, target, link):
@@ -39,4 +40,6 @@ def write_data_set(
         raise_if_interrupted()
         target = unfinished/to
         target.parent.mkdir(parents=True, exist_ok=True)
-        _place(photos/file, target, link)
+        try: _place(photos/file, target, link)
+        except FileNotFoundError as err: raise BasegunError(
+            f"'{printable(file)}' has disappeared from '{photos}' since this command started: start it again") from err
