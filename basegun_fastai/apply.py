@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['apply']
 
-# %% ../nbs/apply.ipynb #51a20f02
+# %% ../nbs/apply.ipynb #a43d18ce
 import hashlib
 import os
 from collections import Counter
@@ -25,7 +25,7 @@ from .data.decisions import Decision, describe, read_decisions
 from .data.folders import ignored_lines, layout_faults, list_photos
 from .data.names import class_name, confusable, difference
 
-# %% ../nbs/apply.ipynb #819382aa
+# %% ../nbs/apply.ipynb #0f7018c3
 _MAX_NAMED = 5  # photos with one kind of fault that are listed
 
 def _first(messages):
@@ -50,7 +50,7 @@ def _misfit(data, file, label, decision):
     return 'label', (f"'{printable(file)}' is in class '{label}', but the decision was made when it was in "
                      f"'{printable(decision.label)}': remove its line from the decisions")
 
-# %% ../nbs/apply.ipynb #905e5b3c
+# %% ../nbs/apply.ipynb #57f9686e
 @dataclass(frozen=True)
 class _Vote:
     "A decision, who made it, and in which file."
@@ -75,7 +75,7 @@ def _match(data, table, path, decisions):
         f"{n.get('changed', 0)}): give the data set that was reviewed, and its decisions"]
     return votes, [f"'{printable(str(path))}': {o}" for messages in kinds.values() for o in _first(messages)]
 
-# %% ../nbs/apply.ipynb #d43a3076
+# %% ../nbs/apply.ipynb #771e13ef
 def _fate(decision):
     "What becomes of the photo, and the class that it moves to."
     action = dict(move='moved', invalid='excluded', unsure='unsure').get(decision.decision, 'kept')
@@ -96,14 +96,16 @@ def _settle(votes):
         faults.append(f"'{printable(file)}': {', '.join(each)}: agree on one, and take the other back")
     return settled, faults
 
-# %% ../nbs/apply.ipynb #7b53a33b
+# %% ../nbs/apply.ipynb #ea3c720d
 _MAX_NAME = 255  # bytes, of most disks
+_MAX_SUFFIX = 20  # characters; a longer one is a part of the name that starts with a dot
 
 def _form(name): return normalize('NFC', normalize('NFC', name).casefold())
 
 def _free_name(name, taken):
     "The name, or the first of name_2, name_3 and so on that no photo has; adds it to `taken`."
     stem, suffix = os.path.splitext(name)
+    if len(suffix) > _MAX_SUFFIX: stem, suffix = name, ''
     free, n = name, 1
     while _form(free) in taken:
         n += 1
@@ -111,7 +113,7 @@ def _free_name(name, taken):
     taken.add(_form(free))
     return free
 
-# %% ../nbs/apply.ipynb #8b1caa1d
+# %% ../nbs/apply.ipynb #e016ca03
 def _row(photo, votes):
     "The row of a photo in applied.csv, still without its new place."
     decision = votes[0].decision if votes else Decision(photo.file, '', photo.label, '')
@@ -135,7 +137,7 @@ def _place_all(rows):
         row['to'] = f'{folder}/{name}'
     return rows
 
-# %% ../nbs/apply.ipynb #5779d884
+# %% ../nbs/apply.ipynb #8bdedc9c
 def _class_faults(data, votes, classes):
     "A message for each class to move to that the data set does not have."
     files = {}
@@ -161,7 +163,7 @@ def _empty_faults(data, rows):
             f"{gone[split, label, 'excluded']} excluded): decide again on one of them, or put more photos into "
             f"'{data/split/label}' first" for split, label in sorted(before) if not after[split, label]]
 
-# %% ../nbs/apply.ipynb #325de031
+# %% ../nbs/apply.ipynb #8e05d431
 def _read_all(paths):
     "The decisions of each file, and faults."
     tables, places, faults = {}, set(), []
@@ -186,7 +188,7 @@ def _plan(data, tables):
     faults += [*_first(conflicts), *_class_faults(data, votes, sorted({*table.label})), *_empty_faults(data, rows)]
     return rows, faults
 
-# %% ../nbs/apply.ipynb #3c307f3d
+# %% ../nbs/apply.ipynb #07766ced
 def apply(
     data: Path, # The reviewed data set, with train/<class>/* and val/<class>/*; nothing in it is changed
     decisions: Annotated[list[Path], {'nargs': '+', 'type': Path}], # Files of decisions, one per reviewer
