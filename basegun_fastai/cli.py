@@ -36,6 +36,8 @@ COMMANDS = {  # command: (module, function, what it does, two examples of its ar
               ('photos/ data/', 'photos/ data/ --val 0.2 --conflicts leave-out')),
     'review': ('review', 'review', 'find wrong labels and photos that should not be there, and decide on a page',
                ('data/ --arch efficientnet_b0', 'data/ --from review_2026-11-29_101500 --reviewer anna')),
+    'apply': ('apply', 'apply', 'make a new data set from the decisions of reviewers',
+              ('data/ decisions.csv reviewed/', 'data/ decisions-anna.csv decisions-bob.csv reviewed/ --link')),
     'archs': ('model.archs', 'archs', 'list the architectures, their sizes and weights', ('', '| grep b3')),
     'lr-find': ('train', 'lr_find', 'find a learning rate and save its curve',
                 ('data/', 'data/ --arch efficientnet_b0 --weights none --name rates')),

@@ -6,22 +6,19 @@
 __all__ = ['CONFLICTS', 'MAX_LINES', 'VAL_SHARE', 'choose_val', 'split']
 
 # %% ../nbs/split.ipynb #79e13a69
-import errno
 import hashlib
-import os
-import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from .base.errors import BasegunError, raise_faults
+from .base.errors import raise_faults
 from .base.files import hold, out_faults, whole_folder, write_whole
 from .base.parameters import number, one_of, value_faults, whole
-from .base.processes import raise_if_interrupted, say
-from .base.progress import progress
+from .base.processes import say
 from .base.text import csv_text, number_of, printable
 from .data.contents import examine, keep_readable
 from .data.crops import CropRecords
+from .data.dataset import write_data_set
 from .data.folders import SPLITS, ignored_lines, list_photos
 from .data.near_duplicates import group_ids, near_duplicate_pairs
 from .data.problems import same_photos, same_problems
@@ -76,24 +73,10 @@ def _decide(photos, table, val, seed, conflicts, workers, records):
     return table, left_out
 
 # %% ../nbs/split.ipynb #008c93c4
-def _place(source, target, link):
-    if os.path.lexists(target): raise BasegunError(
-        f"'{target}' already exists: a class or a photo has the same name except for case or accents, and this disk "
-        'does not distinguish the two; give an OUT on another disk')
-    if not link: return shutil.copyfile(source, target)
-    try: return os.link(os.path.realpath(source), target)
-    except OSError as err:
-        if err.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK): raise
-        raise BasegunError(f"'{target}' cannot be a hard link to '{source}' ({err.strerror}): give an OUT on the same "
-                           'disk, or omit --link to copy') from err
-
 def _make_split(photos, out, table, left_out, link):
     with whole_folder(out) as unfinished:
-        for o in progress(table.itertuples(), len(table), 'linking' if link else 'copying'):
-            raise_if_interrupted()
-            folder = unfinished/o.split/o.label
-            folder.mkdir(parents=True, exist_ok=True)
-            _place(photos/o.file, folder/Path(o.file).name, link)
+        places = [(o.file, f'{o.split}/{o.label}/{Path(o.file).name}') for o in table.itertuples()]
+        write_data_set(photos, unfinished, places, link)
         rows = [dict(file=o.file, split=o.split, label=o.label, group=o.group[:16], sha256=o.digest)
                 for o in table.itertuples()]
         rows += [dict(file=o.file, split='left-out', label=o.label, group='', sha256=o.digest)

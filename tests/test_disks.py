@@ -13,8 +13,8 @@ from conftest import typed
 from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.base.files import Taken, disk_fault, hold, hold_first, whole_folder, write_whole
 from basegun_fastai.base.record import Run
-from basegun_fastai import split
 from basegun_fastai.base import files
+from basegun_fastai.data import dataset
 from basegun_fastai.predict import load
 
 
@@ -95,7 +95,7 @@ def test_a_disk_that_does_not_tell_case_loses_no_photo(tmp_path):
     for o in ('source', 'there'): (tmp_path/o).write_text(o, encoding='utf-8')
     for link in (False, True):
         with pytest.raises(BasegunError, match='the same name except for case or accents'):
-            split._place(tmp_path/'source', tmp_path/'there', link)
+            dataset._place(tmp_path/'source', tmp_path/'there', link)
     assert (tmp_path/'there').read_text(encoding='utf-8') == 'there'
 
 
@@ -103,7 +103,7 @@ def test_a_disk_that_does_not_tell_case_loses_no_photo(tmp_path):
 def test_a_disk_without_hard_links_is_told(tmp_path, monkeypatch, number):
     def fail(*_): raise OSError(number, os.strerror(number))
     monkeypatch.setattr(os, 'link', fail)
-    with pytest.raises(BasegunError, match='omit --link to copy'): split._place(tmp_path/'a', tmp_path/'b', True)
+    with pytest.raises(BasegunError, match='omit --link to copy'): dataset._place(tmp_path/'a', tmp_path/'b', True)
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
     'base': 'errors text parameters processes progress pool files record',
     'data': 'colour formats tiff png photo names walk phash crops reading folders contents near_duplicates '
-            'problems pages demo cache',
+            'problems decisions dataset pages demo cache',
     'model': 'archs folding device optimiser augment workers loaders hub weights learner',
     'trust': 'familiarity levels predictions calibration suspects ood captions mistakes groups tables '
              'evidence comparison steadiness judge inspection run_page',
     'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup finish '
                 'training',
-    'commands': 'exported check split evaluate train predict report export',
+    'commands': 'exported check split apply evaluate train predict report export',
     'serving': 'worker processes bodies measures middleware application server',
     'cli': 'serve review cli',
 }
@@ -67,7 +67,7 @@ def test_light_modules_import_nothing_heavy_at_the_top(name):
     assert not heavy
 
 
-LEAN = ('cli', 'exported', 'predict', 'check', 'split', 'serve')
+LEAN = ('cli', 'exported', 'predict', 'check', 'split', 'apply', 'serve')
 
 
 @pytest.mark.parametrize('name', [o for o in ORDER if o in LEAN or o.startswith(('base.', 'data.', 'serving.'))])
