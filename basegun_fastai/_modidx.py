@@ -430,6 +430,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'basegun_fastai/data/decisions.py'),
                                                'basegun_fastai.data.decisions.DecisionFile._cut': ( 'data/decisions.html#decisionfile._cut',
                                                                                                     'basegun_fastai/data/decisions.py'),
+                                               'basegun_fastai.data.decisions.DecisionFile._is_unchanged': ( 'data/decisions.html#decisionfile._is_unchanged',
+                                                                                                             'basegun_fastai/data/decisions.py'),
                                                'basegun_fastai.data.decisions.DecisionFile._write': ( 'data/decisions.html#decisionfile._write',
                                                                                                       'basegun_fastai/data/decisions.py'),
                                                'basegun_fastai.data.decisions.DecisionFile.append': ( 'data/decisions.html#decisionfile.append',

@@ -11,7 +11,7 @@ PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
     'base': 'errors text parameters processes progress pool files record',
     'data': 'colour formats tiff png photo names walk phash crops reading folders contents near_duplicates '
-            'problems pages demo cache',
+            'problems decisions pages demo cache',
     'model': 'archs folding device optimiser augment workers loaders hub weights learner',
     'trust': 'familiarity levels predictions calibration ood captions mistakes groups tables '
              'evidence comparison steadiness judge inspection run_page',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PART', 'Earlier', 'Request', 'HostCheck', 'application', 'serve_review']
 
-# %% ../../nbs/serving/review.ipynb #cd5dbeef
+# %% ../../nbs/serving/review.ipynb #8d3285bb
 import asyncio
 import logging
 import signal
@@ -32,7 +32,7 @@ from .review_list import read_list
 from .review_session import Session
 from .server import Server, listen
 
-# %% ../../nbs/serving/review.ipynb #e321a064
+# %% ../../nbs/serving/review.ipynb #d1a39c03
 class Earlier(BaseModel):
     "A decision without its photo."
     decision: Literal['keep', 'move', 'invalid', 'unsure']  # What was decided
@@ -53,7 +53,7 @@ def _raise_for_decision(wanted, label, classes):
     raise Refusal(422, 'invalid-decision', 'this decision lacks its class or its reason, or has one that does not '
                   'exist: load the page again')
 
-# %% ../../nbs/serving/review.ipynb #98ded254
+# %% ../../nbs/serving/review.ipynb #6def6af3
 MAX_PART = 200  # suspects
 
 def _add_list(app, session, about):
@@ -89,7 +89,7 @@ def _add_list(app, session, about):
         if 0 <= number < len(session.list.neighbours): return await shown(session.list.neighbours[number], 'neighbour')
         return known(-1)
 
-# %% ../../nbs/serving/review.ipynb #760f814d
+# %% ../../nbs/serving/review.ipynb #0e1765fa
 def _add_page(app):
     html, policy = page_and_policy('review.html')
     @app.get('/')
@@ -116,7 +116,7 @@ def _add_faults(app):
     async def mistake(*_):
         return Refusal(500, 'server-error', 'the server failed: its terminal has the reason').response
 
-# %% ../../nbs/serving/review.ipynb #b2b64bc4
+# %% ../../nbs/serving/review.ipynb #6c97a378
 class HostCheck:
     "Refuses requests for another host, and adds safe headers to every response."
 
@@ -137,7 +137,7 @@ class HostCheck:
             'printed, and forward the same port if it runs on another machine', port=self.port)
         return await (refusal.response if refusal else self.app)(scope, receive, sending)
 
-# %% ../../nbs/serving/review.ipynb #0a5f7d04
+# %% ../../nbs/serving/review.ipynb #32052cf1
 def application(
     session: Session, # Of one reviewer
     token: str, # That every request but that for the page must send
@@ -153,7 +153,7 @@ def application(
     app.middleware_stack = HostCheck(app.build_middleware_stack(), port)
     return app
 
-# %% ../../nbs/serving/review.ipynb #0b528149
+# %% ../../nbs/serving/review.ipynb #92674159
 @contextmanager
 def _session(data, folder, reviewer, unsure_of) -> Iterator[tuple]:
     "A session and the file of its decisions; raises `BasegunError` if the files do not fit each other."
@@ -177,13 +177,14 @@ async def _serve(session, place, listening):
     server = Server(application(session, token, port, place))
     for number in (signal.SIGTERM, signal.SIGINT): loop.add_signal_handler(number, server.handle_exit, number, None)
     listening.listen()
-    say(f"{number_of(len(session.numbers))} to review, {session.state()['decided']} decided; decisions go to '{place}'. "
+    n_decided = session.state()['decided']
+    say(f"{number_of(len(session.numbers))} to review, {n_decided} decided; decisions go to '{printable(str(place))}'. "
         'Open this address in a browser on this machine; ctrl-C ends the review')
     print(f'http://127.0.0.1:{port}/#{token}', flush=True)
     try: await server.serve(sockets=[listening])
     finally: session.end()
 
-# %% ../../nbs/serving/review.ipynb #c8d38230
+# %% ../../nbs/serving/review.ipynb #db07c971
 def serve_review(
     data: Path, # The data set that the list was computed from
     folder: Path, # Made by `basegun-fastai review`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'KINDS', 'SUSPECTS', 'NEIGHBOURS', 'Suspect', 'ReviewList', 'data_faults', 'read_list']
 
-# %% ../../nbs/serving/review_list.ipynb #fd2f128b
+# %% ../../nbs/serving/review_list.ipynb #eb7869ee
 import csv
 import json
 import os
@@ -19,7 +19,7 @@ from ..base.text import name_some, number_of, printable
 from ..data.folders import SPLITS
 from ..data.names import class_name
 
-# %% ../../nbs/serving/review_list.ipynb #810883fc
+# %% ../../nbs/serving/review_list.ipynb #2f1975ea
 VERSION = 1  # of the three files
 KINDS = ('conflict', 'leak', 'label', 'unfamiliar', 'near-duplicate', 'blank', 'repeated', 'small')
 SUSPECTS = ('file', 'label', 'suggested', 'confidence', 'kind', 'rank', 'reason')  # columns
@@ -45,7 +45,7 @@ class ReviewList:
     suspects: list[Suspect]  # In the order of their ranks
     neighbours: list[str]  # Files, relative to the data; their positions are their numbers
 
-# %% ../../nbs/serving/review_list.ipynb #b15ddd41
+# %% ../../nbs/serving/review_list.ipynb #142ee9d4
 _MAX_NAMED = 5  # faults of one file that are listed
 _AGAIN = 'copy the whole folder again, or compute the list again with `basegun-fastai review DATA`'
 
@@ -70,7 +70,7 @@ def _read_rows(path, columns):
     except OSError as err: return [], [f'cannot be read ({err.strerror}): {_AGAIN}']
     except csv.Error as err: return [], [f'is not a CSV from line {lines.line_num} on ({err}): {_AGAIN}']
 
-# %% ../../nbs/serving/review_list.ipynb #017abcd9
+# %% ../../nbs/serving/review_list.ipynb #ecfe44ee
 def _about(path):
     "The record of `review.json`, and a list of faults."
     try: about = json.loads(path.read_bytes())
@@ -98,7 +98,7 @@ def _suspect_fault(row, classes):
     if not _is_share(confidence): return f"the confidence '{printable(confidence)}' is not between 0 and 1"
     return None if rank.isdecimal() else f"the rank '{printable(rank)}' is not a whole number"
 
-# %% ../../nbs/serving/review_list.ipynb #67a73d75
+# %% ../../nbs/serving/review_list.ipynb #5c6248da
 def _faulty_lines(messages):
     "Faults of a table, from a message or None for each of its rows."
     faults = [f'line {i}: {o}: {_AGAIN}' for i, o in enumerate(messages, 2) if o]
@@ -128,7 +128,7 @@ def _read_tables(folder, about):
                             *(_count_faults(neighbours, files, about['suspects']) if not faults else [])]
     return suspects, neighbours, faults + [f"'{folder/'neighbours.csv'}' {o}" for o in problems]
 
-# %% ../../nbs/serving/review_list.ipynb #47ec1ec9
+# %% ../../nbs/serving/review_list.ipynb #c28dba58
 _FIRST = 100  # photos that are looked for
 
 def data_faults(
@@ -150,7 +150,7 @@ def _suspects(rows, neighbours, numbers):
         yield Suspect(file, intern(label), intern(suggested), float(confidence) if confidence else None, intern(kind),
                       reason, numbered(names[:3]), numbered(names[3:]))
 
-# %% ../../nbs/serving/review_list.ipynb #709c38ad
+# %% ../../nbs/serving/review_list.ipynb #ce293812
 def read_list(
     data: Path, # The data set that the list was computed from, perhaps a copy on another machine
     folder: Path, # Made by `basegun-fastai review`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAST', 'faults_ahead', 'Session', 'state', 'about', 'photo', 'decide', 'end']
 
-# %% ../../nbs/serving/review_session.ipynb #fdfbb76a
+# %% ../../nbs/serving/review_session.ipynb #4d12761a
 import asyncio
 import hashlib
 import os
@@ -25,7 +25,7 @@ from .bodies import Refusal
 from .review_list import ReviewList
 from ..trust.levels import RISK, clopper_pearson_upper
 
-# %% ../../nbs/serving/review_session.ipynb #68d1a060
+# %% ../../nbs/serving/review_session.ipynb #544203a2
 LAST = 50  # decisions that the rate is computed from
 
 def faults_ahead(
@@ -37,7 +37,7 @@ def faults_ahead(
     faults = sum(o in ('move', 'invalid') for o in last)
     return dict(n=len(last), faults=faults, most=round(100 * float(clopper_pearson_upper(faults, len(last), RISK))))
 
-# %% ../../nbs/serving/review_session.ipynb #25289ec7
+# %% ../../nbs/serving/review_session.ipynb #5f24fafc
 def _decided(decision):
     "A decision as the page knows it; None for none."
     return decision and dict(decision=decision.decision, new_label=decision.new_label, note=decision.note)
@@ -52,7 +52,8 @@ class Session:
         reviewer: str = '', # Name of the reviewer, if there are several
         first: dict[str, Decision]|None = None, # Last decisions of another reviewer: only those unsure are shown
     ):
-        self.data, self.list, self.decisions, self.reviewer, self.first = Path(data), review_list, decisions, reviewer, first
+        self.data, self.list, self.decisions = Path(data), review_list, decisions
+        self.reviewer, self.first = reviewer, first
         def is_shown(o): return first is None or o.file in first and first[o.file].decision == 'unsure'
         self.numbers = [i for i, o in enumerate(review_list.suspects) if is_shown(o)]
         self.readers, self.writer = ThreadPoolExecutor(processes()), ThreadPoolExecutor(1)
@@ -63,12 +64,13 @@ class Session:
         "Describe a suspect."
         o = self.list.suspects[number]
         decided = _decided(self.decisions.last.get(o.file))
-        first = self.first[o.file] if self.first and decided else None
-        return dict(number=number, file=printable(o.file), label=o.label, suggested=o.suggested, confidence=o.confidence,
-                    kind=o.kind, reason=printable(o.reason), own=o.own, others=o.others, decided=decided,
-                    first=first and dict(reviewer=printable(first.reviewer), note=printable(first.note)))
+        first = self.first.get(o.file) if self.first and decided else None
+        hidden = first and dict(reviewer=printable(first.reviewer), note=printable(first.note))
+        return dict(number=number, file=printable(o.file), label=o.label, suggested=o.suggested,
+                    confidence=o.confidence, kind=o.kind, reason=printable(o.reason), own=o.own, others=o.others,
+                    decided=decided, first=hidden)
 
-# %% ../../nbs/serving/review_session.ipynb #11862fa1
+# %% ../../nbs/serving/review_session.ipynb #8de1292a
 def state(self) -> dict: # JSON
     "Describe how far the reviewer is."
     files = [self.list.suspects[o].file for o in self.numbers]
@@ -88,7 +90,7 @@ def about(self,
 
 Session.state, Session.about = state, about
 
-# %% ../../nbs/serving/review_session.ipynb #0c1a46fb
+# %% ../../nbs/serving/review_session.ipynb #ae7247bc
 def _photo(path, task):
     "JPEG and digest, or a `Refusal`."
     [reply] = answers(path.parent, [path.name], task, workers=1)
@@ -111,7 +113,7 @@ async def photo(self,
 
 Session.photo = photo
 
-# %% ../../nbs/serving/review_session.ipynb #080e0a3e
+# %% ../../nbs/serving/review_session.ipynb #0db32a7b
 def _digest(path):
     try: return hashlib.sha256(photo_bytes(path)).hexdigest()
     except FileNotFoundError: raise _vanished(printable(path.name)) from None
@@ -132,7 +134,7 @@ def _write(decisions, lines):
         raise Refusal(507, 'not-written', f'the decision could not be written ({reason}): the page sends it again',
                       reason=reason) from err
 
-# %% ../../nbs/serving/review_session.ipynb #7f348cb9
+# %% ../../nbs/serving/review_session.ipynb #70ec29ce
 def _decide(session, number, wanted, earlier, digest):
     suspect, now = session.list.suspects[number], datetime.now(timezone.utc).isoformat(timespec='seconds')
     def line(**decision): return Decision(suspect.file, digest, suspect.label, reviewer=session.reviewer, time=now,
