@@ -7,6 +7,7 @@ __all__ = ['VERSION', 'KINDS', 'SUSPECTS', 'NEIGHBOURS', 'Suspect', 'ReviewList'
 
 # %% ../../nbs/serving/review_list.ipynb #eb7869ee
 import csv
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -57,18 +58,20 @@ def _file_fault(file):
 def _read_rows(path, columns):
     "The cells of each line in the order of `columns`, and a list of faults."
     try:
-        with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
-            lines = csv.reader(file, strict=True)
-            header = next(lines, [])
-            if missing := [o for o in columns if o not in header]:
-                return [], [f"has no column {name_some(missing)}: {_AGAIN}"]
-            places, rows = [header.index(o) for o in columns], []
-            for cells in lines:
-                if len(cells) != len(header): return rows, [f'is cut off or damaged in line {lines.line_num}: {_AGAIN}']
-                rows.append([cells[o] for o in places])
-            return rows, []
+        with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file: text = file.read()
     except OSError as err: return [], [f'cannot be read ({err.strerror}): {_AGAIN}']
-    except csv.Error as err: return [], [f'is not a CSV from line {lines.line_num} on ({err}): {_AGAIN}']
+    lines, rows = csv.reader(io.StringIO(text, newline=''), strict=True), []
+    try:
+        header = next(lines, [])
+        if missing := [o for o in columns if o not in header]:
+            return [], [f"has no column {name_some(missing)}: {_AGAIN}"]
+        places = [header.index(o) for o in columns]
+        for cells in lines:
+            if len(cells) != len(header): raise csv.Error('the number of cells differs')
+            rows.append([cells[o] for o in places])
+        if not text.endswith('\n'): raise csv.Error('the end of the line is missing')
+    except csv.Error as err: return [], [f'is cut off or damaged in line {lines.line_num} ({err}): {_AGAIN}']
+    return rows, []
 
 # %% ../../nbs/serving/review_list.ipynb #ecfe44ee
 def _about(path):
