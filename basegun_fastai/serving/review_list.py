@@ -113,7 +113,7 @@ def _count_faults(rows, suspects, expected):
     files = {o[0] for o in rows}
     if len(rows) != expected: return [f'has {number_of(len(rows), "line")}, and review.json says '
                                       f'{number_of(expected, "suspect")}: {_AGAIN}']
-    if len(files) < len(rows): return [f'names a photo twice: {_AGAIN}']
+    if len(files) < len(rows): return [f'lists the same photo twice: {_AGAIN}']
     return [] if files == suspects else [f'has other photos than suspects.csv: {_AGAIN}']
 
 def _neighbour_fault(row): return next(filter(None, (_file_fault(o) for o in row if o)), None)

@@ -76,8 +76,8 @@ def state(self) -> dict: # JSON
     files = [self.list.suspects[o].file for o in self.numbers]
     decided = [self.decisions.last.get(o) for o in files]
     next_one = next((i for i, o in enumerate(decided) if o is None), None)
-    made = [o.decision for o in decided if o]
-    return dict(id=self.list.id, photos=len(files), decided=len(made), next=next_one, rate=faults_ahead(made),
+    kinds = [o.decision for o in decided if o]
+    return dict(id=self.list.id, photos=len(files), decided=len(kinds), next=next_one, rate=faults_ahead(kinds),
                 reviewer=printable(self.reviewer))
 
 def about(self,
