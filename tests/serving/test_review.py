@@ -515,9 +515,10 @@ class TestInABrowser:
             until_shown(page, 1)
             page.keyboard.press('ArrowRight')
             until_shown(page, 2)
-            for _ in range(3): page.keyboard.press('z')
+            page.keyboard.press('z')
             until_shown(page, 0)
             until_decided(page, 0)
+            page.keyboard.press('z')
             until_said(page, 'nothing to undo')
         kinds = [o['decision'] for o in rows_of(folder/'decisions.csv')]
         assert kinds == ['keep'] * 3 + ['undo'] * 3 + ['unsure', 'undo'] and not read_decisions(folder/'decisions.csv')
@@ -567,6 +568,8 @@ class TestInABrowser:
             page.keyboard.press('k')
             page.wait_for_selector('#stage code')
             assert 'basegun-fastai apply' in page.inner_text('#stage code')
+            buttons = page.locator('main button:visible')
+            assert [buttons.nth(i).get_attribute('id') for i in range(buttons.count())] == ['undo', 'back']
             page.keyboard.press('k')  # nothing is left to decide
             page.keyboard.press('ArrowLeft')
             until_shown(page, 2)
@@ -638,6 +641,8 @@ class TestInABrowser:
         with reviewing(data, folder) as url, opened(chromium, url) as page:
             page.keyboard.press('+')
             page.wait_for_function("() => document.querySelector('#stage img').naturalWidth === 3000")
+            until_all_can_be_reached = "() => document.querySelector('#stage').scrollWidth === 3000"
+            page.wait_for_function(until_all_can_be_reached)
             left = page.evaluate("document.querySelector('#stage').scrollLeft")
             page.keyboard.press('ArrowRight')
             page.wait_for_function("left => document.querySelector('#stage').scrollLeft > left", arg=left)
