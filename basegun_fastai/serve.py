@@ -7,13 +7,10 @@ __all__ = ['MIN_KEY', 'ORIGINS', 'page', 'serve']
 
 # %% ../nbs/serve.ipynb #573cc181
 import asyncio
-import base64
-import hashlib
 import logging
 import re
 import signal
 import unicodedata
-from importlib.resources import files
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +20,7 @@ from .base.parameters import FILE, text, value_faults, whole
 from .base.processes import cores, processes, say
 from .base.text import number_of
 from .exported import place_fault, read_description
+from .serving.policy import page_and_policy
 
 # %% ../nbs/serve.ipynb #b3e7a0c4
 _PORTS = dict(http=80, https=443)
@@ -77,13 +75,7 @@ def _text_faults(root_path, allow_origin):
 # %% ../nbs/serve.ipynb #b80fd96b
 def page() -> tuple[str, str]: # HTML, and its Content-Security-Policy
     "Read the page at `/` and make its policy."
-    html = (files('basegun_fastai')/'templates'/'serve.html').read_text(encoding='utf-8')
-    def hashed(tag):
-        content = re.search(rf'<{tag}>(.*?)</{tag}>', html, re.S)[1]
-        return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
-    return html, (f"default-src 'none'; style-src {hashed('style')}; script-src {hashed('script')}; "
-                  "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
-                  "frame-ancestors 'none'")
+    return page_and_policy('serve.html')
 
 # %% ../nbs/serve.ipynb #1473b4c6
 async def _serve(processes, settings, listening, with_page):

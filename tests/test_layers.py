@@ -18,7 +18,8 @@ WINGS = {
     'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup finish '
                 'training',
     'commands': 'exported check split apply evaluate train predict report export',
-    'serving': 'worker processes bodies measures middleware application server',
+    'serving': 'policy worker processes bodies measures middleware application server review_list review_session '
+               'review',
     'cli': 'serve review cli',
 }
 ORDER = [o if wing in ('commands', 'cli') else f'{wing}.{o}' for wing, names in WINGS.items()

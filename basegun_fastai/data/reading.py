@@ -54,8 +54,16 @@ def _picture(path):
     read_photo(path, 128).save(out, 'JPEG', quality=70)
     return dict(picture=b64encode(out.getvalue()).decode())
 
+def _shown(path, side, quality=88):
+    content, out = photo_bytes(path), BytesIO()
+    (_, width, height), photo = described_photo(content, side)
+    if max(width, height) < side: photo = read_photo(content)  # a small photo is not enlarged
+    photo.save(out, 'JPEG', quality=quality)
+    return dict(picture=b64encode(out.getvalue()).decode(), digest=hashlib.sha256(content).hexdigest())
+
 TASKS = dict(examine=_examine, crops=partial(_examine, crops=True), thumbnail=_thumbnail, trim=_trim,
-             whole=_digest_pixels, picture=_picture)
+             whole=_digest_pixels, picture=_picture, neighbour=partial(_shown, side=320),
+             view=partial(_shown, side=1600), zoom=partial(_shown, side=4096))
 
 # %% ../../nbs/data/reading.ipynb #19e46ab1
 def answer(

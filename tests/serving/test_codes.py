@@ -16,6 +16,7 @@ from basegun_fastai.data import formats, photo
 if find_spec('fastapi') is None: pytest.skip('no basegun-fastai[serve]', allow_module_level=True)
 
 from basegun_fastai.serve import page as front
+from basegun_fastai.serving.policy import page_and_policy
 
 PLACES = dict(CannotRead=0, UnknownFormat=0, MissingPackage=0, TooLarge=0, Refusal=1, UnreadablePhoto=2)  # of the code
 TABLES = {'data.formats': formats._OTHERS, 'data.photo': photo._TOO_MANY_PIXELS}  # code: reason
@@ -38,19 +39,35 @@ def raised():
             if not isinstance(code, ast.Constant): assert (module, ast.unparse(code)) in PASSED_ON, ast.unparse(code)
 
 
-def texts(language):
-    "Code and text of each reason on the page in a language."
-    table = re.search(rf'const reasons = .*?\n  {language}: \{{\n(.*?)\n  \}},', front()[0], re.S)[1]
+def texts(language, html):
+    "Code and text of each reason on a page in a language."
+    table = re.search(rf'const reasons = .*?\n  {language}: \{{\n(.*?)\n  \}},', html, re.S)[1]
     table = re.sub(r"""['"] \+\n +['"]""", '', table)
     return {code: text for code, _, text in re.findall(r"""^    '([a-z0-9-]+)': (['"])(.*)\2,$""", table, re.M)}
 
 
-CODES, FRENCH, ENGLISH = {o[0] for o in raised()}, texts('fr'), texts('en')
+def of_review(module):
+    return module.startswith('serving.review')  # these have a page of their own
+
+
+REVIEW = [o for o in raised() if of_review(o[1])]
+FRENCH, ENGLISH = (texts(o, front()[0]) for o in ('fr', 'en'))
+CODES = {code for code, module, _ in raised() if not of_review(module)}
+REVIEWED = [texts(o, page_and_policy('review.html')[0]) for o in ('fr', 'en')]
 
 
 def test_codes_are_those_of_the_french_table():
     assert len(CODES) > 50 and CODES == {*FRENCH} and {*ENGLISH} < CODES
     assert all(re.fullmatch('[a-z0-9]+(-[a-z0-9]+)*', o) for o in CODES)
+
+
+def test_codes_of_the_review_are_those_of_both_tables_of_its_page():
+    codes = {o[0] for o in REVIEW}
+    assert len(codes) > 10 and all(re.fullmatch('[a-z0-9]+(-[a-z0-9]+)*', o) for o in codes)
+    for table in REVIEWED: assert codes == {*table}
+    for code, _, fields in REVIEW:
+        for table in REVIEWED:
+            assert {name for _, name, _, _ in Formatter().parse(table[code]) if name} <= fields, code
 
 
 def test_no_refusal_goes_without_a_code():
@@ -64,7 +81,8 @@ def test_no_refusal_goes_without_a_code():
 
 def test_the_page_fills_only_fields_that_come_with_the_code():
     pixels = {'width', 'height', 'most'}
-    for code, _, fields in raised():
+    for code, module, fields in raised():
+        if of_review(module): continue
         known = {'id'} | (pixels if code in photo._TOO_MANY_PIXELS else fields or set())
         for table in (FRENCH, ENGLISH):
             assert {name for _, name, _, _ in Formatter().parse(table.get(code, '')) if name} <= known, code
