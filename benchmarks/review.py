@@ -8,7 +8,8 @@ photos are in it too), and of four rankings: cleanlab's self-confidence and norm
 nearest photos with the same label, and the mean of the ranks of the first and the third. With BASEGUN_TRAIN=1 it also
 trains with the defaults, one seed, on the planted data, on the data after a perfect review of the first 20 % of the
 list, and on the clean data, and judges all three on the clean val. Photos of one weapon (typology: the name before the
-war) are one group. BASEGUN_SETS="trash" measures a part again; the other rows keep their noted values. Prints a table,
+war) are one group. BASEGUN_SETS="trash" and BASEGUN_RATES=".05" measure a
+part again; the other rows keep their noted values. Prints a table,
 and writes review.json. Rankings: 10 minutes on two cores; a training takes 2 to 10 minutes more, and there are 20.
 """
 import json
@@ -42,8 +43,8 @@ from basegun_fastai.trust.suspects import list_suspects, nearest_photos  # noqa:
 HERE = Path(__file__).parent
 REAL = Path(os.environ.get('BASEGUN_REAL') or HERE.parents[1]/'shared'/'real')
 NOTED = HERE/'review.json'
-SETS, SEEDS, RATES, KINDS, ARCH = ('hymenoptera', 'trash', 'caltech', 'typology'), (1, 2, 3), (.05, .1), (
-    'uniform', 'confusion', 'foreign'), 'tf_efficientnet_lite0'
+SETS, SEEDS, ARCH = ('hymenoptera', 'trash', 'caltech', 'typology'), (1, 2, 3), 'tf_efficientnet_lite0'
+KINDS, RATES = ('uniform', 'confusion', 'foreign'), [*map(float, (os.environ.get('BASEGUN_RATES') or '.05 .1').split())]
 WEIGHTS, SHARES = REAL/'weights'/f'{ARCH}.safetensors', (.05, .1, .2)
 
 

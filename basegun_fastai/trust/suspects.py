@@ -151,14 +151,14 @@ def _label_rows(table, classes, probabilities, counts, doubts):
         if classes[predicted[i]] == labels[i]: continue
         own, other = counts[i, classes.index(labels[i])], counts[i, predicted[i]]
         yield i, 'label', doubts[i], (
-            f'a classifier that did not see it says {classes[predicted[i]]} ({probabilities[i, predicted[i]]:.2f}); '
+            f'A classifier that did not see it says {classes[predicted[i]]} ({probabilities[i, predicted[i]]:.2f}); '
             f'labels of the {counts[i].sum()} most similar photos: {classes[predicted[i]]} {other}, {labels[i]} {own}')
 
 def _unfamiliar_rows(similarities):
     order = np.argsort(similarities, kind='stable')[:np.isfinite(similarities).sum()]  # NaN comes last
     for place, i in enumerate(order[:int(UNFAMILIAR_SHARE * len(order))].tolist(), 1):
         yield i, 'unfamiliar', _UNFAMILIAR_WEIGHT * place / len(order), (
-            f'it looks like no other photo: its similarity to the others is {similarities[i]:.2f}, the median is '
+            f'It looks like no other photo: its similarity to the others is {similarities[i]:.2f}, the median is '
             f'{np.nanmedian(similarities):.2f}')
 
 # %% ../../nbs/trust/suspects.ipynb #01c35fd8
@@ -169,10 +169,10 @@ def _pair_rows(table, pairs):
     for a, b, fit in pairs:
         for i, j in ((row_of[a], row_of[b]), (row_of[b], row_of[a])):
             if labels[i] != labels[j]:
-                yield i, 'conflict', -fit, (f'it looks like {files[j]} (similarity {fit:.3f}), which has the label '
+                yield i, 'conflict', -fit, (f'It looks like {files[j]} (similarity {fit:.3f}), which has the label '
                                             f'{labels[j]}')
             elif splits[i] == 'val' != splits[j]:
-                yield i, 'near-duplicate', -fit, f'it looks like the train photo {files[j]} (similarity {fit:.3f})'
+                yield i, 'near-duplicate', -fit, f'It looks like the train photo {files[j]} (similarity {fit:.3f})'
 
 def _problem_rows(table, problems):
     row_of = {o: i for i, o in enumerate(table.file)}

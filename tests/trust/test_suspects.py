@@ -137,7 +137,7 @@ def test_of_a_pair_across_the_split_only_val_is_listed():
     assert {*rows.kind} == {'unfamiliar'}  # all three are train photos of one class
     rows = listed(table, pairs=[(9, 1, .97)])
     reasons = rows.reason[rows.kind == 'near-duplicate'].tolist()
-    assert reasons == [f'it looks like the train photo {table.file[1]} (similarity 0.970)']
+    assert reasons == [f'It looks like the train photo {table.file[1]} (similarity 0.970)']
 
 
 def test_names_of_any_kind_stay_on_one_line():
