@@ -4,7 +4,8 @@ Draws data sets of tiny photos (64 × 48 pixels, JPEG, no two alike, 12 classes,
 train (head on features, then one epoch of fine-tuning, timm's test_resnet at 32 pixels), evaluate, export and report
 on each, every step in its own process. Prints a table and writes it to benchmarks/many-photos.json.
 BASEGUN_COUNTS="3000 300000" sets the sizes, BASEGUN_STEPS="check train" the steps, BASEGUN_FOLDER the folder of the
-photos (existing ones are used again; by default it is a temporary folder).
+photos (existing ones are used again; by default it is a temporary folder). BASEGUN_STEPS="review" measures the list of
+`review`, which compares all pairs of photos: 40000 photos take minutes.
 """
 import json
 import os
@@ -82,7 +83,9 @@ def steps(data, out):
                '--name', 'run', '--cache', cache],
         evaluate=['evaluate', run, data, '--out', out/'evaluated'],
         export=['export', run],
-        report=['report', run, '--out', out/'report.html'])
+        report=['report', run, '--out', out/'report.html'],
+        review=['review', data, '--arch', 'test_resnet', '--size', '32', '--weights', out/'weights.safetensors',
+                '--list-only', '--out', out/'review', '--cache', cache])
 
 
 def bytes_a_photo(rows):
