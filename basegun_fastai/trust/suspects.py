@@ -136,7 +136,8 @@ def label_doubts(
     agreement = (counts[rows, labels] / counts.sum(1).clip(min=1))[known]
     doubts = np.full(len(labels), np.nan)
     means = rankdata(own_probability) + rankdata(agreement)
-    doubts[known] = rankdata(means + own_probability) / max(1, known.sum())  # of two equal means, the less probable one
+    order = np.flatnonzero(known)[np.lexsort((own_probability, means))]  # of two equal means, the less probable one
+    doubts[order] = np.arange(1, len(order) + 1) / len(order)
     return doubts
 
 # %% ../../nbs/trust/suspects.ipynb #8acbaf6a
