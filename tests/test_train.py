@@ -179,7 +179,7 @@ def test_another_seed_gives_another_run(run, data, tmp_path):
 
 
 def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, monkeypatch, capsys):
-    options = dict(out=tmp_path) | TINY
+    options = dict(out=tmp_path) | TINY | dict(batch_size=4)
     train(data, lr='auto', name='auto', fine_tune_epochs=1, no_report=True, **options)
     rate = Run(tmp_path/'auto').config.resolved.lr
     train(data, lr=rate, name='given', fine_tune_epochs=1, no_report=True, **options)
@@ -197,7 +197,7 @@ def test_the_finder_leaves_the_rest_as_it_was(data, tmp_path, monkeypatch, capsy
 
 def test_the_finder_says_where_it_is_not_to_be_trusted(data, weights, tmp_path, capsys):
     for options, warned in ((TINY, False), (TINY | dict(weights=str(weights)), True)):
-        lr_find(data, name=f'found {warned}', out=tmp_path, **options)
+        lr_find(data, name=f'found {warned}', out=tmp_path, **options | dict(batch_size=4))
         assert ('the learning-rate finder suggests too small a rate' in capsys.readouterr().err) is warned
 
 

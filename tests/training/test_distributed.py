@@ -120,11 +120,11 @@ def test_several_processes_learn_what_one_learns(copy, weights, tmp_path, monkey
         patch.setattr('basegun_fastai.model.loaders.augmentation', turned_off())
         single = typed(*command, '--name', 'single')
     assert single.returncode == 0, single.stderr
-    if processes == 2:
-        several = run_warm(*command, '--name', 'several', '--gpus', '2', before='import together')
+    if processes == 3:
+        several = run_warm(*command, '--name', 'several', '--gpus', '3', before='import together')
     else:
         launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr', '127.0.0.1',
-                    '--nproc-per-node', '3', TOGETHER]
+                    '--nproc-per-node', '2', TOGETHER]
         several = subprocess.run([*map(str, launcher + command), '--name', 'several'], capture_output=True, text=True,
                                  timeout=300)
     assert several.returncode == 0, several.stderr

@@ -25,6 +25,6 @@ def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
     try:
         with monkeypatch.context() as patch:
             patch.setattr(EpochSeed, 'before_train', looked)
-            train(data, fine_tune_epochs=1, out=tmp_path, name='run', lr='auto', **QUICK)
+            train(data, fine_tune_epochs=1, out=tmp_path, name='run', lr='auto', **QUICK | dict(batch_size=4))
     finally: gc.enable()
     assert calls[1] is True
