@@ -59,8 +59,8 @@ test: install docs
 	pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=30
 	rm -rf build dist
 	pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
-	python -m venv dist/venv
-	dist/venv/bin/pip install -q --disable-pip-version-check --no-deps -c constraints.txt fastcore dist/*.whl
+	python -m venv --without-pip dist/venv
+	pip --python dist/venv/bin/python install -q --disable-pip-version-check --no-compile --no-deps -c constraints.txt fastcore dist/*.whl
 	(cd dist && venv/bin/basegun-fastai -h)
 
 # Before a release: the repeating tests in full, and the targets that `test` leaves out; `bench` only imports its scripts.

@@ -147,13 +147,6 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def twenty(tmp_path_factory):
-    "A drawn data set of twenty train photos of each class; tests link to them, and change none."
-    from basegun_fastai.data.demo import demo_data
-    return once(tmp_path_factory, 'twenty', lambda folder: demo_data(folder/'data', photos_per_class=20))/'data'
-
-
-@pytest.fixture(scope='session')
 def run(data, tmp_path_factory):
     "A finished run of both stages, with familiarity."
     from basegun_fastai.base.record import Run

@@ -68,13 +68,6 @@ def test_archs_lists_the_eight():
                                           for n in range(8)) and not result.stderr
 
 
-def test_demo_data_makes_a_data_set(tmp_path):
-    result = run_command('demo-data', tmp_path/'mes photos', '--photos-per-class', 4)
-    assert (result.returncode == 0 and result.stdout.strip() == str(tmp_path/'mes photos')
-            and not result.stderr.startswith('Trace'))
-    assert sum(o.is_file() for o in (tmp_path/'mes photos').rglob('*')) == 48
-
-
 def test_a_training_in_a_log_file(data, tmp_path):
     before = tree(data)
     result = run_command('train', data, '--name', 'mon essai',

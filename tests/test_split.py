@@ -5,20 +5,32 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import tree, typed
 from PIL import Image
 
 from basegun_fastai.base.processes import processes
+from basegun_fastai.data.demo import GUNS, save_photo
 from basegun_fastai.data.folders import layout_faults
 
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope='module')
+def twenty(tmp_path_factory):
+    "Twenty drawn photos of each class, of all kinds of file; tests link to them, and change none."
+    folder = tmp_path_factory.mktemp('twenty')
+    for c, label in enumerate(GUNS):
+        (folder/label).mkdir()
+        for i in range(20): save_photo(label, i, np.random.default_rng([42, 0, c, i]), folder/label/f'{i:04d}')
+    return folder
+
+
 @pytest.fixture
 def photos(twenty, tmp_path):
-    "Twenty drawn photos of each class that a test may change, in a folder with a space."
-    shutil.copytree(twenty/'train', tmp_path/'mes photos', copy_function=os.link)
+    "Photos that a test may change, in a folder with a space."
+    shutil.copytree(twenty, tmp_path/'mes photos', copy_function=os.link)
     return tmp_path/'mes photos'
 
 

@@ -86,6 +86,7 @@ def without_workers(data, tmp_path_factory):
 
 def trained(done, out):
     assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
+    assert 'is deprecated' not in done.stderr
     return (out/'tiny'/'model.safetensors').read_bytes()
 
 
@@ -105,7 +106,7 @@ def test_a_small_temporary_folder_is_enough(data, tmp_path):
     (tmp_path/'tmp').mkdir()
     small = os.environ | dict(TMPDIR=str(tmp_path/'tmp'))
     options = as_arguments(**TINY | dict(workers=2))
-    for command in (['lr-find', data, *options, '--out', tmp_path, '--name', 'rate'],
+    for command in (['lr-find', data, *options, '--batch-size', 4, '--out', tmp_path, '--name', 'rate'],
                     ['train', data, *options, '--fine-tune-epochs', 1, '--out', tmp_path, '--name', 'run'],
                     ['export', tmp_path/'run', '--out', tmp_path/'exported']):
         done = on_a_machine_with('temporary folder of 200 kB', *command, env=small)
@@ -129,14 +130,10 @@ def test_workers_do_with_a_temporary_folder_too_deep_for_a_socket(data, without_
     assert trained(done, tmp_path) == without_workers
 
 
-def test_workers_that_begin_anew_do_what_forked_ones_do(data, tmp_path):
-    spawning, epoch = 'import multiprocessing; multiprocessing.set_start_method("spawn")', as_arguments(
-        **QUICK | dict(fine_tune_epochs=1, unfamiliar_rate=0, name='tiny'))
-    for workers, before in ((0, ''), (1, spawning)):
-        done = run_warm('train', data, *epoch, '--workers', workers, '--out', tmp_path/f'{workers}', before=before)
-        weights = trained(done, tmp_path/f'{workers}')
-        assert 'is deprecated' not in done.stderr
-    assert weights == (tmp_path/'0'/'tiny'/'model.safetensors').read_bytes()
+def test_workers_that_begin_anew_do_what_forked_ones_do(data, without_workers, tmp_path):
+    spawning = 'import multiprocessing; multiprocessing.set_start_method("spawn")'
+    done = run_warm('train', data, *WORKERS, '--workers', 1, '--unfamiliar-rate', 0, '--out', tmp_path, before=spawning)
+    assert trained(done, tmp_path) == without_workers
 
 
 def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_path):

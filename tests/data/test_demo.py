@@ -1,7 +1,7 @@
 "The drawn data set shows what it is meant to show."
 import numpy as np
 import pytest
-from conftest import tree
+from conftest import run_command, tree
 from PIL import ExifTags, Image
 
 from basegun_fastai.data.demo import GUNS, LONG, demo_data
@@ -29,9 +29,12 @@ def test_a_seed_gives_the_same_bytes_of_fewer_photos_too(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_seed_gives_other_bytes(data, tmp_path):
-    demo_data(tmp_path/'other', photos_per_class=4, seed=1)
-    assert not set(contents(tmp_path/'other').values()) & {v for v in contents(data).values() if v}
+def test_the_command_draws_other_bytes_from_another_seed(data, tmp_path):
+    result = run_command('demo-data', tmp_path/'mes photos', '--photos-per-class', 4, '--seed', 1)
+    assert (result.returncode == 0 and result.stdout.strip() == str(tmp_path/'mes photos')
+            and not result.stderr.startswith('Trace'))
+    assert sum(o.is_file() for o in (tmp_path/'mes photos').rglob('*')) == 48
+    assert not set(contents(tmp_path/'mes photos').values()) & {v for v in contents(data).values() if v}
 
 
 def test_the_odd_kinds_are_there_in_every_class(data):

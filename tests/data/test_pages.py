@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def page(tmp_path_factory):
     "A report on 12 classes with long names and faults of most kinds; returns its file and the JSON of `--json`."
     out = tmp_path_factory.mktemp('été & <b>')
-    draw_typologies(out/'data')
+    draw_typologies(out/'data', train=5, val=3)
     data = out/'data'
     shutil.copy(data/'train'/'revolver'/'une photo, 0.jpg',
                 data/'val'/'revolver'/'<script>alert(1)</script>.jpg'.replace('/', '_'))

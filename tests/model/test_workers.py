@@ -14,6 +14,7 @@ import gc, os, sys
 from basegun_fastai.model.archs import architecture
 from basegun_fastai.model.loaders import dataloaders
 gc.disable()
+gc.freeze()  # what was imported stays, so a collection takes no time
 def made(): return dataloaders(sys.argv[1], architecture('test_efficientnet', 32), batch_size=16, workers=2).train
 class Collecting(list):
     def __getitem__(self, i):

@@ -64,7 +64,8 @@ def test_stages_without_epochs_are_left_out():
 
 
 @pytest.mark.slow
-def test_a_finder_that_cannot_see_a_rate_work_says_so(learn):
+def test_a_finder_that_cannot_see_a_rate_work_says_so(data):
+    learn = learner(dataloaders(data, ARCH, batch_size=2, workers=0), ARCH, 'none')
     learn.loss_func = lambda pred, target: pred.sum() * torch.tensor(float('nan')) + target.sum() * 0
     with pytest.raises(BasegunError, match='--lr 0.005'): find_rate(learn)
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import QUICK
+from conftest import fitted
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,7 +17,6 @@ from basegun_fastai.model.folding import fold_batch_norms, folded
 from basegun_fastai.model.learner import learner
 from basegun_fastai.model.loaders import dataloaders
 from basegun_fastai.model.workers import seed_all
-from basegun_fastai.train import train
 from basegun_fastai.training.frozen import FrozenBodyForward, Views, feature_loaders, forward_only
 
 ARCH = architecture('test_efficientnet', size=32)
@@ -51,8 +50,8 @@ class Crossed(nn.Module):
 
 @pytest.mark.slow
 def test_the_head_learns_the_same_from_one_kept_view_as_from_that_view_live(data, weights, tmp_path):
-    options = QUICK | dict(weights=weights, head_epochs=1, fine_tune_epochs=0, out=tmp_path, precision='float32')
-    for views in (0, 1): train(data, name=f'{views}', head_views=views, **options)
+    options = dict(weights=weights, head_epochs=1, fine_tune_epochs=0, precision='float32')
+    for views in (0, 1): fitted(data, tmp_path, f'{views}', head_views=views, **options)
     live, kept = (rows(Run(tmp_path/o)) for o in '01')
     assert list(live) == list(kept)
     # other random numbers

@@ -1,8 +1,7 @@
 "Values that the steps of a training share, and those that options leave open."
 import pytest
-from conftest import QUICK
+from conftest import fitted
 
-from basegun_fastai.train import train
 from basegun_fastai.training.callbacks import EpochSeed
 
 
@@ -25,6 +24,6 @@ def test_the_rate_trial_leaves_no_network_behind(data, tmp_path, monkeypatch):
     try:
         with monkeypatch.context() as patch:
             patch.setattr(EpochSeed, 'before_train', looked)
-            train(data, fine_tune_epochs=1, out=tmp_path, name='run', lr='auto', **QUICK)
+            fitted(data, tmp_path, fine_tune_epochs=1, lr='auto', batch_size=4)
     finally: gc.enable()
     assert calls[1] is True

@@ -25,10 +25,10 @@ from basegun_fastai.trust.tables import write_tables
 pytestmark = pytest.mark.slow
 
 
-def trained(out, classes, **options):
+def trained(out, classes, photos=(7, 4), **options):
     "A run on some drawn classes; one photo has a name that a browser must not run as code."
     from basegun_fastai.train import train
-    draw_typologies(out/'data', classes)
+    draw_typologies(out/'data', classes, *photos)
     shutil.move(out/'data'/'val'/classes[-1]/'une photo, 0.jpg', out/'data'/'val'/classes[-1]/'<script>é&"\'.jpg')
     train(out/'data', fine_tune_epochs=2, out=out, name='run <b>', **TINY | options)
     return Run(out/'run <b>')
@@ -36,7 +36,7 @@ def trained(out, classes, **options):
 
 @pytest.fixture(scope='module')
 def twelve(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp('été & <i>'), TYPOLOGIES, head_epochs=1)
+    return trained(tmp_path_factory.mktemp('été & <i>'), TYPOLOGIES, (5, 3), head_epochs=1)
 
 
 @pytest.fixture(scope='module')
