@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REVIEWER', 'ReviewOptions', 'review']
 
-# %% ../nbs/review.ipynb #c7049121
+# %% ../nbs/review.ipynb #fe0c9e95
 import json
 import sys
 from dataclasses import asdict, dataclass, fields
@@ -14,26 +14,14 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from .base.errors import BasegunError, raise_faults
+from .base.errors import raise_faults
 from .base.files import first_free, hold, hold_first, out_faults, whole_folder, write_whole
 from .base.parameters import FILE, FOLDER, option, plain, takes, text, value_faults, whole
 from .base.processes import forget_cluster, say, worker_faults
 from .base.text import number_of
-from .data.cache import cache_faults, open_cache
-from .data.contents import examine, fingerprint, inherited_photos, keep_readable, were_trained_on
-from .data.crops import CropRecords
-from .data.folders import ignored_lines, layout_faults, list_photos
-from .data.near_duplicates import group_ids, near_duplicate_pairs
-from .data.problems import blank_problems, repeated_problems, same_photos, same_problems, small_problems
 from .training.options import Network, Options, Reading
-from .trust.groups import read_groups
-from .trust.suspects import KINDS, N_SHOWN, assign_folds, cross_fitted_probabilities, list_suspects
-from .trust.suspects import nearest_of_classes, nearest_photos
 
-# %% ../nbs/review.ipynb #2c5a02b6
+# %% ../nbs/review.ipynb #038d4e1b
 REVIEWER = text('NAME', lambda o: Path(o).name == o != '' and len(o) <= 100, "a name for a file, without '/'")
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,119 +55,67 @@ def _clashes(options):
     if not options.list_only and not find_spec('fastapi'): yield (
         "the page needs fastapi: type `pip install 'basegun-fastai[serve]'`, or give --list-only")
 
-# %% ../nbs/review.ipynb #9518292a
-def _groups_of(file, table):
-    "The group of each photo in a CSV, empty if unknown."
-    if file is None: return pd.Series('', table.index)
-    known = read_groups(file, table.file.tolist())
-    column = 'group' if 'group' in known else known.columns[0]
-    if column != 'group' and len(known.columns) > 1: raise BasegunError(
-        f"--groups '{file}' has no column 'group': name the column with the weapon or the place of each photo 'group'")
-    return known[column].set_axis(table.index)
+# %% ../nbs/review.ipynb #af1a2813
+def _checked(options, faults):
+    "The photos of the data set, the group of each, the architecture and the device; raises all faults."
+    from basegun_fastai.data.cache import cache_faults
+    from basegun_fastai.data.folders import ignored_lines, layout_faults, list_photos
+    from basegun_fastai.model.device import set_threads
+    from basegun_fastai.training.setup import check_network
+    from basegun_fastai.trust.listing import known_groups
+    training_options = _training_options(options)
+    faults = [*training_options.faults(), *worker_faults(options.workers), *cache_faults(options.cache, options.data),
+              *layout_faults(options.data), *faults]
+    if options.weights == 'none': faults.append(
+        '--weights none: a network that has seen no photo cannot judge any; give imagenet or a FILE')
+    set_threads()
+    table = None if faults else list_photos(options.data)
+    groups = None if faults else known_groups(options.groups, table)
+    arch, device = check_network(training_options, faults)
+    for line in ignored_lines(options.data): say(line)
+    return table, groups, arch, device
 
-def _group_links(groups):
-    "Pairs of rows that chain the photos of each group."
-    known = groups[groups != '']
-    return [(a, b) for _, part in known.groupby(known) for a, b in zip(part.index, part.index[1:], strict=False)]
-
-def _read(options, table, size):
-    "The readable photos with their groups, near-duplicate pairs, and what `check` knows of them."
-    data, workers = options.data, options.workers or None
-    groups = _groups_of(options.groups, table)
-    with CropRecords(len(table)) as records:
-        table = examine(data, table.assign(known_group=groups), workers, records)
-        table = keep_readable(data, table, skip_unreadable=True).reset_index(drop=True)
-        if not len(table): raise BasegunError(f"'{data}' has no photo that can be read")
-        same = same_photos(data, table, workers)
-        pairs = near_duplicate_pairs(data, table, table, workers, records)
-    problems = [*same_problems(same), *blank_problems(table), *repeated_problems(same), *small_problems(table, size)]
-    links = [(part.index[0], o) for part in same for o in part.index[1:]] + [o[:2] for o in pairs]
-    return table.assign(group=group_ids(table, links + _group_links(table.known_group))), pairs, problems
-
-# %% ../nbs/review.ipynb #10938e60
-def _features(options, arch, device, table):
-    "Features of length 1, `float32` of shape `(n, features)`."
+def _judge(options, arch, device, table):
+    "The pretrained body and the photos."
+    from basegun_fastai.data.cache import open_cache
+    from basegun_fastai.data.contents import inherited_photos, were_trained_on
     from basegun_fastai.model.learner import learner
     from basegun_fastai.model.loaders import evaluation_loaders
-    from basegun_fastai.trust.judge import Judge, has_features
+    from basegun_fastai.trust.judge import Judge
+    if n := int(were_trained_on(table, inherited_photos(options.weights)).sum()): say(
+        f'warning: --weights were trained on {n} of the {number_of(len(table))}, with their labels: wrong ones may '
+        'look right. Use weights that have not seen them, such as --weights imagenet')
     photo_cache = open_cache(options.data, [(arch.size, table)], options.cache)
     dls = evaluation_loaders(options.data, arch, table, sorted(table.label.unique()), workers=options.workers,
                              device=device, photo_cache=photo_cache)
-    judge = Judge(learner(dls, arch, options.weights).model, arch, dls, table.file.tolist(), options.data)
-    if not has_features(judge.network): raise BasegunError(
-        f'--arch {options.arch}: this network does not give its features; give another one, such as efficientnet_b3')
-    features, n = None, 0
-    for batch in judge.features(judge.files, 'computing features'):
-        if features is None: features = np.empty((len(table), batch.shape[1]), np.float32)
-        features[n:n + len(batch)] = batch
-        n += len(batch)
-    return features
+    return Judge(learner(dls, arch, options.weights).model, arch, dls, table.file.tolist(), options.data)
 
-def _warn_of_weights(options, table):
-    n = int(were_trained_on(table, inherited_photos(options.weights)).sum())
-    if n: say(f'warning: --weights were trained on {n} of the {number_of(len(table))}, with their labels: wrong ones '
-              'may look right. Use weights that have not seen them, such as --weights imagenet')
-
-# %% ../nbs/review.ipynb #76952fd7
-def _say_what_cannot_be_judged(table, probabilities):
-    "Name the classes that are in one group only."
-    unknown = table.label[~np.isfinite(probabilities[:, 0])].value_counts().sort_index()
-    for label, n in unknown.items(): say(
-        f"warning: class '{label}': {number_of(n)} cannot be judged, because no other group of photos shows the class; "
-        'add photos of other weapons')
-
-def _rank(table, features, pairs, problems):
-    "The suspects, and the nearest photos of each as `neighbours.csv` has them."
-    classes = sorted(table.label.unique())
-    labels = pd.Index(classes).get_indexer(table.label)
-    groups = pd.factorize(table.group)[0]
-    probabilities = cross_fitted_probabilities(features, labels, assign_folds(labels, groups))
-    _say_what_cannot_be_judged(table, probabilities)
-    counts, similarities = nearest_photos(features, labels, groups)
-    suspects = list_suspects(table, classes, probabilities, counts, similarities, problems, pairs)
-    rows, files = suspects.index.to_numpy(), table.file.to_numpy()
-    suggested = pd.Index(classes).get_indexer(suspects.suggested)  # -1 for none
-    nearest = zip(nearest_of_classes(features, labels, groups, rows, labels[rows]),
-                  nearest_of_classes(features, labels, groups, rows, suggested), strict=True)
-    def cells(part): return [*files[part], *[''] * (N_SHOWN - len(part))]
-    neighbours = [[files[row], *cells(own), *cells(other)] for row, (own, other) in zip(rows, nearest, strict=True)]
-    columns = ['file', *(f'{kind}{i + 1}' for kind in ('own', 'suggested') for i in range(N_SHOWN))]
-    return suspects, pd.DataFrame(neighbours, columns=columns)
-
-# %% ../nbs/review.ipynb #17a4b83b
+# %% ../nbs/review.ipynb #961eebf4
 def _write(folder, options, table, suspects, neighbours):
     for name, part in (('suspects', suspects), ('neighbours', neighbours)):
         write_whole(folder/f'{name}.csv', part.to_csv(index=False, float_format='%.4f', lineterminator='\n'))
     kept = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
+    from basegun_fastai.data.contents import fingerprint
     about = dict(version=1, package=version('basegun-fastai'), created=datetime.now().isoformat(timespec='seconds'),
                  classes=sorted(table.label.unique()), photos=len(table), suspects=len(suspects), options=kept,
                  command=[Path(sys.argv[0]).name, *sys.argv[1:]], fingerprint=fingerprint(table))
     write_whole(folder/'review.json', json.dumps(about, indent=2, ensure_ascii=False) + '\n')
 
 def _list_suspects(options, out, faults):
-    training_options = _training_options(options)
-    faults = [*training_options.faults(), *worker_faults(options.workers), *cache_faults(options.cache, options.data),
-              *layout_faults(options.data), *faults]
-    if options.weights == 'none': faults.append(
-        '--weights none: a network that has seen no photo cannot judge any; give imagenet or a FILE')
-    table = None if faults else list_photos(options.data)
-    if table is not None: _groups_of(options.groups, table)  # its faults come before seconds of imports
-    from basegun_fastai.model.device import set_threads
-    from basegun_fastai.training.setup import check_network
-    set_threads()
-    arch, device = check_network(training_options, faults)
-    for line in ignored_lines(options.data): say(line)
+    "Make the folder `out` with the list."
+    table, groups, arch, device = _checked(options, faults)
+    from basegun_fastai.trust.listing import all_features, rank_photos, read_photos
+    from basegun_fastai.trust.suspects import KINDS
     say(f'reading {number_of(len(table))}')
-    table, pairs, problems = _read(options, table, arch.size)
-    _warn_of_weights(options, table)
-    features = _features(options, arch, device, table)
-    suspects, neighbours = _rank(table, features, pairs, problems)
+    table, pairs, problems = read_photos(options.data, table, groups, arch.size, options.workers or None)
+    features = all_features(_judge(options, arch, device, table))
+    suspects, neighbours = rank_photos(table, features, pairs, problems)
     with whole_folder(out) as folder: _write(folder, options, table, suspects, neighbours)
     counts = suspects.kind.value_counts()
     kinds = ', '.join(f'{counts[o]} {o}' for o in KINDS if o in counts)
     say(f"{number_of(len(suspects), 'suspect')} of {number_of(len(table))}: {kinds}")
 
-# %% ../nbs/review.ipynb #35e4b0e5
+# %% ../nbs/review.ipynb #5e917559
 @takes(ReviewOptions)
 def review(
     options: ReviewOptions, # By name; `data` and `arch` may come first, without a name

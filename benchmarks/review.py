@@ -37,6 +37,7 @@ from basegun_fastai.base.record import Run  # noqa: E402
 from basegun_fastai.data.folders import list_photos  # noqa: E402
 from basegun_fastai.model.archs import architecture  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
+from basegun_fastai.trust.listing import all_features, read_photos  # noqa: E402
 from basegun_fastai.trust.suspects import assign_folds, cross_fitted_probabilities  # noqa: E402
 from basegun_fastai.trust.suspects import list_suspects, nearest_photos  # noqa: E402
 
@@ -52,15 +53,14 @@ class Photos:
     "The photos of a set, with their features and groups."
 
     def __init__(self, name, layout='splits'):
-        self.data, table = REAL/name, list_photos(REAL/name, layout)
-        options = Namespace(data=self.data, arch=ARCH, weights=str(WEIGHTS), workers=None, cache='auto', groups=None)
+        self.data, arch = REAL/name, architecture(ARCH)
+        table = list_photos(self.data, layout)
+        weapons = [re.split('_(?:ww1|ww2|vietnam)', Path(o).name)[0] for o in table.file]
+        groups = pd.Series(weapons if name == 'typology' else '', table.index)
+        options = Namespace(data=self.data, arch=ARCH, weights=str(WEIGHTS), workers=None, cache='auto')
         with redirect_stderr(StringIO()):
-            self.table, *_ = review._read(options, table, architecture(ARCH).size)
-            self.features = review._features(options, architecture(ARCH), 'cpu', self.table)
-        if Path(name).name == 'typology':
-            weapons = pd.Series([re.split('_(?:ww1|ww2|vietnam)', Path(o).name)[0] for o in self.table.file])
-            links = review._group_links(weapons) + review._group_links(self.table.group)
-            self.table['group'] = review.group_ids(self.table, links)
+            self.table, *_ = read_photos(self.data, table, groups, arch.size)
+            self.features = all_features(review._judge(options, arch, 'cpu', self.table))
         self.classes = sorted(self.table.label.unique())
         self.labels = pd.Index(self.classes).get_indexer(self.table.label)
         self.groups = pd.factorize(self.table.group)[0]
