@@ -128,6 +128,7 @@ def _say_what_cannot_be_judged(table, probabilities):
         f"warning: class '{label}': {number_of(n)} cannot be judged, because no other group of photos shows the class; "
         'add photos of other weapons')
 
+# %% ../nbs/review.ipynb #ff2db21c
 def _rank(table, features, pairs, problems):
     "The suspects, and the nearest photos of each as `neighbours.csv` has them."
     classes = sorted(table.label.unique())
