@@ -4,6 +4,7 @@ nbconvert converts each notebook to HTML; this file adds the frame of the pages 
 """
 import json
 import re
+import shutil
 import sys
 from html import escape
 from html.parser import HTMLParser
@@ -118,6 +119,7 @@ def main(out):
         target = out/name.replace('.ipynb', '.html')
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page(name, order, exporter))
+    shutil.copytree(NBS/'images', out/'images', dirs_exist_ok=True)
     dead = [*dead_links(out.resolve())]
     print(*dead, f'{len(order)} pages: {out/"index.html"}', sep='\n')
     return bool(dead)

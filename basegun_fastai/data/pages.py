@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_PAIRS', 'MAX_SHEET', 'MAX_MESSAGES', 'MAX_CLASSES', 'MAX_PICTURES', 'pictures', 'sort_by_appearance', 'render',
-           'smallest_classes', 'check_page']
+           'review_command', 'smallest_classes', 'check_page']
 
 # %% ../../nbs/data/pages.ipynb #52b81351
+import shlex
 from base64 import b64decode
 from collections import Counter
 from io import BytesIO
@@ -56,6 +57,15 @@ def render(
     "Write a page, or a part of one; names of files and classes are escaped."
     return _ENVIRONMENT.get_template(template).render(shown=shown, **values)
 
+# %% ../../nbs/data/pages.ipynb #d308025f
+def review_command(
+    data: Path,
+    **options: str|int|None # Options of `review` by name; empty ones are left out
+) -> str: # With quotes if a shell needs them
+    "Write the command that looks for wrong labels in a data set."
+    named = [o for name, value in options.items() if value is not None for o in (f'--{name}', str(value))]
+    return shlex.join(['basegun-fastai', 'review', str(data), *named])
+
 # %% ../../nbs/data/pages.ipynb #db1d06c0
 MAX_PAIRS, MAX_SHEET, MAX_MESSAGES, MAX_CLASSES = 60, 200, 500, 100
 MAX_PICTURES = 2400  # of all classes: 20 MB
@@ -102,4 +112,5 @@ def check_page(
         counts=counts, titles=_TITLES, kinds=list(Counter((o.level, o.kind) for o in problems).items()),
         smallest=smallest_classes(counts), n_classes=len({*counts['train'], *counts['val']}),
         most=max([1, *counts['train'].values(), *counts['val'].values()]), pairs=[o for o in pairs if o[1]],
-        rest=[o for o in rest if o[1]], sheets=sheets, most_pairs=MAX_PAIRS, most_rows=MAX_MESSAGES)
+        rest=[o for o in rest if o[1]], sheets=sheets, most_pairs=MAX_PAIRS, most_rows=MAX_MESSAGES,
+        review=review_command(data))

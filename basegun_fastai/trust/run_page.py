@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ..base.record import Config, Run
 from ..base.text import name_some, number_of
-from ..data.pages import pictures, render, smallest_classes
+from ..data.pages import pictures, render, review_command, smallest_classes
 from .calibration import level_promises, plot_confidence
 from .comparison import Comparison, intervals
 from .familiarity import Bank, familiarity, read_bank
@@ -186,6 +186,11 @@ def _familiarity(run, numbers):
     chart = None if bank is None else svg(plot_similarities(bank, numbers['levels']['unfamiliar_rate']))
     return dict(text=familiarity_text(numbers), chart=chart)
 
+def _review(data, options):
+    "The command that looks for wrong labels with the network of the run; random weights cannot."
+    weights = options['weights'] if options['weights'] not in ('imagenet', 'none') else None
+    return review_command(data, arch=options['arch'], weights=weights, size=options['size'])
+
 # %% ../../nbs/trust/run_page.ipynb #0934a801
 def _steadiness(table, n):
     "The table of steadiness; of too many classes, those whose predictions change most."
@@ -231,7 +236,7 @@ def run_page(
     against: tuple[Run, Comparison]|None = None, # Another run on the same val photos
 ) -> str: # HTML, with everything in it
     "Write a run as one page to look at."
-    values = _values(run, preds, numbers, inspection, *(against or (None, None)))
+    values = _values(run, data, preds, numbers, inspection, *(against or (None, None)))
     mistakes, differences = values['mistakes'], values['against']['differences'] if against else []
     cases = [*mistakes['worst'], *mistakes['suspects'], *mistakes['strange']]
     files = [file for o in values['pairs'] for file, _ in o['photos']]
@@ -240,7 +245,7 @@ def run_page(
     files += [file for o in mistakes['closest'] for file in (o['file'], o['train_file'])]
     return render('run.html', pictures(data, sorted({*files})), kind='report', **values)
 
-def _values(run, preds, numbers, inspection, before, comparison):
+def _values(run, data, preds, numbers, inspection, before, comparison):
     "The values that the templates name: those of each section, and the numbers that several sections show."
     config, history = run.config, pd.read_csv(run.history)
     counts, (pairs, more_pairs) = config.dataset.counts, _pairs(preds)
@@ -252,5 +257,6 @@ def _values(run, preds, numbers, inspection, before, comparison):
         matrix=_matrix(preds, pairs), pairs=pairs, more_pairs=more_pairs, per_class=worst_classes(numbers['per_class']),
         calibration=numbers['calibration'], levels=numbers['levels'], promises=level_promises(numbers['levels']),
         confidence_chart=svg(plot_confidence(preds, numbers)), familiarity=_familiarity(run, numbers),
-        mistakes=_mistakes(preds, inspection), steadiness=_steadiness(inspection.steadiness, inspection.n_varied),
-        facts=_facts(config, history), augmentation=augmentation_text(config))
+        mistakes=_mistakes(preds, inspection), review=_review(data, config.options),
+        steadiness=_steadiness(inspection.steadiness, inspection.n_varied), facts=_facts(config, history),
+        augmentation=augmentation_text(config))

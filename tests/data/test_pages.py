@@ -2,7 +2,9 @@
 import json
 import os
 import re
+import shlex
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -78,3 +80,8 @@ def test_the_page_needs_nothing_but_itself_and_runs_nothing(page):
 def test_nothing_sticks_out_of_the_page(page, tmp_path):
     narrow, wide = widths_of(page[0], tmp_path, 390, 1200)
     assert narrow in range(300, 391) and wide in range(300, 1201)
+
+
+def test_the_page_names_the_command_that_looks_for_wrong_labels(page):
+    command = unescape(re.search('<code id="review">(.*?)</code>', page[0].read_text(errors='surrogateescape'))[1])
+    assert shlex.split(command) == ['basegun-fastai', 'review', str(page[0].parent/'data')]

@@ -28,7 +28,7 @@ from basegun_fastai.trust.tables import write_tables
 pytestmark = pytest.mark.slow
 N = 1000  # val photos
 NUMBERS = [2, 12, 100, 1000]
-OPTIONS = dict(arch='test_resnet', weights='none')
+OPTIONS = dict(arch='test_resnet', weights='none', size=None)
 
 
 def photos(data, classes):

@@ -2,6 +2,7 @@
 import json
 import re
 import os
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from basegun_fastai.data.folders import list_photos
 from basegun_fastai.trust.inspection import inspect_run
 from basegun_fastai.trust.judge import Judge
 from basegun_fastai.trust.predictions import Predictions, read_predictions
-from basegun_fastai.trust.run_page import MAX_OF_PAIR, _against, run_page
+from basegun_fastai.trust.run_page import MAX_OF_PAIR, _against, _review, run_page
 from basegun_fastai.trust.steadiness import VARIATIONS, sample_evenly
 from basegun_fastai.trust.tables import write_tables
 
@@ -137,6 +138,19 @@ def test_a_page_needs_nothing_but_itself_and_runs_nothing(pages, name):
 def test_nothing_sticks_out_of_the_page(pages, name, tmp_path):
     narrow, wide = widths_of(pages[name][0].report, tmp_path, 390, 1200)
     assert narrow in range(300, 391) and wide in range(300, 1201)
+
+
+@pytest.mark.parametrize('name', ['twelve', 'two'])
+def test_a_page_names_the_command_that_looks_for_wrong_labels(pages, name):
+    run, page = pages[name]
+    command = ['basegun-fastai', 'review', str(run.path.parent/'data'), '--arch', 'test_efficientnet', '--size', '32']
+    assert shlex.split(page.find(id='review').get_text()) == command
+
+
+@pytest.mark.parametrize(('weights', 'words'), [('imagenet', ''), ('none', ''), ('a b.bin', " --weights 'a b.bin'")])
+def test_wrong_labels_are_looked_for_with_the_initial_weights_unless_these_were_random(weights, words):
+    command = _review('data', dict(arch='efficientnet_b0', weights=weights, size=None))
+    assert command == f'basegun-fastai review data --arch efficientnet_b0{words}'
 
 
 def judged(run, data, preds, out, split):
