@@ -68,7 +68,12 @@ def cross_fitted_probabilities(
     return probabilities
 
 # %% ../../nbs/trust/suspects.ipynb #3055dd98
-N_NEAREST, _BLOCK = 10, 1024
+N_NEAREST, _CELLS = 10, 2**23  # cosines that are in memory at a time
+
+def _blocks(rows, n):
+    "Divide rows into blocks whose cosines to `n` photos fit."
+    step = max(1, _CELLS // n)
+    return [rows[start:start + step] for start in range(0, len(rows), step)]
 
 def _cosines(features, groups, rows):
     "Cosines of some photos to all, -2 for those of their own group."
@@ -90,10 +95,9 @@ def nearest_photos(
     "Compare every photo with its nearest photos of other groups."
     n = min(N_NEAREST, len(labels))
     counts, similarities = np.zeros((len(labels), labels.max() + 1), np.int16), np.zeros(len(labels), np.float32)
-    starts = range(0, len(labels), _BLOCK)
-    for start in progress(starts, len(starts), 'comparing', 'block'):
+    blocks = _blocks(np.arange(len(labels)), len(labels))
+    for rows in progress(blocks, len(blocks), 'comparing', 'block'):
         raise_if_interrupted()
-        rows = np.arange(start, min(start + _BLOCK, len(labels)))
         cosines = _cosines(features, groups, rows)
         nearest = _largest(cosines, n)
         values = np.take_along_axis(cosines, nearest, 1)
@@ -114,11 +118,10 @@ def nearest_of_classes(
     classes: np.ndarray, # A class for each of them, -1 for none, shape `(m,)`
 ) -> Iterator[list[int]]: # For each of them, up to `N_SHOWN` photos of the class, the nearest first
     "Find the photos of a class that look most like a photo."
-    for start in range(0, len(rows), _BLOCK):
+    for part in _blocks(np.arange(len(rows)), len(labels)):
         raise_if_interrupted()
-        part, wanted = rows[start:start + _BLOCK], classes[start:start + _BLOCK]
-        cosines = _cosines(features, groups, part)
-        cosines[labels != wanted[:, None]] = -2
+        cosines = _cosines(features, groups, rows[part])
+        cosines[labels != classes[part][:, None]] = -2
         nearest = _largest(cosines, min(N_SHOWN, len(labels)))
         for o, values in zip(nearest, np.take_along_axis(cosines, nearest, 1), strict=True):
             yield o[values > -2].tolist()

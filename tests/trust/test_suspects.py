@@ -68,7 +68,7 @@ def test_blocks_change_nothing(photos, monkeypatch):
     features, labels, groups = photos
     rows, classes = np.arange(90), (labels + 1) % 3
     whole = nearest_photos(features, labels, groups), [*nearest_of_classes(features, labels, groups, rows, classes)]
-    monkeypatch.setattr(module, '_BLOCK', 7)
+    monkeypatch.setattr(module, '_CELLS', 7 * 90)
     counts, similarities = nearest_photos(features, labels, groups)
     assert (counts == whole[0][0]).all() and [*nearest_of_classes(features, labels, groups, rows, classes)] == whole[1]
     np.testing.assert_allclose(similarities, whole[0][1], rtol=1e-5)
