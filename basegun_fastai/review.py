@@ -13,6 +13,7 @@ from datetime import datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 from .base.errors import raise_faults
 from .base.files import first_free, hold, hold_first, out_faults, whole_folder, write_whole
@@ -22,7 +23,8 @@ from .base.text import number_of
 from .training.options import Network, Options, Reading
 
 # %% ../nbs/review.ipynb #038d4e1b
-REVIEWER = text('NAME', lambda o: Path(o).name == o != '' and len(o) <= 100, "a name for a file, without '/'")
+REVIEWER = text('NAME', lambda o: o[:1].isalnum() and '/' not in o and len(o) <= 100,
+                "a name for a file that starts with a letter or a digit, without '/'")
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewOptions(Reading, Network):
@@ -59,19 +61,23 @@ def _clashes(options):
 def _checked(options, faults):
     "The photos of the data set, the group of each, the architecture and the device; raises all faults."
     from basegun_fastai.data.cache import cache_faults
-    from basegun_fastai.data.folders import ignored_lines, layout_faults, list_photos
+    from basegun_fastai.data.folders import SPLITS, classes, ignored_lines, layout_faults, list_photos, missing_folders
     from basegun_fastai.model.device import set_threads
     from basegun_fastai.training.setup import check_network
     from basegun_fastai.trust.listing import known_groups
     training_options = _training_options(options)
     faults = [*training_options.faults(), *worker_faults(options.workers), *cache_faults(options.cache, options.data),
-              *layout_faults(options.data), *faults]
+              *missing_folders(options.data), *faults]
     if options.weights == 'none': faults.append(
         '--weights none: a network that has seen no photo cannot judge any; give imagenet or a FILE')
+    labels = set() if missing_folders(options.data) else {o for s in SPLITS for o in classes(options.data/s)}
+    if len(labels) == 1: faults.append(
+        f"'{options.data}' has a single class, '{labels.pop()}': nothing can be compared; add photos of another class")
     set_threads()
-    table = None if faults else list_photos(options.data)
+    table = None if faults else list_photos(options.data, strict=False)  # what a training refuses may be repaired here
     groups = None if faults else known_groups(options.groups, table)
     arch, device = check_network(training_options, faults)
+    for line in layout_faults(options.data): say(f'warning: {line}')
     for line in ignored_lines(options.data): say(line)
     return table, groups, arch, device
 
@@ -120,7 +126,7 @@ def _list_suspects(options, out, faults):
 def review(
     options: ReviewOptions, # By name; `data` and `arch` may come first, without a name
 ) -> None: # Prints the folder and the address of the page; raises `BasegunError`
-    "List the photos whose label may be wrong or that should not be there, and open a page to decide on them."
+    "List the photos whose label is doubtful, and open a page to decide on them."
     forget_cluster()
     known = {k: v for k, v in vars(options).items() if k in ('reviewer', 'port') and v is not None}
     faults = [*value_faults(ReviewOptions, known), *_clashes(options)]
@@ -131,6 +137,8 @@ def review(
         with holding as out: _list_suspects(options, out, faults)
         print(out, flush=True)
     raise_faults(faults)
-    if options.list_only: return
+    if options.list_only:
+        say(f'decide on a page: basegun-fastai review {quote(str(options.data))} --from {quote(str(out))}')
+        return
     from basegun_fastai.serving.review import serve_review
     serve_review(options.data, out, options.reviewer or '', options.unsure_of, options.port)

@@ -3,14 +3,14 @@
 The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout); if it is missing, nothing is measured.
 On four sets, 5 and 10 % of the labels of train and val become wrong: `uniform` gives any other class, `confusion` the
 class that a classifier confuses it with; `foreign` adds photos without guns (typology/not-a-gun) under any label. Three
-seeds. `shares` is the share of the planted ones among the first 5, 10 and 20 % of the list of `review` (unfamiliar
-photos are in it too), and of four rankings: cleanlab's self-confidence and normalized margin, the share of the ten
-nearest photos with the same label, and the mean of the ranks of the first and the third. With BASEGUN_TRAIN=1 it also
-trains with the defaults, one seed, on the planted data, on the data after a perfect review of the first 20 % of the
-list, and on the clean data, and judges all three on the clean val. Photos of one weapon (typology: the name before the
-war) are one group. BASEGUN_SETS="trash" and BASEGUN_RATES=".05" measure a
-part again; the other rows keep their noted values. Prints a table,
-and writes review.json. Rankings: 10 minutes on two cores; a training takes 2 to 10 minutes more, and there are 20.
+seeds. `shares` is the share of the planted ones that come first in the list of `review` (unfamiliar photos are in it
+too), among as many photos as 5, 10 and 20 % of the set, and in four rankings: cleanlab's self-confidence and normalized
+margin, the share of the ten nearest photos with the same label, and the mean of the ranks of the first and the third.
+With BASEGUN_TRAIN=1 it also trains with the defaults, one seed, on the planted data, on the data after a perfect review
+of as many photos of the list as 20 % of the set, and on the clean data, and judges all three on the clean val. Photos
+of one weapon (typology: the name before the war) are one group. BASEGUN_SETS="trash" and BASEGUN_RATES=".05" measure a
+part again; the other rows keep their noted values. Prints a table, and writes review.json. Rankings: half an hour on
+two cores; a training takes 2 to 10 minutes more, and there are 20.
 """
 import json
 import os

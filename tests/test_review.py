@@ -89,6 +89,7 @@ def test_all_that_is_wrong_is_said_at_once(data, tmp_path):
     done = typed('review', data, '--arch', 'no_network', '--weights', 'none', '--workers', -1, '--out', tmp_path/'list',
                  '--list-only', '--size', 7, '--port', 70000, '--reviewer', 'a/b', '--cache', data/'cache')
     assert done.returncode == 1 and not done.stdout
+    assert "--reviewer 'a/b': give a name for a file that starts with a letter or a digit, without '/'" in done.stderr
     for o in ("'no_network'", '--weights none', '--workers -1', "list' exists", '--size 7', '--port 70000',
               "--reviewer 'a/b'", 'cache'): assert o in done.stderr, o
 
@@ -114,3 +115,26 @@ def test_weights_that_have_seen_the_labels_are_said(run, data, tmp_path):
     _, stderr = listed(data, tmp_path/'list', '--arch', 'test_efficientnet', '--size', 32, '--workers', 0, '--weights',
                      run.weights)
     assert 'warning: --weights were trained on 48 of the 72 photos' in stderr
+
+
+def test_what_a_training_refuses_is_listed_all_the_same(copy, tmp_path, options):
+    shutil.rmtree(copy/'val'/'revolver')
+    (copy/'val'/'empty').mkdir()
+    (copy/'train'/'single').mkdir()
+    shutil.copyfile(min((copy/'train'/'revolver').iterdir()), copy/'train'/'single'/'1.jpg')
+    rows, stderr = listed(copy, tmp_path/'list', *options)
+    assert stderr.count('warning: class ') >= 3 and "'empty' holds no photo" in stderr.replace(f'{copy}/val/', '')
+    assert {'train/single/1.jpg'} < {*rows.file[rows.kind == 'conflict']}
+    assert stderr.endswith(f'decide on a page: basegun-fastai review {copy} --from {tmp_path/"list"}\n')
+
+
+def test_one_class_cannot_be_compared(tmp_path):
+    for o in ('train', 'val'): (tmp_path/'data'/o/'revolver').mkdir(parents=True)
+    done = typed('review', tmp_path/'data', '--list-only', '--out', tmp_path/'list')
+    assert done.returncode == 1 and "has a single class, 'revolver': nothing can be compared" in done.stderr
+
+
+@pytest.mark.parametrize('name', ['..', '.', '-', '', 'a/b', 'x' * 101])
+def test_a_reviewer_has_a_name_for_a_file(data, name):
+    done = typed('review', data, '--from', data, f'--reviewer={name}')
+    assert done.returncode == 1 and 'give a name for a file that starts with a letter or a digit' in done.stderr

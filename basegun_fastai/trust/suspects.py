@@ -52,7 +52,7 @@ def cross_fitted_probabilities(
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
     logits = np.full((len(labels), labels.max() + 1), -np.inf)
-    for fold in progress(np.unique(folds), len(np.unique(folds)), 'judging', 'fold'):
+    for fold in progress(np.unique(folds), len(np.unique(folds)), 'judging', 'part'):
         raise_if_interrupted()
         inside = folds == fold
         seen_classes = np.unique(labels[~inside])
