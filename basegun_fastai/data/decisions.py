@@ -15,7 +15,8 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from threading import Lock
 
@@ -49,15 +50,28 @@ class Decision:
         "Return what two decisions on a photo must agree on."
         return (self.decision, class_name(self.new_label) if self.decision == 'move' else '')
 
+# %% ../../nbs/data/decisions.ipynb #933c916e
+def _shorten(text): return printable(text if len(text) <= 300 else f'{text[:300]}…')
+
+_TIME = re.compile('[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+]00:00)')
+
+def _is_time(text):
+    try: return bool(_TIME.fullmatch(text) and datetime.fromisoformat(text[:19]))
+    except ValueError: return False
+
+def _format_faults(o):
+    "Faults that a spreadsheet makes in many lines at once, by kind."
+    checks = [
+        ('text', not all(map(is_utf8, astuple(o)[1:])), "is not UTF-8: save it as 'CSV UTF-8'"),
+        ('time', not _is_time(o.time), f"has the time '{_shorten(o.time)}', which is not one such as "
+                                       '2026-01-31T12:00:05Z: copy the times from the original file')]
+    return {kind: message for kind, wrong, message in checks if wrong}
+
 # %% ../../nbs/data/decisions.ipynb #73eb584e
 def _either(words): return f"{', '.join(words[:-1])} or {words[-1]}"
 
-def _shorten(text): return printable(text if len(text) <= 300 else f'{text[:300]}…')
-
-def decision_faults(
-    o: Decision, # As a file or a page gives it
-) -> list[str]: # Each starts with a verb: what names the line comes before it
-    "Say what is wrong with a decision."
+def _cell_faults(o):
+    "Faults of only one line."
     moves, names = o.decision == 'move', f"'{_shorten(o.new_label)}'"
     is_same = class_name(o.new_label) == class_name(o.label)
     checks = [
@@ -71,13 +85,17 @@ def decision_faults(
         (not moves and o.new_label and not is_same,
          f"has the decision '{_shorten(o.decision)}' with the class {names}: write move, or remove the class"),
         (o.decision == 'invalid' and o.note not in INVALID,
-         f"has the decision 'invalid' with the note '{_shorten(o.note)}': write {_either(INVALID)}"),
-        (not all(map(is_utf8, astuple(o)[1:])), "is not UTF-8: save it as 'CSV UTF-8'")]
+         f"has the decision 'invalid' with the note '{_shorten(o.note)}': write {_either(INVALID)}")]
     return [message for wrong, message in checks if wrong]
+
+def decision_faults(
+    o: Decision, # As a file or a page gives it
+) -> list[str]: # Each starts with a verb: what names the line comes before it
+    "Say what is wrong with a decision."
+    return [*_cell_faults(o), *_format_faults(o).values()]
 
 # %% ../../nbs/data/decisions.ipynb #2628a007
 MAX_DECISIONS_BYTES = 2**28  # of a file
-_TIME = re.compile('[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+]00:00)')
 
 def _rows(text):
     "Of each row: the number of its last line, the position of its end in `text`, and its cells."
@@ -109,10 +127,14 @@ class _Table:
     def __init__(self, text):
         self.text, self.header, self.last, self.faults = text, [], {}, []
         self.end, self._line, self._lines = 0, 0, {}  # of the complete rows; the line of each photo
+        self.times, self.order, self.again, self.format = {}, [], [], {}  # time of each photo's last line; faults
         try: self._read()
         except csv.Error as err:
             if not self._is_torn():
                 self.faults.append(f'is not a CSV after line {self._line} ({err}): fix it')
+        self.faults += self.order or self.again  # lines that are out of order contradict each other
+        for line, n, message in self.format.values():
+            self.faults.append(f'line {line} (and {n - 1} more) {message}' if n > 1 else f'line {line} {message}')
 
     def _read(self):
         for line, end, cells in _rows(self.text):
@@ -123,14 +145,14 @@ class _Table:
             elif cells and end == len(self.text) and self.text[-1] not in '\r\n' and not self._is_whole(cells): return
             elif cells: _add(self, line, cells)
             self.end, self._line = end, line
-            if len(self.faults) > MAX_FAULTS: return
+            if len(self.faults + self.again) > MAX_FAULTS: return
         if not self.header: self.faults += _header_faults([])
 
     @property
     def torn(self): return self.text[self.end:]
 
     def _is_whole(self, cells):
-        return len(cells) == len(self.header) and self.header[-1] == 'time' and bool(_TIME.fullmatch(cells[-1]))
+        return len(cells) == len(self.header) and self.header[-1] == 'time' and _is_time(cells[-1])
 
     def _is_torn(self):
         "Is what follows the last complete row a part of only one row, with an open quote?"
@@ -152,6 +174,13 @@ def describe(
     if decision.decision == 'move': return f"move to '{_shorten(decision.new_label)}'"
     return f'invalid ({_shorten(decision.note)})' if decision.decision == 'invalid' else _shorten(decision.decision)
 
+def _order_fault(table, line, decision):
+    earlier = table.times.get(decision.file, '')
+    if table.order or decision.time[:19] >= earlier[:19]: return []
+    return [f"line {line} has the time {decision.time}, but line {table._lines[decision.file]}, on the same photo "
+            f"'{_shorten(decision.file)}', has {earlier}: the lines are not in the order in which they were written; "
+            "sort them by the column 'time'"]
+
 def _update(last, decision):
     if decision.decision == 'undo': last.pop(decision.file, None)
     else: last[decision.file] = decision
@@ -161,8 +190,14 @@ def _add(table, line, cells):
         f"line {line} has {number_of(len(cells), 'cell')}, the header has {len(table.header)}: fix it")
     named = dict(zip(table.header, cells, strict=True))
     decision = Decision(*[named[o] for o in COLUMNS])
-    table.faults += [f'line {line} {o}' for o in decision_faults(decision)]
-    if fault := _again_fault(table.last, decision): table.faults.append(
+    table.faults += [f'line {line} {o}' for o in _cell_faults(decision)]
+    for kind, message in _format_faults(decision).items():
+        first, n, message = table.format.get(kind, (line, 0, message))
+        table.format[kind] = first, n + 1, message
+    if _is_time(decision.time):
+        table.order += _order_fault(table, line, decision)
+        table.times[decision.file] = decision.time
+    if fault := _again_fault(table.last, decision): table.again.append(
         f'line {line} {fault}; line {table._lines[decision.file]} has the other decision: keep one of the lines')
     _update(table.last, decision)
     table._lines[decision.file] = line
@@ -208,7 +243,7 @@ class DecisionFile:
         table: '_Table', # What it holds
     ):
         self.path, self.last, self._descriptor, self._header = path, table.last, descriptor, table.header
-        self._lock = Lock()
+        self._lock, self._times = Lock(), table.times
         content = os.pread(descriptor, 3, 0)
         mark = len(b'\xef\xbb\xbf') if content == b'\xef\xbb\xbf' else 0  # a spreadsheet's
         self._size = mark + len(table.text[:table.end].encode('utf-8', 'surrogateescape'))
@@ -268,5 +303,8 @@ def append(self: DecisionFile,
         if not self._is_unchanged(): raise BasegunError(
             f"'{printable(str(self.path))}' was changed by another program, so this decision is not written: close the "
             'file there, then start `basegun-fastai review` again')
+        latest = self._times.get(decision.file, '')
+        if decision.time[:19] < latest[:19]: decision = replace(decision, time=latest)  # a clock was set back
         self._write(_line(self._header, decision))
+        self._times[decision.file] = decision.time
         _update(self.last, decision)
