@@ -152,7 +152,8 @@ def row(file='val/a/1.jpg', sha256=SHA, label='a', kind='keep', new_label='', no
 FAULTS = {
     b'': ['is empty: give a file with the columns file, sha256,'],
     b'\n\n': ['is empty'],
-    HEADER.replace(b',', b';') + row(): ['has one column', 'separate the columns by commas'],
+    HEADER.replace(b',note,', b',').replace(b',', b';'): ['has one column', 'separate the columns by commas'],
+    HEADER.replace(b',', b';') + row(): ["line 2 has 1 cell, the header has 8: put a text that contains ';' into"],
     HEADER.replace(b',', b'\t'): ['separate the columns by commas'],
     b'file,label,suggested\nval/a/1.jpg,a,b\n': ["no column 'sha256', 'decision', 'class', 'note', 'reviewer', 'time'",
                                                  'as `basegun-fastai review` writes it'],
@@ -172,13 +173,13 @@ FAULTS = {
     HEADER + row() + b'\n' + row(kind='unsure'): [
         "line 4 decides 'val/a/1.jpg' again, unsure after keep, without undo", 'line 2 has the other decision'],
     HEADER + row(kind='move', new_label='b') + row(kind='move', new_label='c'): ["move to 'c' after move to 'b'"],
-    HEADER + b'x,y\n' + row(): ['line 2 has 2 cells, the header has 8'],
-    HEADER + row() + b'"x"y,' + row() + row(): ['is not a CSV after line 2'],
+    HEADER + b'x,y\n' + row(): ["line 2 has 2 cells, the header has 8: put a text that contains ',' into"],
+    HEADER + row() + b'"x"y,' + row() + row(): ['is not a CSV after line 2', 'give the original file'],
     HEADER + row() + b'"' + row('1') + row('2'): ['is not a CSV after line 2'],  # an open quote, but no torn line
     HEADER + row(kind='?') * 99: ['line 2 has', 'and 1 more'],
     HEADER + row(time='30/11/2026 07:58') + row() + row('2', time=''): [
         "line 2 (and 1 more) has the time '30/11/2026 07:58', which is not one such as 2026-01-31T12:00:05Z: copy"],
-    HEADER + row(time='2026-02-30T12:00:05Z'): ["line 2 has the time '2026-02-30T12:00:05Z', which is not one"],
+    HEADER + row(time='2026-31-01T12:00:05Z'): ["line 2 has the time '2026-31-01T12:00:05Z', which is not one"],
     HEADER + b''.join(row(f'{i}', note='\u00e9') for i in range(60)).decode().encode('latin-1'): [
         "line 2 (and 59 more) is not UTF-8: save it as 'CSV UTF-8'"],
     HEADER + row(time='2026-01-31T12:00:09+00:00') + row('2') + row(kind='undo') + row(kind='unsure'): [
@@ -249,6 +250,34 @@ def test_a_file_that_a_spreadsheet_saved_again_is_read_and_continued(tmp_path):
     decide(path, [decision('val/é/2.jpg')])
     assert path.read_bytes().startswith(text.encode('utf-8-sig'))
     assert read_decisions(path)['val/é/2.jpg'] == decision('val/é/2.jpg') and len(read_decisions(path)) == 2
+
+
+def test_a_file_with_semicolons_is_read_and_continued(tmp_path):
+    path, odd = tmp_path/'decisions.csv', 'val/é; "x", y.jpg'
+    cells = [[*COLUMNS, 'remark'], [odd, SHA, 'a', 'unsure', '', 'a;b', 'Zoé', TIME, '']]
+    lines = [';'.join('"' + o.replace('"', '""') + '"' if {*o} & {*';"'} else o for o in line) for line in cells]
+    path.write_bytes(('\r\n'.join(lines) + '\r\n').encode('utf-8-sig'))
+    assert read_decisions(path) == {odd: decision(odd, 'unsure', note='a;b', reviewer='Zoé')}
+    decide(path, [decision('val/2;.jpg'), decision('val/3.jpg')])
+    assert path.read_text().splitlines()[-1] == f'val/3.jpg;{SHA};a;keep;;;"Zoé, ""Z""";{TIME};'
+    path.write_bytes(path.read_bytes()[:-3])
+    decide(path, [decision('val/4.jpg')])
+    assert [*read_decisions(path)] == [odd, 'val/2;.jpg', 'val/4.jpg']
+
+
+@pytest.mark.parametrize(('kept', 'photo'), [
+    (b'val/a/2.jpg', 'one photo'), (b'"val/a/2', 'one photo'), (b'val/a/2.jpg,', "'val/a/2.jpg'"),
+    (b'"val/a\n""2"",.jpg",ab', "'val/a\\n\"2\",.jpg'"), (b'val/a/2.jpg,ab,a,unsure,,"a\nb', "'val/a/2.jpg'")])
+def test_an_incomplete_last_line_names_its_photo(tmp_path, capsys, kept, photo):
+    path = tmp_path/'decisions.csv'
+    path.write_bytes(HEADER + row() + kept)
+    assert [*read_decisions(path)] == ['val/a/1.jpg']
+    assert capsys.readouterr().err == (
+        f"'{path}' has an incomplete last line about {photo}, which does not count: decide on that photo again; "
+        'all other lines count\n')
+    decide(path, [])
+    assert f'about {photo}, which is now cut off' in capsys.readouterr().err
+    assert path.read_bytes() == HEADER + row()
 
 
 def test_a_last_line_without_a_line_break_counts_if_it_is_complete(tmp_path):
