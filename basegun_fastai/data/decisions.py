@@ -182,6 +182,7 @@ def _order_fault(table, line, decision):
             f"'{_shorten(decision.file)}', has {earlier}: the lines are not in the order in which they were written; "
             "sort them by the column 'time'"]
 
+# %% ../../nbs/data/decisions.ipynb #bf5462ea
 def _update(last, decision):
     if decision.decision == 'undo': last.pop(decision.file, None)
     else: last[decision.file] = decision
@@ -254,8 +255,7 @@ class DecisionFile:
     ):
         self.path, self.last, self._descriptor, self._table = path, table.last, descriptor, table
         self._lock = Lock()
-        content = os.pread(descriptor, 3, 0)
-        mark = len(b'\xef\xbb\xbf') if content == b'\xef\xbb\xbf' else 0  # a spreadsheet's
+        mark = 3 if os.pread(descriptor, 3, 0) == b'\xef\xbb\xbf' else 0  # a spreadsheet's
         self._size = mark + len(table.text[:table.end].encode('utf-8', 'surrogateescape'))
 
     @classmethod
