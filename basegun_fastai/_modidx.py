@@ -2025,6 +2025,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'basegun_fastai/trust/groups.py'),
                                              'basegun_fastai.trust.groups._Groups.messages': ( 'trust/groups.html#_groups.messages',
                                                                                                'basegun_fastai/trust/groups.py'),
+                                             'basegun_fastai.trust.groups._delimiter': ( 'trust/groups.html#_delimiter',
+                                                                                         'basegun_fastai/trust/groups.py'),
                                              'basegun_fastai.trust.groups._file_fault': ( 'trust/groups.html#_file_fault',
                                                                                           'basegun_fastai/trust/groups.py'),
                                              'basegun_fastai.trust.groups._header_faults': ( 'trust/groups.html#_header_faults',
