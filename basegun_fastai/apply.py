@@ -8,6 +8,8 @@ __all__ = ['apply']
 # %% ../nbs/apply.ipynb #a43d18ce
 import hashlib
 import os
+import re
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -81,7 +83,15 @@ def _fate(decision):
     action = dict(move='moved', invalid='excluded', unsure='unsure').get(decision.decision, 'kept')
     return action, class_name(decision.new_label) if action == 'moved' else ''
 
-def _settle(votes):
+def _review_command(data, path):
+    "The command with which a reviewer decides again."
+    named = re.fullmatch('decisions(?:-(.+))?[.]csv', path.name)
+    reviewer = shlex.quote(named[1] or '') if named else 'NAME'
+    folder = shlex.quote(str(path.parent)) if (path.parent/'review.json').exists() else 'DIR'
+    command = f'basegun-fastai review {shlex.quote(str(data))} --from {folder}'
+    return printable(command if reviewer == "''" else f'{command} --reviewer {reviewer}')
+
+def _settle(data, votes):
     "The votes that count, by photo, and a message for each photo with votes that contradict each other."
     by_photo = {}
     for file, vote in votes: by_photo.setdefault(file, []).append(vote)
@@ -93,7 +103,8 @@ def _settle(votes):
             continue
         by_name = len({o.who for o in definite}) == len(definite)
         each = [f"{printable(o.who if by_name else str(o.path))} says {describe(o.decision)}" for o in definite]
-        faults.append(f"'{printable(file)}': {', '.join(each)}: agree on one, and take the other back")
+        faults.append(f"'{printable(file)}': {', '.join(each)}: agree on one; to change the last of them, start "
+                      f'`{_review_command(data, definite[-1].path)}`')
     return settled, faults
 
 # %% ../nbs/apply.ipynb #ea3c720d
@@ -164,7 +175,14 @@ def _empty_faults(data, rows):
             f"'{data/split/label}' first" for split, label in sorted(before) if not after[split, label]]
 
 # %% ../nbs/apply.ipynb #8e05d431
-def _read_all(paths):
+def _place_faults(out, paths):
+    "A message for an OUT in a folder of `review`."
+    def holds(folder): return (folder/'review.json').exists() and out.resolve().is_relative_to(folder.resolve())
+    folders = [] if os.path.lexists(out) else [o for o in dict.fromkeys(path.parent for path in paths) if holds(o)]
+    return [f"'{out}' is inside '{printable(str(o))}', which has the list and the decisions: a copy of that folder "
+            'would hold the photos too; give another OUT' for o in folders]
+
+def _read_all(data, paths):
     "The decisions of each file, and faults."
     tables, places, faults = {}, set(), []
     for path in paths:
@@ -174,6 +192,9 @@ def _read_all(paths):
         places.add(os.path.realpath(path))
         tables[path], own = attempt(read_decisions, path)
         faults += own
+    if tables and not any(o is None or o for o in tables.values()): faults.append(
+        f"'{printable(name_some([*map(str, tables)]))}': no photo is decided on; start "
+        f'`{_review_command(data, next(iter(tables)))}`, and decide first')
     return {path: o for path, o in tables.items() if o is not None}, faults
 
 def _plan(data, tables):
@@ -183,10 +204,29 @@ def _plan(data, tables):
         own, misfits = _match(data, table, path, decisions)
         votes += own
         faults += misfits
-    settled, conflicts = _settle(votes)
+    settled, conflicts = _settle(data, votes)
     rows = _place_all([_row(o, settled.get(o.file, [])) for o in table.itertuples()])
     faults += [*_first(conflicts), *_class_faults(data, votes, sorted({*table.label})), *_empty_faults(data, rows)]
     return rows, faults
+
+# %% ../nbs/apply.ipynb #6dba22ce
+def _count_twins(folder, files):
+    "How many photos are, equal to the byte, under two labels, or in train/ and in val/."
+    by_size, by_digest = {}, {}
+    for o in files: by_size.setdefault((folder/o).stat().st_size, []).append(o)
+    candidates = [o for own in by_size.values() if len(own) > 1 for o in own]
+    for o in progress(candidates, len(candidates), 'comparing'):
+        raise_if_interrupted()
+        by_digest.setdefault(_digest(folder/o), []).append(o)
+    return sum(len(own) for own in by_digest.values() if len({o.rpartition('/')[0] for o in own}) > 1)
+
+def _say_result(out, rows, n_twins):
+    n, check = Counter(o['action'] for o in rows), printable(f'basegun-fastai check {shlex.quote(str(out))}')
+    say(f"{n['moved']} moved, {n['excluded']} excluded, {n['kept']} kept, {n['unsure']} unsure")
+    say(f"'{printable(str(out/'applied.csv'))}' says what became of each photo; unsure ones stay in their class, and "
+        f'files that cannot be read are copied too. Type `{check}` next')
+    if n_twins: say(f'warning: {number_of(n_twins)} with the same bytes under two labels, or in train/ and val/: '
+                    f'`{check}` names each')
 
 # %% ../nbs/apply.ipynb #07766ced
 def apply(
@@ -197,16 +237,17 @@ def apply(
 ) -> None: # Prints the counts and OUT, raises `BasegunError`
     "Make a new data set in which photos are moved to their correct classes, or left out, as reviewers decided."
     data, out = Path(data), Path(out)
-    tables, faults = _read_all([Path(o) for o in decisions])
+    paths = [Path(o) for o in decisions]
+    tables, faults = _read_all(data, paths)
     layout = layout_faults(data)
-    faults = out_faults(out, data, 'OUT') + layout + faults
+    faults = out_faults(out, data, 'OUT') + _place_faults(out, paths) + layout + faults
     with hold(out, faults, new=True):
         rows, more = ([], []) if layout else _plan(data, tables)
         raise_faults(faults + more)
         for line in ignored_lines(data): say(line)
         with whole_folder(out) as unfinished:
             write_data_set(data, unfinished, [(o['file'], o['to']) for o in rows if o['to']], link)
+            n_twins = _count_twins(unfinished, [o['to'] for o in rows if o['to']])
             write_whole(unfinished/'applied.csv', csv_text(rows))
-    n = Counter(o['action'] for o in rows)
-    say(f"{n['moved']} moved, {n['excluded']} excluded, {n['kept']} kept, {n['unsure']} unsure")
+    _say_result(out, rows, n_twins)
     print(out)

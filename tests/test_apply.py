@@ -103,7 +103,8 @@ def random_decisions(rng, photos):
 
 
 def expected(photos, last):
-    "A plain model: what becomes of each photo, or None if two reviewers disagree or a class is left without photos."
+    "What becomes of each photo; None if nothing is decided, two reviewers disagree, or a class is left without photos."
+    if not any(last): return None
     fates = {}
     for file, (_, label, _) in photos.items():
         said_by = [o[file] for o in last if file in o and o[file][0] != 'unsure']
@@ -182,8 +183,49 @@ def test_names_that_another_system_composes_differently_are_found(small, tmp_pat
     assert applied(small, [file], tmp_path/'out')['train/a/e\u0301te\u0301.png']['action'] == 'excluded'
 
 
-def test_no_decision_leaves_a_copy(small, tmp_path):
-    assert {o['action'] for o in applied(small, [decide(tmp_path/'d.csv', small)], tmp_path/'out').values()} == {'kept'}
+def test_a_decision_that_changes_nothing_leaves_a_copy(small, tmp_path):
+    file = decide(tmp_path/'d.csv', small, ('val/a/2', 'keep'))
+    rows = applied(small, [file, decide(tmp_path/'empty.csv', small)], tmp_path/'out')
+    assert {o['action'] for o in rows.values()} == {'kept'}
+
+
+def test_no_decision_makes_no_data_set(small, tmp_path):
+    (tmp_path/'my list').mkdir()
+    (tmp_path/'my list'/'review.json').touch()
+    one = decide(tmp_path/'my list'/'decisions.csv', small)
+    two = decide(tmp_path/'my list'/'decisions-anna.csv', small, ('val/a/2', 'keep'), ('val/a/2', 'undo'))
+    command = f"`basegun-fastai review {small} --from '{tmp_path/'my list'}'"
+    refused(small, [one], tmp_path/'out', [f"'{one}': no photo is decided on; start {command}`, and decide first"], 1)
+    refused(small, [two, one], tmp_path/'out', [f"'{two}, {one}': no photo", f'{command} --reviewer anna`'], 1)
+    refused(small, [one, tmp_path/'none.csv'], tmp_path/'out', ["none.csv' cannot be read"], 1)
+
+
+def test_equal_photos_in_two_places_are_counted(small, tmp_path):
+    names = ['val/a/1.jpg', 'val/c, "d"/1.jpg', 'train/a/2', 'train/a/IMG.JPG', 'train/c, "d"/2', 'val/c, "d"/2']
+    for o in names[:2]: (small/o).write_bytes(b'twin')
+    for o in names[2:4]: (small/o).write_bytes(b'same')  # in one class: no mistake in a label
+    for o in names[4:]: (small/o).write_bytes(b'leak')
+    file = decide(tmp_path/'d.csv', small, ('val/a/1.jpg', 'keep'))
+    warning = 'warning: {} with the same bytes under two labels, or in train/ and val/: `basegun-fastai check {}` names'
+    result = typed('apply', small, file, tmp_path/'out')
+    assert result.returncode == 0 and warning.format('4 photos', tmp_path/'out') in result.stderr
+    decide(file, small, ('val/a/1.jpg', 'undo'), ('val/a/1.jpg', 'move', 'c, "d"'), (names[4], 'invalid', 'duplicate'))
+    result = typed('apply', small, file, tmp_path/'again', '--link')
+    assert result.returncode == 0 and 'warning' not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    for o in (f"'{tmp_path/'again'/'applied.csv'}' says what", f"`basegun-fastai check {tmp_path/'again'}` next"):
+        assert o in last
+    assert 'unsure ones stay in their class' in last and 'files that cannot be read are copied too' in last
+
+
+def test_a_data_set_does_not_go_into_the_folder_of_a_review(small, tmp_path):
+    for o in ('list', 'other'): (tmp_path/o).mkdir()
+    (tmp_path/'list'/'review.json').touch()
+    files = [decide(tmp_path/o/f'decisions-{o}.csv', small, ('val/a/2', 'keep')) for o in ('list', 'other')]
+    words = [f"is inside '{tmp_path/'list'}', which has the list", 'give another OUT']
+    refused(small, files, tmp_path/'list'/'new'/'out', words, 1)
+    refused(small, files, tmp_path/'list', ['exists, and nothing is overwritten'], 1)
+    applied(small, files, tmp_path/'other'/'out')
 
 
 def test_all_that_does_not_fit_is_named_at_once(small, tmp_path):
@@ -236,29 +278,39 @@ def test_reviewers_without_a_name_are_named_by_their_files(small, tmp_path):
     two = decide(tmp_path/'2.csv', small, ('val/a/1.jpg', 'invalid', 'drawing'))
     words = [f"'val/a/1.jpg': {one} says keep, {two} says invalid (drawing): agree on one"]
     refused(small, [one, two], tmp_path/'out', words, 1)
+    review_folder = tmp_path/'list'
+    review_folder.mkdir()
+    (review_folder/'review.json').touch()
+    one = one.rename(review_folder/'decisions.csv')
+    two = two.rename(review_folder/'decisions-é.csv')
+    words = [f"'val/a/1.jpg': {one} says keep, {two} says invalid (drawing): agree on one; to change the last of them, "
+             f"start `basegun-fastai review {small} --from {review_folder} --reviewer 'é'`"]
+    refused(small, [one, two], tmp_path/'out', words, 1)
     for o in (one, two): o.write_text(o.read_text().replace(f',,{TIME}', f',anna,{TIME}'))
     refused(small, [one, two], tmp_path/'out', words, 1)
 
 
 def test_places_that_cannot_be_used_are_named(small, tmp_path):
-    file = decide(tmp_path/'d.csv', small)
+    file = decide(tmp_path/'d.csv', small, ('val/a/2', 'keep'))
     refused(tmp_path/'nowhere', [file], tmp_path/'out', ["no folder '"], 1)
     refused(small/'train', [file], tmp_path/'out', ['is not a data set'], 1)
     refused(small, [file], tmp_path, ['exists, and nothing is overwritten: give another OUT'], 1)
+    for o in (small, small/'train'/'a'): refused(small, [file], o, [f"'{o}' is inside the data"], 1)
     shutil.rmtree(small/'val'/'a')
     refused(small, [file], tmp_path/'out', ["class 'a' is in train/ but not in val/"], 1)
+    refused(small, [tmp_path/'none.csv'], tmp_path/'out', ["class 'a' is in train/", "none.csv' cannot be read"], 2)
     assert typed('apply', small, file).returncode == 2
 
 
 @pytest.mark.parametrize('link', [[], ['--link']])
 def test_a_photo_that_disappears_meanwhile_is_named(small, tmp_path, monkeypatch, link):
     from basegun_fastai import apply
-    plain = apply.write_data_set
+    plain, file = apply.write_data_set, decide(tmp_path/'d.csv', small, ('val/a/2', 'keep'))
     def late(*arguments):
         (small/'val'/'a'/'1.jpg').unlink()
         plain(*arguments)
     monkeypatch.setattr(apply, 'write_data_set', late)
-    result = typed('apply', small, decide(tmp_path/'d.csv', small), tmp_path/'out', *link)
+    result = typed('apply', small, file, tmp_path/'out', *link)
     assert result.returncode == 1 and "'val/a/1.jpg' has disappeared from" in result.stderr
     assert sorted(os.listdir(tmp_path)) == ['d.csv', 'data']
 

@@ -40,7 +40,7 @@ def test_what_is_wrong_with_an_evaluation_is_told_at_once(run, data, copy, other
     (copy/'val').rename(copy/'photos')
     (copy/'photos'/'flamethrower').mkdir()
     (copy/'photos'/'flamethrower'/'0.jpg').write_bytes(b'no photo')  # would be reported if it were read
-    (tmp_path/'g.csv').write_text('file;camera\n')
+    (tmp_path/'g.csv').write_text('photo;camera\n')
     result = typed('evaluate', run.path, copy/'photos', '--out', copy/'photos'/'out', '--not-a-gun', others/'inner',
                  '--groups', tmp_path/'g.csv')
     assert result.returncode == 1 and 'is text that starts' not in result.stderr

@@ -150,9 +150,10 @@ def out_faults(
     "Say why `out` cannot be made."
     out, place = Path(out), place or option
     above = next(o for o in out.absolute().parents if o.exists())
+    inside = inside_fault(out, data, f'give another {place}')
     checks = [
-        (os.path.lexists(out), f"'{out}' exists, and nothing is overwritten: give another {option}"),
-        (fault := inside_fault(out, data, f'give another {place}'), fault),
+        (os.path.lexists(out) and not inside, f"'{out}' exists, and nothing is overwritten: give another {option}"),
+        (inside, inside),
         (not above.is_dir(), f"'{above}' is a file, so '{out}' cannot be made: give another {option}"),
         (above.is_dir() and not os.access(above, os.W_OK | os.X_OK),
          f"'{above}' is not writable: give another {place}")]

@@ -15,7 +15,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -49,15 +49,24 @@ class Decision:
         "Return what two decisions on a photo must agree on."
         return (self.decision, class_name(self.new_label) if self.decision == 'move' else '')
 
+# %% ../../nbs/data/decisions.ipynb #933c916e
+def _shorten(text): return printable(text if len(text) <= 300 else f'{text[:300]}…')
+
+_TIME = re.compile('[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9](Z|[+]00:00)')
+
+def _format_faults(o):
+    "Faults that a spreadsheet makes in many lines at once, by kind."
+    checks = [
+        ('text', not all(map(is_utf8, astuple(o)[1:])), "is not UTF-8: save it as 'CSV UTF-8'"),
+        ('time', not _TIME.fullmatch(o.time), f"has the time '{_shorten(o.time)}', which is not one such as "
+                                       '2026-01-31T12:00:05Z: copy the times from the original file')]
+    return {kind: message for kind, wrong, message in checks if wrong}
+
 # %% ../../nbs/data/decisions.ipynb #73eb584e
 def _either(words): return f"{', '.join(words[:-1])} or {words[-1]}"
 
-def _shorten(text): return printable(text if len(text) <= 300 else f'{text[:300]}…')
-
-def decision_faults(
-    o: Decision, # As a file or a page gives it
-) -> list[str]: # Each starts with a verb: what names the line comes before it
-    "Say what is wrong with a decision."
+def _cell_faults(o):
+    "Faults of only one line."
     moves, names = o.decision == 'move', f"'{_shorten(o.new_label)}'"
     is_same = class_name(o.new_label) == class_name(o.label)
     checks = [
@@ -71,15 +80,19 @@ def decision_faults(
         (not moves and o.new_label and not is_same,
          f"has the decision '{_shorten(o.decision)}' with the class {names}: write move, or remove the class"),
         (o.decision == 'invalid' and o.note not in INVALID,
-         f"has the decision 'invalid' with the note '{_shorten(o.note)}': write {_either(INVALID)}"),
-        (not all(map(is_utf8, astuple(o)[1:])), "is not UTF-8: save it as 'CSV UTF-8'")]
+         f"has the decision 'invalid' with the note '{_shorten(o.note)}': write {_either(INVALID)}")]
     return [message for wrong, message in checks if wrong]
+
+def decision_faults(
+    o: Decision, # As a file or a page gives it
+) -> list[str]: # Each starts with a verb: what names the line comes before it
+    "Say what is wrong with a decision."
+    return [*_cell_faults(o), *_format_faults(o).values()]
 
 # %% ../../nbs/data/decisions.ipynb #2628a007
 MAX_DECISIONS_BYTES = 2**28  # of a file
-_TIME = re.compile('[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+]00:00)')
 
-def _rows(text):
+def _rows(text, delimiter):
     "Of each row: the number of its last line, the position of its end in `text`, and its cells."
     end = 0
     def lines():
@@ -87,8 +100,13 @@ def _rows(text):
         for line in io.StringIO(text, newline=''):
             end += len(line)
             yield line
-    reader = csv.reader(lines(), strict=True)
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     for cells in reader: yield reader.line_num, end, cells
+
+def _delimiter(text):
+    "A French spreadsheet writes semicolons, also when it is asked for commas."
+    header = text.partition('\n')[0].replace('"', '').strip().split(';')
+    return ';' if {*COLUMNS} <= {*header} else ','
 
 def _quote_names(names): return name_some([f"'{_shorten(o)}'" for o in names], 20)
 
@@ -98,10 +116,10 @@ def _header_faults(header):
     if len(header) == 1 and re.search('[;\t]', header[0]):
         return [f'has one column, {_quote_names(header)}: separate the columns by commas']
     missing, double = [o for o in COLUMNS if o not in header], [o for o in COLUMNS if header.count(o) > 1]
-    checks = [(missing, f'has no column {_quote_names(missing)}; its columns are {_quote_names(header)}: '
-                        'give a file as `basegun-fastai review` writes it'),
-              (double, f'has several columns named {_quote_names(double)}: keep one')]
-    return [message for wrong, message in checks if wrong]
+    faults = [f'has several columns named {_quote_names(double)}: keep one'] if double else []
+    if missing: faults.append(f'has no column {_quote_names(missing)}; its columns are {_quote_names(header)}: '
+                              'give a file as `basegun-fastai review` writes it')
+    return faults
 
 # %% ../../nbs/data/decisions.ipynb #34398c9d
 class _Table:
@@ -109,13 +127,18 @@ class _Table:
     def __init__(self, text):
         self.text, self.header, self.last, self.faults = text, [], {}, []
         self.end, self._line, self._lines = 0, 0, {}  # of the complete rows; the line of each photo
+        self.times, self.order, self.again, self.format = {}, [], [], {}  # time of each photo's last line; faults
+        self.delimiter = _delimiter(text)
         try: self._read()
         except csv.Error as err:
             if not self._is_torn():
-                self.faults.append(f'is not a CSV after line {self._line} ({err}): fix it')
+                self.faults.append(f'is not a CSV after line {self._line} ({err}): give the original file')
+        self.faults += self.order or self.again  # lines that are out of order contradict each other
+        for line, n, message in self.format.values():
+            self.faults.append(f'line {line} (and {n - 1} more) {message}' if n > 1 else f'line {line} {message}')
 
     def _read(self):
-        for line, end, cells in _rows(self.text):
+        for line, end, cells in _rows(self.text, self.delimiter):
             if not self.header:
                 self.faults += _header_faults(cells)
                 if self.faults: return
@@ -123,7 +146,7 @@ class _Table:
             elif cells and end == len(self.text) and self.text[-1] not in '\r\n' and not self._is_whole(cells): return
             elif cells: _add(self, line, cells)
             self.end, self._line = end, line
-            if len(self.faults) > MAX_FAULTS: return
+            if len(self.faults + self.again) > MAX_FAULTS: return
         if not self.header: self.faults += _header_faults([])
 
     @property
@@ -134,9 +157,9 @@ class _Table:
 
     def _is_torn(self):
         "Is what follows the last complete row a part of only one row, with an open quote?"
-        others = [*io.StringIO(self.torn, newline='')][1:]
+        others = csv.reader([*io.StringIO(self.torn, newline='')][1:], delimiter=self.delimiter)
         return self.torn.count('"') % 2 == 1 and not any(
-            len(cells) == len(self.header) and {*cells} & {*DECISIONS} for cells in csv.reader(others))
+            len(cells) == len(self.header) and {*cells} & {*DECISIONS} for cells in others)
 
 # %% ../../nbs/data/decisions.ipynb #bbbb3523
 def _again_fault(last, decision):
@@ -152,17 +175,32 @@ def describe(
     if decision.decision == 'move': return f"move to '{_shorten(decision.new_label)}'"
     return f'invalid ({_shorten(decision.note)})' if decision.decision == 'invalid' else _shorten(decision.decision)
 
+def _order_fault(table, line, decision):
+    earlier = table.times.get(decision.file, '')
+    if table.order or decision.time[:19] >= earlier[:19]: return []
+    return [f"line {line} has the time {decision.time}, but line {table._lines[decision.file]}, on the same photo "
+            f"'{_shorten(decision.file)}', has {earlier}: the lines are not in the order in which they were written; "
+            "sort them by the column 'time'"]
+
+# %% ../../nbs/data/decisions.ipynb #bf5462ea
 def _update(last, decision):
     if decision.decision == 'undo': last.pop(decision.file, None)
     else: last[decision.file] = decision
 
 def _add(table, line, cells):
     if len(cells) != len(table.header): return table.faults.append(
-        f"line {line} has {number_of(len(cells), 'cell')}, the header has {len(table.header)}: fix it")
+        f"line {line} has {number_of(len(cells), 'cell')}, the header has {len(table.header)}: put a text that "
+        f"contains '{table.delimiter}' into double quotes, and leave cells without a text empty")
     named = dict(zip(table.header, cells, strict=True))
     decision = Decision(*[named[o] for o in COLUMNS])
-    table.faults += [f'line {line} {o}' for o in decision_faults(decision)]
-    if fault := _again_fault(table.last, decision): table.faults.append(
+    table.faults += [f'line {line} {o}' for o in _cell_faults(decision)]
+    for kind, message in _format_faults(decision).items():
+        first, n, message = table.format.get(kind, (line, 0, message))
+        table.format[kind] = first, n + 1, message
+    if _TIME.fullmatch(decision.time):
+        table.order += _order_fault(table, line, decision)
+        table.times[decision.file] = decision.time
+    if fault := _again_fault(table.last, decision): table.again.append(
         f'line {line} {fault}; line {table._lines[decision.file]} has the other decision: keep one of the lines')
     _update(table.last, decision)
     table._lines[decision.file] = line
@@ -185,19 +223,27 @@ def _read(file):
     raise_faults([f'{name} {o}' for o in table.faults])
     return table
 
+def _say_torn(file, table, what):
+    if not table.torn: return
+    start, at = io.StringIO(table.torn[:1000], newline=''), table.header.index('file')
+    cells = next(csv.reader(start, delimiter=table.delimiter))
+    photo = f"'{_shorten(cells[at])}'" if len(cells) > at + 1 else 'one photo'
+    say(f"'{printable(str(file))}' has an incomplete last line about {photo}, which {what}: decide on that photo "
+        'again; all other lines count')
+
 def read_decisions(
     file: Path, # A file of decisions, perhaps saved again by a spreadsheet
 ) -> dict[str, Decision]: # The last decision on each photo, by file; none for those that were taken back
     "Read the decisions of one reviewer; raises `BasegunError` with all faults of the file."
     table = _read(file)
-    if table.torn: say(f"'{printable(str(file))}' ends with an incomplete line, which does not count: "
-                       f"'{_shorten(table.torn)}'")
+    _say_torn(file, table, 'does not count')
     return table.last
 
 # %% ../../nbs/data/decisions.ipynb #be0bc50a
-def _line(header, decision):
+def _line(table, decision):
     cells, out = dict(zip(COLUMNS, astuple(decision), strict=True)), io.StringIO(newline='')
-    csv.writer(out, lineterminator='\r\n').writerow([cells.get(o, '') for o in header])  # which quotes both of them
+    writer = csv.writer(out, delimiter=table.delimiter, lineterminator='\r\n')  # which quotes both of them
+    writer.writerow([cells.get(o, '') for o in table.header])
     return f'{out.getvalue()[:-2]}\n'.encode('utf-8', 'surrogateescape')
 
 class DecisionFile:
@@ -207,10 +253,9 @@ class DecisionFile:
         descriptor: int, # Of the file, open for reading and writing
         table: '_Table', # What it holds
     ):
-        self.path, self.last, self._descriptor, self._header = path, table.last, descriptor, table.header
+        self.path, self.last, self._descriptor, self._table = path, table.last, descriptor, table
         self._lock = Lock()
-        content = os.pread(descriptor, 3, 0)
-        mark = len(b'\xef\xbb\xbf') if content == b'\xef\xbb\xbf' else 0  # a spreadsheet's
+        mark = 3 if os.pread(descriptor, 3, 0) == b'\xef\xbb\xbf' else 0  # a spreadsheet's
         self._size = mark + len(table.text[:table.end].encode('utf-8', 'surrogateescape'))
 
     @classmethod
@@ -239,8 +284,7 @@ class DecisionFile:
 @patch
 def _cut(self: DecisionFile, table):
     "Make the file end with a complete line."
-    if table.torn: say(f"'{printable(str(self.path))}' ended with an incomplete line, which is now cut off: "
-                       f"'{_shorten(table.torn)}'")
+    _say_torn(self.path, table, 'is now cut off')
     os.ftruncate(self._descriptor, self._size)
     if table.text[table.end - 1] not in '\r\n': self._write(b'\n')
 
@@ -268,5 +312,8 @@ def append(self: DecisionFile,
         if not self._is_unchanged(): raise BasegunError(
             f"'{printable(str(self.path))}' was changed by another program, so this decision is not written: close the "
             'file there, then start `basegun-fastai review` again')
-        self._write(_line(self._header, decision))
+        latest = self._table.times.get(decision.file, '')
+        if decision.time[:19] < latest[:19]: decision = replace(decision, time=latest)  # a clock was set back
+        self._write(_line(self._table, decision))
+        self._table.times[decision.file] = decision.time
         _update(self.last, decision)

@@ -40,11 +40,16 @@ def _file_fault(file):
     max_mib = MAX_GROUPS_BYTES >> 20
     return f'is larger than {max_mib} MiB: leave out columns or rows' if status.st_size > MAX_GROUPS_BYTES else None
 
-def _header_faults(header):
+def _delimiter(text):
+    "A French spreadsheet writes semicolons."
+    header = text.partition('\n')[0].replace('"', '').strip().split(';')
+    return ';' if 'file' in header and len(header) > 1 else ','
+
+def _header_faults(header, files):
     if not header: return ["is empty: give a CSV with a column 'file' and one to group by"]
     if not all(map(_is_text, header)): return ["is not a CSV in UTF-8: save it as 'CSV UTF-8'"]
     here, faults = f'its columns are {_quote_names(header)}', []
-    lacks = f"has no column 'file' with the paths as in predictions-val.csv: {here}"
+    lacks = f"has no column 'file' with paths such as '{_shorten(next(iter(files), 'train/pistol/a.jpg'))}': {here}"
     if len(header) == 1 and re.search('[;\t]', header[0]): faults.append(f'{lacks}; separate them by commas')
     elif 'file' not in header: faults.append(lacks)
     if not set(header) - {'file'}: faults.append("has no column besides 'file': add one to group by")
@@ -68,7 +73,7 @@ class _Groups:
         if not cells: return
         if len(cells) != len(self.header):
             return self._fault('cells', f'line {line} has {number_of(len(cells), "cell")}, the header has '
-                                        f'{len(self.header)}: fix it')
+                                        f'{len(self.header)}: quote a text that contains a separator')
         name, values = cells[self.at], [*cells[:self.at], *cells[self.at + 1:]]
         if name not in self.known: name = self.by_form.get(normalize('NFC', name), name)  # a Mac decomposes accents
         if not all(map(_is_text, values if name in self.known else cells)):
@@ -90,14 +95,16 @@ class _Groups:
 # %% ../../nbs/trust/groups.ipynb #3e03cb86
 def _read_lines(file, files):
     with open(file, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
-        lines, groups = csv.reader(f, strict=True), None
+        delimiter = _delimiter(f.readline(2**16))
+        f.seek(0)
+        lines, groups = csv.reader(f, delimiter=delimiter, strict=True), None
         try:
-            if faults := _header_faults(header := next(lines, [])): return faults, None
+            if faults := _header_faults(header := next(lines, []), files): return faults, None
             groups = _Groups(header, files)
             for cells in lines: groups.add(cells, lines.line_num)
         except csv.Error as err:
             messages = groups.messages() if groups else []
-            return [*messages, f'is not a CSV from line {lines.line_num} on ({err}): fix it'], None
+            return [*messages, f'is not a CSV from line {lines.line_num} on ({err}): close its quotes'], None
     return [*groups.messages(), *_match_faults(groups, files)], groups
 
 def _match_faults(groups, files):

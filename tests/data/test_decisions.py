@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
@@ -151,7 +152,8 @@ def row(file='val/a/1.jpg', sha256=SHA, label='a', kind='keep', new_label='', no
 FAULTS = {
     b'': ['is empty: give a file with the columns file, sha256,'],
     b'\n\n': ['is empty'],
-    HEADER.replace(b',', b';') + row(): ['has one column', 'separate the columns by commas'],
+    HEADER.replace(b',note,', b',').replace(b',', b';'): ['has one column', 'separate the columns by commas'],
+    HEADER.replace(b',', b';') + row(): ["line 2 has 1 cell, the header has 8: put a text that contains ';' into"],
     HEADER.replace(b',', b'\t'): ['separate the columns by commas'],
     b'file,label,suggested\nval/a/1.jpg,a,b\n': ["no column 'sha256', 'decision', 'class', 'note', 'reviewer', 'time'",
                                                  'as `basegun-fastai review` writes it'],
@@ -171,10 +173,18 @@ FAULTS = {
     HEADER + row() + b'\n' + row(kind='unsure'): [
         "line 4 decides 'val/a/1.jpg' again, unsure after keep, without undo", 'line 2 has the other decision'],
     HEADER + row(kind='move', new_label='b') + row(kind='move', new_label='c'): ["move to 'c' after move to 'b'"],
-    HEADER + b'x,y\n' + row(): ['line 2 has 2 cells, the header has 8'],
-    HEADER + row() + b'"x"y,' + row() + row(): ['is not a CSV after line 2'],
+    HEADER + b'x,y\n' + row(): ["line 2 has 2 cells, the header has 8: put a text that contains ',' into"],
+    HEADER + row() + b'"x"y,' + row() + row(): ['is not a CSV after line 2', 'give the original file'],
     HEADER + row() + b'"' + row('1') + row('2'): ['is not a CSV after line 2'],  # an open quote, but no torn line
     HEADER + row(kind='?') * 99: ['line 2 has', 'and 1 more'],
+    HEADER + row(time='30/11/2026 07:58') + row() + row('2', time=''): [
+        "line 2 (and 1 more) has the time '30/11/2026 07:58', which is not one such as 2026-01-31T12:00:05Z: copy"],
+    HEADER + row(time='2026-31-01T12:00:05Z'): ["line 2 has the time '2026-31-01T12:00:05Z', which is not one"],
+    HEADER + b''.join(row(f'{i}', note='\u00e9') for i in range(60)).decode().encode('latin-1'): [
+        "line 2 (and 59 more) is not UTF-8: save it as 'CSV UTF-8'"],
+    HEADER + row(time='2026-01-31T12:00:09+00:00') + row('2') + row(kind='undo') + row(kind='unsure'): [
+        f"line 4 has the time {TIME}, but line 2, on the same photo 'val/a/1.jpg', has 2026-01-31T12:00:09+00:00",
+        "sort them by the column 'time'"],
     HEADER + b'x' * 200_000 + row(): ['field larger than field limit'],
 }
 
@@ -190,6 +200,36 @@ def test_each_fault_of_an_edited_file_is_named(tmp_path, content):
     assert path.read_bytes() == content
 
 
+def test_each_fault_of_a_whole_file_is_one_line(tmp_path):
+    path = tmp_path/'decisions.csv'
+    for content in FAULTS:
+        if not any('more) ' in o or 'sort them' in o for o in FAULTS[content]): continue
+        path.write_bytes(content)
+        with pytest.raises(BasegunError) as error: read_decisions(path)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_in_another_order_says_the_same_or_is_refused(tmp_path):
+    path, kinds = tmp_path/'decisions.csv', ['unsure', 'undo', 'unsure', 'undo', 'keep']
+    lines = [row(kind=o, time=f'2026-01-31T12:00:0{i}Z') for i, o in enumerate(kinds)]
+    path.write_bytes(HEADER + b''.join(lines))
+    assert [o.decision for o in read_decisions(path).values()] == ['keep']
+    for order in permutations(lines):
+        path.write_bytes(HEADER + b''.join(order))
+        if [*order] == lines: continue
+        with pytest.raises(BasegunError, match="sort them by the column 'time'"): read_decisions(path)
+    path.write_bytes(HEADER + row('2', time='2026-01-31T11:00:00Z').join([b'', *lines]))  # the other photo is older
+    assert [o.decision for o in read_decisions(path).values()] == ['keep', 'keep']
+
+
+def test_a_clock_that_is_set_back_leaves_a_file_that_can_be_read(tmp_path):
+    path = tmp_path/'decisions.csv'
+    decide(path, [decision('val/1.jpg')])
+    decide(path, [decision('val/1.jpg', 'undo', time='2026-01-31T11:59:59Z'), decision('val/2.jpg')])
+    decide(path, [decision('val/1.jpg', 'unsure', time='2026-01-31T12:00:04+00:00')])
+    assert read_decisions(path) == {'val/1.jpg': decision('val/1.jpg', 'unsure'), 'val/2.jpg': decision('val/2.jpg')}
+
+
 def test_what_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path/'pipe')
     for path, words in [(tmp_path/'none', 'cannot be read (No such file'), (tmp_path, 'is not a regular file'),
@@ -202,7 +242,7 @@ def test_what_is_no_file_is_named(tmp_path):
 
 def test_a_file_that_a_spreadsheet_saved_again_is_read_and_continued(tmp_path):
     path, columns = tmp_path/'decisions.csv', [*reversed(COLUMNS), 'remark']
-    cells = dict(zip(COLUMNS, ['val/é/1.jpg', SHA, 'é', 'move', 'b', '', '', '31/01/2026 12:00'], strict=True))
+    cells = dict(zip(COLUMNS, ['val/é/1.jpg', SHA, 'é', 'move', 'b', '', '', TIME], strict=True))
     lines = [columns, [cells.get(o, 'a "remark"') for o in columns]]
     text = '\r\n'.join(','.join('"' + o.replace('"', '""') + '"' for o in line) for line in lines) + '\r\n\r\n'
     path.write_bytes(text.encode('utf-8-sig'))
@@ -210,6 +250,34 @@ def test_a_file_that_a_spreadsheet_saved_again_is_read_and_continued(tmp_path):
     decide(path, [decision('val/é/2.jpg')])
     assert path.read_bytes().startswith(text.encode('utf-8-sig'))
     assert read_decisions(path)['val/é/2.jpg'] == decision('val/é/2.jpg') and len(read_decisions(path)) == 2
+
+
+def test_a_file_with_semicolons_is_read_and_continued(tmp_path):
+    path, odd = tmp_path/'decisions.csv', 'val/é; "x", y.jpg'
+    cells = [[*COLUMNS, 'remark'], [odd, SHA, 'a', 'unsure', '', 'a;b', 'Zoé', TIME, '']]
+    lines = [';'.join('"' + o.replace('"', '""') + '"' if {*o} & {*';"'} else o for o in line) for line in cells]
+    path.write_bytes(('\r\n'.join(lines) + '\r\n').encode('utf-8-sig'))
+    assert read_decisions(path) == {odd: decision(odd, 'unsure', note='a;b', reviewer='Zoé')}
+    decide(path, [decision('val/2;.jpg'), decision('val/3.jpg')])
+    assert path.read_text().splitlines()[-1] == f'val/3.jpg;{SHA};a;keep;;;"Zoé, ""Z""";{TIME};'
+    path.write_bytes(path.read_bytes()[:-3])
+    decide(path, [decision('val/4.jpg')])
+    assert [*read_decisions(path)] == [odd, 'val/2;.jpg', 'val/4.jpg']
+
+
+@pytest.mark.parametrize(('kept', 'photo'), [
+    (b'val/a/2.jpg', 'one photo'), (b'"val/a/2', 'one photo'), (b'val/a/2.jpg,', "'val/a/2.jpg'"),
+    (b'"val/a\n""2"",.jpg",ab', "'val/a\\n\"2\",.jpg'"), (b'val/a/2.jpg,ab,a,unsure,,"a\nb', "'val/a/2.jpg'")])
+def test_an_incomplete_last_line_names_its_photo(tmp_path, capsys, kept, photo):
+    path = tmp_path/'decisions.csv'
+    path.write_bytes(HEADER + row() + kept)
+    assert [*read_decisions(path)] == ['val/a/1.jpg']
+    assert capsys.readouterr().err == (
+        f"'{path}' has an incomplete last line about {photo}, which does not count: decide on that photo again; "
+        'all other lines count\n')
+    decide(path, [])
+    assert f'about {photo}, which is now cut off' in capsys.readouterr().err
+    assert path.read_bytes() == HEADER + row()
 
 
 def test_a_last_line_without_a_line_break_counts_if_it_is_complete(tmp_path):

@@ -25,7 +25,8 @@ FILES = ['val/a/1.jpg', 'val/a/2, "x".jpg', 'val/é/\udce9\n.jpg']
 FAULTS = {
     b'': ['is empty'],
     b'file\nval/a/1.jpg\n': ["no column besides 'file'"],
-    b'photo,camera\nval/a/1.jpg,x\n': ["no column 'file'", "its columns are 'photo', 'camera'"],
+    b'photo,camera\nval/a/1.jpg,x\n': [
+        "no column 'file' with paths such as 'val/a/1.jpg'", "columns are 'photo', 'camera'"],
     b'photo;camera\nval/a/1.jpg;x\n': ["no column 'file'", "'photo;camera'; separate them by commas"],
     b'File\nx\n': ["no column 'file'", "'File'"],
     b',file,camera\n0,val/a/1.jpg,x\n': ['a column without a name'],
@@ -35,10 +36,12 @@ FAULTS = {
     b'PK\3\4\0\0\0': ['is not a CSV in UTF-8'],
     'file,camera\nval/a/1.jpg,caméra\n'.encode('latin-1'): ['line 2 is not UTF-8'],
     'file,camera\nval/é/1.jpg,x\n'.encode('latin-1'): ['line 2 is not UTF-8'],
-    b'file,camera\nval/a/1.jpg,x,y\nval/a/1.jpg\n': ['line 2 has 3 cells, the header has 2', 'line 3 has 1 cell,'],
+    b'file,camera\nval/a/1.jpg,x,y\nval/a/1.jpg\n': [
+        'line 2 has 3 cells, the header has 2: quote a text that', 'line 3 has 1 cell,'],
     b'file,camera\nval/a/1.jpg,x\nval/a/1.jpg,y\nz\n': ["line 3 names 'val/a/1.jpg' again with other values",
                                                         'line 4 has 1 cell,'],
-    b'file,camera\nval/a/1.jpg,"x': ['is not a CSV from line 2 on'],
+    b'file,camera\nval/a/1.jpg,"x': ['is not a CSV from line 2 on', 'close its quotes'],
+    b'file;camera\nval/a/1.jpg,x\n': ['line 2 has 1 cell, the header has 2'],
     b'file,camera\nval/a/1.jpg,"x"y\n': ['is not a CSV from line 2 on'],
     b'file,camera\na/1.jpg,x\na/2.jpg,x\n': ["it has 'a/1.jpg', the data has 'val/a/1.jpg'"],
     b'file,camera\n': ['names none of the photos: give a row for each'],
@@ -65,6 +68,15 @@ def test_groups_go_beside_the_photos(tmp_path, capsys):
     assert actual.values.tolist() == [['', 'NA'], ['Nikon', '007'], ['Léica', '2']]
     assert (capsys.readouterr().err
             == f"--groups '{csv}' has 1 row for files that are not among the photos, the first one for 'nowhere'\n")
+
+
+def test_a_french_spreadsheet_writes_semicolons(tmp_path, capsys):
+    csv = tmp_path/'groups.csv'
+    csv.write_bytes('\ufeff"file";caméra\r\nval/a/1.jpg;"Canon, 5;D"\r\n"val/a/2, ""x"".jpg";\r\n'.encode())
+    assert read_groups(csv, FILES[:2]).to_dict('list') == {'caméra': ['Canon, 5;D', '']}
+    assert capsys.readouterr().err == ''
+    csv.write_text('file,a;b\nval/a/1.jpg,x;y\n')
+    assert read_groups(csv, FILES[:1]).to_dict('list') == {'a;b': ['x;y']}
 
 
 def test_photos_without_a_row_are_counted(tmp_path, capsys):
