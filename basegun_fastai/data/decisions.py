@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'DECISIONS', 'INVALID', 'MAX_DECISIONS_BYTES', 'Decision', 'decision_faults', 'describe', 'read_decisions',
-           'DecisionFile']
+           'Changed', 'DecisionFile']
 
 # %% ../../nbs/data/decisions.ipynb #de58740c
 import csv
@@ -200,15 +200,19 @@ def _line(header, decision):
     csv.writer(out, lineterminator='\r\n').writerow([cells.get(o, '') for o in header])  # which quotes both of them
     return f'{out.getvalue()[:-2]}\n'.encode('utf-8', 'surrogateescape')
 
+class Changed(BasegunError):
+    "Say that another program has changed, moved or deleted the file of decisions."
+
 class DecisionFile:
     "Keep the decisions of one reviewer on the disk, a line per decision."
     def __init__(self,
         path: Path, # An existing file of decisions, held against other commands
-        descriptor: int, # Of the file, open for reading and writing
+        descriptor: int|None, # Of the file, open for reading and writing; None if it does not exist yet
         table: '_Table', # What it holds
     ):
         self.path, self.last, self._descriptor, self._header = path, table.last, descriptor, table.header
-        self._lock = Lock()
+        self._lock, self._size = Lock(), 0
+        if descriptor is None: return
         content = os.pread(descriptor, 3, 0)
         mark = len(b'\xef\xbb\xbf') if content == b'\xef\xbb\xbf' else 0  # a spreadsheet's
         self._size = mark + len(table.text[:table.end].encode('utf-8', 'surrogateescape'))
@@ -216,24 +220,41 @@ class DecisionFile:
     @classmethod
     @contextmanager
     def open(cls,
-        path: Path, # Made if it does not exist; its folder must exist
+        path: Path, # Made by the first decision if it does not exist; its folder must exist
     ) -> Iterator['DecisionFile']: # While nobody else can open it; raises `BasegunError` for a damaged file
         "Open a file to add decisions; cut off an incomplete last line."
         path = Path(path)
-        with hold(path):
-            if not os.path.lexists(path): write_whole(path, ','.join(COLUMNS) + '\n')
-            table = _read(path)
-            descriptor = os.open(path, os.O_RDWR)
+        with hold(path, instead='end that review with ctrl-C, or give another --reviewer'):
+            exists = os.path.lexists(path)
+            table = _read(path) if exists else _Table(f"{','.join(COLUMNS)}\n")
+            file = cls(path, os.open(path, os.O_RDWR) if exists else None, table)
             try:
-                file = cls(path, descriptor, table)
-                file._cut(table)
+                if exists: file._cut(table)
                 yield file
-            finally: os.close(descriptor)
+            finally:
+                if file._descriptor is not None: os.close(file._descriptor)
 
-    def _is_unchanged(self):
-        try: there = os.stat(self.path)
-        except FileNotFoundError: return False
-        return os.path.samestat(os.fstat(self._descriptor), there) and there.st_size == self._size
+# %% ../../nbs/data/decisions.ipynb #0abbae2b
+@patch
+def _fault(self: DecisionFile):
+    "Say what another program has done to the file."
+    name, again = f"'{printable(str(self.path))}'", 'start `basegun-fastai review` again'
+    try: there = os.stat(self.path)
+    except FileNotFoundError:
+        return None if self._descriptor is None else (
+            f'{name} was deleted or moved, so this decision is not written: put the file back; if it is lost, end '
+            f'the review with ctrl-C and {again}')
+    if self._descriptor is not None and there.st_size == self._size and os.path.samestat(
+        os.fstat(self._descriptor), there): return None
+    return (f'{name} was changed by another program, so this decision is not written: end the review with ctrl-C, '
+            f'close the file in that program, and {again}')
+
+@patch
+def _make(self: DecisionFile, line):
+    "Make the file with its first decision; raises `OSError` and leaves nothing."
+    whole = ','.join(self._header).encode() + b'\n' + line
+    write_whole(self.path, whole)
+    self._descriptor, self._size = os.open(self.path, os.O_RDWR), len(whole)
 
 # %% ../../nbs/data/decisions.ipynb #adbaa9a4
 @patch
@@ -260,13 +281,13 @@ def _write(self: DecisionFile, line):
 @patch
 def append(self: DecisionFile,
     decision: Decision, # A new one, or `undo` for the last one on this photo
-) -> None: # Raises `BasegunError`, or `OSError` for a full disk; then the file is as it was
+) -> None: # Raises `BasegunError` such as `Changed`, or `OSError` for a full disk; then the file is as it was
     "Add a decision; it is on the disk when this returns."
     with self._lock:
         faults = [*decision_faults(decision), *filter(None, [_again_fault(self.last, decision)])]
         raise_faults([f"the decision on '{_shorten(decision.file)}' {o}" for o in faults])
-        if not self._is_unchanged(): raise BasegunError(
-            f"'{printable(str(self.path))}' was changed by another program, so this decision is not written: close the "
-            'file there, then start `basegun-fastai review` again')
-        self._write(_line(self._header, decision))
+        if fault := self._fault(): raise Changed(fault)
+        line = _line(self._header, decision)
+        if self._descriptor is None: self._make(line)
+        else: self._write(line)
         _update(self.last, decision)
