@@ -1413,6 +1413,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'basegun_fastai/serving/review_session.py'),
                                                        'basegun_fastai.serving.review_session._raise_for_bytes': ( 'serving/review_session.html#_raise_for_bytes',
                                                                                                                    'basegun_fastai/serving/review_session.py'),
+                                                       'basegun_fastai.serving.review_session._unwritten': ( 'serving/review_session.html#_unwritten',
+                                                                                                             'basegun_fastai/serving/review_session.py'),
                                                        'basegun_fastai.serving.review_session._vanished': ( 'serving/review_session.html#_vanished',
                                                                                                             'basegun_fastai/serving/review_session.py'),
                                                        'basegun_fastai.serving.review_session._write': ( 'serving/review_session.html#_write',

@@ -1,9 +1,11 @@
 "A reviewer decides in a real browser, by keyboard; the server dies, photos change, windows disagree: nothing is lost."
 import asyncio
 import csv
+import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -22,8 +24,10 @@ from basegun_fastai.data.decisions import DecisionFile, read_decisions
 
 if find_spec('fastapi') is None: pytest.skip('no basegun-fastai[serve]', allow_module_level=True)
 
+import httpx
 from starlette.testclient import TestClient
 
+from basegun_fastai.serving.bodies import Refusal
 from basegun_fastai.serving.review import application, serve_review
 from basegun_fastai.serving.review_list import NEIGHBOURS, SUSPECTS, read_list
 from basegun_fastai.serving.review_session import Session, faults_ahead
@@ -80,12 +84,12 @@ def rows_of(file):
 # without a browser
 
 @contextmanager
-def client(data, folder, reviewer='', first=None):
+def client(data, folder, reviewer='', first=None, first_place=None):
     "The application, and a client with its token."
     place = folder/(f'decisions-{reviewer}.csv' if reviewer else 'decisions.csv')
     with DecisionFile.open(place) as decisions:
         session = Session(data, read_list(data, folder), decisions, reviewer, first)
-        app = application(session, 'the-token', 8001, place)
+        app = application(session, 'the-token', 8001, [*filter(None, [first_place]), place])
         with TestClient(app, 'http://127.0.0.1:8001', headers=dict(authorization='Bearer the-token')) as client:
             yield client
         session.end()
@@ -210,7 +214,47 @@ def test_a_decision_that_cannot_be_written_is_refused(small):
         with open(folder/'decisions.csv', 'a') as file: file.write('by a spreadsheet\n')
         refused = posted(asked, 0, decision())
         assert refused.status_code == 507 and 'changed by another program' in refused.json()['detail']
-        assert asked.get('/state').json()['decided'] == 0
+        assert refused.json()['code'] == 'file-changed' and asked.get('/state').json()['decided'] == 0
+
+
+def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_said_at_the_end_unless_there_was_room_later(small, monkeypatch):
+    data, folder = small
+    with DecisionFile.open(folder/'decisions.csv') as decisions:
+        for number, has_room_later in enumerate([True, False]):
+            session = Session(data, read_list(data, folder), decisions)
+            async def decide(number=number, session=session):
+                digest = (await session.photo(session.list.suspects[number].file))[1]
+                await session.decide(number, decision(), None, digest)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, 'pwrite', full)
+                patch.setattr('basegun_fastai.data.decisions.write_whole', full)
+                for _ in range(2):
+                    with pytest.raises(Refusal) as refused: asyncio.run(decide())
+            assert refused.value.status_code == 507 and refused.value.code == 'disk-full'
+            if has_room_later: asyncio.run(decide())
+            said = session.end()
+            assert bool(said) != has_room_later
+    assert len(rows_of(folder/'decisions.csv')) == 1
+    assert "the last decisions are not in '" in said and os.strerror(errno.ENOSPC) in said
+
+
+def test_the_server_ends_with_what_is_not_saved(small):
+    data, folder = small
+    with in_a_process(data, folder) as review:
+        (folder/'decisions.csv').write_text('by a spreadsheet\n')
+        token = review.url.partition('#')[2]
+        def asked(path, **sent):
+            return httpx.request('POST' if sent else 'GET', f'http://127.0.0.1:{review.port}{path}', **sent,
+                                 headers=dict(authorization=f'Bearer {token}'))
+        digest = asked('/photo/0').headers['x-photo-sha256']
+        refused = asked('/decision', json=dict(number=0, wanted=decision(), earlier=None, digest=digest))
+        assert refused.status_code == 507
+        review.process.send_signal(signal.SIGINT)
+        _, err = review.process.communicate(timeout=30)
+        assert review.process.returncode and 'the last decisions are not in' in err.splitlines()[-1]
 
 
 def test_a_second_reviewer_sees_what_the_first_was_unsure_of(small):
@@ -218,7 +262,10 @@ def test_a_second_reviewer_sees_what_the_first_was_unsure_of(small):
     with client(data, folder, 'Ana') as asked:
         for i, kind in enumerate(['keep', 'unsure', 'keep', 'unsure']): posted(asked, i, decision(kind))
     first = read_decisions(folder/'decisions-Ana.csv')
-    with client(data, folder, 'Bo', first) as asked:
+    with client(data, folder, 'Bo', first, folder/'decisions-Ana.csv') as asked:
+        files = [str(folder/f'decisions-{o}.csv') for o in ('Ana', 'Bo')]
+        command = shlex.split(asked.get('/state').json()['command'])
+        assert command == ['basegun-fastai', 'apply', str(data), *files, 'OUT']
         shown = asked.get('/suspects').json()
         assert [o['number'] for o in shown] == [1, 3] and 'Ana' not in json.dumps(shown)
         answer = posted(asked, 3, decision('move', CLASSES[2])).json()
@@ -308,9 +355,12 @@ def test_a_port_or_a_file_in_use_is_refused(small):
     data, folder = small
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(BasegunError, match='give another port'): serve_review(data, folder, port=port)
+        with pytest.raises(BasegunError, match='give another port') as error: serve_review(data, folder, port=port)
+    assert f'--port {port} ' in str(error.value) and '--host' not in str(error.value)
+    assert not (folder/'decisions.csv').exists()
     with in_a_process(data, folder) as review:
-        with pytest.raises(BasegunError, match='being written'): serve_review(data, folder)
+        with pytest.raises(BasegunError, match='being written by') as error: serve_review(data, folder)
+        assert 'end that review with ctrl-C, or give another --reviewer' in str(error.value)
         assert ended(review, signal.SIGINT)
 
 
@@ -366,7 +416,7 @@ def reviewing(data, folder):
     place = folder/'decisions.csv'
     with listen('127.0.0.1', 0) as listening, DecisionFile.open(place) as decisions:
         port, session = listening.getsockname()[1], Session(data, read_list(data, folder), decisions)
-        server = Server(application(session, 'the-token', port, place))
+        server = Server(application(session, 'the-token', port, [place]))
         thread = Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
         listening.listen()
         thread.start()
@@ -479,6 +529,44 @@ class TestInABrowser:
                 until_shown(page, 1)
                 page.goto(new.url.split('#')[0])
                 until_said(page, 'lacks its token')
+
+    def test_a_token_that_was_never_right(self, small, chromium):
+        data, folder = small
+        with reviewing(data, folder) as url, opened(chromium, url) as page:
+            page.goto('about:blank')
+            page.goto(url.replace('the-token', 'another'))
+            until_said(page, 'This is not the address of the server')
+
+    def test_a_full_disk_is_not_a_server_that_is_away(self, small, chromium, monkeypatch):
+        data, folder = small
+        with reviewing(data, folder) as url, opened(chromium, url, locale='fr-FR') as page:
+            with monkeypatch.context() as patch:
+                patch.setattr('basegun_fastai.data.decisions.write_whole', full)
+                page.keyboard.press('k')
+                until_said(page, 'Le disque est plein')
+                page.keyboard.press('k')
+                until_shown(page, 2)
+                assert 'Le disque est plein' in page.inner_text('#message')
+                assert page.inner_text('#unsaved').startswith('2 décisions ne sont pas')
+            until_decided(page, 2)
+            until_said(page, 'Toutes les décisions sont enregistrées')
+        assert len(rows_of(folder/'decisions.csv')) == 2
+
+    def test_an_answer_that_comes_before_the_list_ends_nothing(self, small, chromium):
+        data, folder = small
+        with reviewing(data, folder) as url, opened(chromium, url) as page:
+            page.evaluate("stored(place(), JSON.stringify([{ number: 0, wanted: decision('keep'), earlier: null, "
+                          "digest: shown.digest }]))")
+            held = []
+            def hold(route): held.append((route, route.fetch()))  # the list without the decision
+            page.route('**/suspects*', hold)
+            page.route('**/decision', lambda o: o.continue_() if held else o.abort())
+            page.reload()
+            until_decided(page, 1)
+            for route, response in held: route.fulfill(response=response)
+            until_shown(page, 1)
+            page.keyboard.press('k')
+            until_decided(page, 2)
 
     def test_decisions_wait_for_a_server_that_is_away(self, small, chromium):
         data, folder = small
