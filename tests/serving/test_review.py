@@ -235,10 +235,10 @@ def test_a_full_disk_is_said_at_the_end_unless_there_was_room_later(small, monke
                     with pytest.raises(Refusal) as refused: asyncio.run(decide())
             assert refused.value.status_code == 507 and refused.value.code == 'disk-full'
             if has_room_later: asyncio.run(decide())
-            said = session.end()
-            assert bool(said) != has_room_later
+            message = session.end()
+            assert bool(message) != has_room_later
     assert len(rows_of(folder/'decisions.csv')) == 1
-    assert "the last decisions are not in '" in said and os.strerror(errno.ENOSPC) in said
+    assert "the last decisions are not in '" in message and os.strerror(errno.ENOSPC) in message
 
 
 def test_the_server_ends_with_what_is_not_saved(small):
