@@ -208,7 +208,7 @@ def list_suspects(
     similarities: np.ndarray, # To the nearest photos, shape `(n,)`
     problems: list[Problem], # What `check` knows of the photos
     pairs: list[tuple], # As `near_duplicates.near_duplicate_pairs` returns them for the table with itself
-) -> pd.DataFrame: # `COLUMNS`, and `twin`: a row of the table or -1; most harmful first; indexed by the row in the table
+) -> pd.DataFrame: # `COLUMNS`, and `twin`: a row of the table or -1; most harmful first; indexed by row of the table
     "List the photos that a person should look at."
     labels = np.array([classes.index(o) for o in table.label])
     doubts = label_doubts(probabilities, labels, counts)

@@ -544,6 +544,7 @@ class TestInABrowser:
                 patch.setattr('basegun_fastai.data.decisions.write_whole', full)
                 page.keyboard.press('k')
                 until_said(page, 'Le disque est plein')
+                until_shown(page, 1)
                 page.keyboard.press('k')
                 until_shown(page, 2)
                 assert 'Le disque est plein' in page.inner_text('#message')
@@ -625,7 +626,47 @@ class TestInABrowser:
             other.click('#go')
             until_shown(other, 0)
             assert other.inner_text('#decided') == 'You decided: the label is correct.'
-            assert [o['decision'] for o in rows_of(folder/'decisions.csv')] == ['keep']
+            assert not other.inner_text('#message')
+            other.click('#forward')
+            until_shown(other, 1)
+            other.keyboard.press('k')
+            until_decided(page, 2)  # a window learns what another one saves
+            for key in 'uu':  # photos 1 and 2; this window still shows photo 1
+                page.keyboard.press(key)
+            until_decided(page, 3)
+            until_shown(page, 3)
+            until_said(page, 'has been decided in another window')
+            other.keyboard.press('k')  # photo 2, too
+            until_said(other, 'has been decided in another window')
+            assert [o['decision'] for o in rows_of(folder/'decisions.csv')] == ['keep', 'keep', 'unsure']
+
+    def test_each_refused_decision_can_be_shown(self, small, chromium):
+        data, folder = small
+        files = [data/o.file for o in read_list(data, folder).suspects]
+        with reviewing(data, folder) as url, opened(chromium, url) as page:
+            page.wait_for_function('() => views.size >= 5')
+            for o in files[:2]: Image.new('RGB', (9, 9)).save(o)
+            for key in 'kkk': page.keyboard.press(key)
+            until_said(page, 'And 1 more.')
+            until_decided(page, 1)
+            for number in (0, 1):
+                until_said(page, f'{files[number].name} has changed on the disk')
+                page.click('#go')
+                until_shown(page, number)
+            assert not page.inner_text('#message')
+
+    def test_the_twin_is_the_first_neighbour_and_says_so(self, small, chromium):
+        data, folder = small
+        shutil.rmtree(folder)
+        files = [o.relative_to(data).as_posix() for o in sorted(data.glob('*/*/*'))]
+        write_list(data, folder, [(files[0], dict(kind='conflict')), (files[1], dict(kind='leak'))])
+        with reviewing(data, folder) as url, opened(chromium, url) as page:
+            assert page.inner_text('#reason') == 'The same photo is in “autre pistolet” and in another class.'
+            assert page.inner_text('#others figcaption >> nth=0').endswith(': the same photo, or almost')
+            assert page.inner_text('#near').count('the same photo') == 1
+            page.keyboard.press('k')
+            until_shown(page, 1)
+            assert page.inner_text('#own figcaption >> nth=0').endswith(': the same photo, or almost')
 
     def test_photos_that_change_or_vanish_are_passed_over(self, small, chromium):
         data, folder = small
@@ -671,6 +712,14 @@ class TestInABrowser:
             assert page.evaluate('document.documentElement.scrollWidth') == 390
             assert page.inner_text('#reason').startswith('Étiquetée «\u00a0autre pistolet\u00a0», cette photo')
             assert page.inner_text('#english').startswith('It looks like')
+            assert page.evaluate('''() => {
+                const field = document.querySelector('#filter')
+                const context = document.createElement('canvas').getContext('2d')
+                context.font = getComputedStyle(field).font
+                return context.measureText(field.placeholder).width < field.clientWidth - 30 }''')
+            last = page.locator('#classes button').last.bounding_box()
+            assert last['y'] + last['height'] <= 1600  # two screens of 800
+            assert page.locator('#near').bounding_box()['y'] > last['y']
             page.tap('#invalid')
             page.tap('text=Un dessin ou du texte')
             until_shown(page, 1)
@@ -708,14 +757,16 @@ class TestInABrowser:
             until_shown(page, 5)
             page.keyboard.press('/')
             page.keyboard.type('tank')
-            page.keyboard.press('Enter')
             until_said(page, 'No class has this')
+            page.keyboard.press('Enter')
             page.keyboard.press('Escape')
+            assert page.inner_text('#message') == ''
             page.evaluate(PRESS, dict(key='é', code='Digit2'))  # of a French keyboard
             until_shown(page, 6)
             for _ in range(2): page.evaluate(PRESS, dict(key='k', repeat=True))  # it is held down
             page.keyboard.press('?')
             assert page.inner_text('#dialog').count('Undo') == 1
+            assert '1 … 9 y i o' in page.inner_text('#table')
             page.keyboard.press('k')  # the dialog is open
             page.keyboard.press('Escape')
             until_decided(page, 6)
