@@ -1385,6 +1385,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'basegun_fastai/serving/review_list.py'),
                                                     'basegun_fastai.serving.review_list._neighbour_fault': ( 'serving/review_list.html#_neighbour_fault',
                                                                                                              'basegun_fastai/serving/review_list.py'),
+                                                    'basegun_fastai.serving.review_list._quote': ( 'serving/review_list.html#_quote',
+                                                                                                   'basegun_fastai/serving/review_list.py'),
                                                     'basegun_fastai.serving.review_list._read_rows': ( 'serving/review_list.html#_read_rows',
                                                                                                        'basegun_fastai/serving/review_list.py'),
                                                     'basegun_fastai.serving.review_list._read_tables': ( 'serving/review_list.html#_read_tables',

@@ -339,7 +339,21 @@ def test_a_list_that_cannot_be_used_is_refused_before_the_server_starts(small, f
 def test_a_list_of_another_data_set_is_refused(small, tmp_path):
     (tmp_path/'other'/'train').mkdir(parents=True)
     with pytest.raises(BasegunError, match='belongs to another data set'): serve_review(tmp_path/'other', small[1])
+    for o in CLASSES: (tmp_path/'other'/'train'/o).mkdir()
+    with pytest.raises(BasegunError, match='has none of the first photos'): serve_review(tmp_path/'other', small[1])
     with pytest.raises(BasegunError, match='is not a folder'): serve_review(tmp_path/'nothing', small[1])
+
+
+def test_a_class_that_was_renamed_is_named(small, capsys):
+    data, folder = small
+    shutil.copytree(data/'train'/'revolver', data/'train'/'new one')
+    sorted((data/'train').rglob('*.jpg'))[0].unlink()
+    read_list(data, folder)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2 and "warning: 1 of the first 100 photos of the list are not in" in warnings[0]
+    assert "does not have the class 'new one'" in warnings[1]
+    for o in data.glob('*/revolver'): o.rename(o.with_name('other'))
+    with pytest.raises(BasegunError, match="has no class 'revolver', which the list has"): serve_review(data, folder)
 
 
 def test_a_second_reviewer_without_work_is_refused(small):
@@ -718,7 +732,7 @@ class TestInABrowser:
                 context.font = getComputedStyle(field).font
                 return context.measureText(field.placeholder).width < field.clientWidth - 30 }''')
             last = page.locator('#classes button').last.bounding_box()
-            assert last['y'] + last['height'] <= 1600  # two screens of 800
+            assert last['y'] + last['height'] <= 1.5 * 800  # screens
             assert page.locator('#near').bounding_box()['y'] > last['y']
             page.tap('#invalid')
             page.tap('text=Un dessin ou du texte')
@@ -726,7 +740,9 @@ class TestInABrowser:
             page.tap('#unsure')
             until_shown(page, 2)
             page.tap('#classes button >> nth=5')
+            until_shown(page, 3)
             until_decided(page, 3)
+            assert page.evaluate('scrollY') == 0  # the next photo can be seen
             assert page.inner_text('#progress') == '3 décisions sur 120'
             small_ones = page.evaluate("[...document.querySelectorAll('button')].filter(o => o.offsetHeight && "
                                        "o.offsetHeight < 40 && o.id !== 'go').length")
@@ -798,6 +814,7 @@ class TestInABrowser:
         place.mkdir(parents=True)
         Image.effect_noise((500, 375), 60).convert('RGB').resize((4000, 3000)).save(place/'0.jpg', quality=90)
         for i in range(1, 14): os.link(place/'0.jpg', place/f'{i}.jpg')
+        for o in CLASSES: (tmp_path/'data'/'train'/o).mkdir(exist_ok=True)
         listed(tmp_path/'data', tmp_path/'list')
         with in_a_process(tmp_path/'data', tmp_path/'list') as review, opened(chromium, review.url) as page:
             page.wait_for_function('() => views.size >= 9')
