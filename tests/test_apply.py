@@ -14,7 +14,8 @@ from unicodedata import normalize
 import pytest
 from conftest import run_command, tree, typed
 
-from basegun_fastai.data.decisions import INVALID, Decision, DecisionFile
+from basegun_fastai.base.files import write_whole
+from basegun_fastai.data.decisions import COLUMNS, INVALID, Decision, DecisionFile
 from basegun_fastai.data.folders import layout_faults
 
 TIME = '2026-01-31T12:00:05Z'
@@ -50,6 +51,7 @@ def photos_of(data):
 
 def decide(path, data, *decisions, reviewer='', **more):
     "Add decisions, each a file, a kind and perhaps a class or a note."
+    if not decisions: return write_whole(path, ','.join(COLUMNS) + '\n')
     with DecisionFile.open(path) as opened:
         for file, kind, *rest in decisions:
             fields = dict(zip({'move': ['new_label']}.get(kind, ['note']), rest, strict=False))

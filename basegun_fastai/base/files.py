@@ -223,7 +223,7 @@ def _release(file):
     except (BlockingIOError, PermissionError): return  # another process has it
     finally: os.close(descriptor)
 
-def _acquire(file, path):
+def _acquire(file, path, instead):
     "Lock the file, write the owner into it, and return its descriptor."
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +238,7 @@ def _acquire(file, path):
             holder = os.read(descriptor, 1000).decode(errors='replace').strip() or 'another process'
             os.close(descriptor)
             raise Taken(
-                f"'{path}' is being written by {holder}: wait until it ends, or give another name") from err
+                f"'{path}' is being written by {holder}: {instead}") from err
         if not has_locks: say(f"warning: the disk of '{path}' does not support file locks: make sure that no other "
                               'command writes there')
         if not _is_current(descriptor, file):
@@ -255,6 +255,7 @@ def hold(
     path: Path|str, # File or folder that the command will make or change
     unless: Sequence[str] = (), # Faults that will end the command anyway; if there are any, nothing is held
     new: bool = False, # It must not exist yet; another command may have made it since that was checked
+    instead: str = 'wait until it ends, or give another name', # What to do while another command holds it
 ) -> Iterator[Path]: # `path`, while it is held
     "Hold `path` against other commands; raises `Taken` if another one holds it or has made it."
     name, path = Path(path), Path(path).absolute()
@@ -264,7 +265,7 @@ def hold(
     file = path.with_name(f'.{path.name}.lock')
     missing, descriptor = [o for o in path.parents if not o.exists()], None
     try:
-        descriptor = _acquire(file, path)
+        descriptor = _acquire(file, path, instead)
         if new and os.path.lexists(path): raise Taken(
             f"'{path}' exists, and nothing is overwritten: give another name")
         yield name

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'DECISIONS', 'INVALID', 'MAX_DECISIONS_BYTES', 'Decision', 'decision_faults', 'describe', 'read_decisions',
-           'DecisionFile']
+           'Changed', 'DecisionFile']
 
 # %% ../../nbs/data/decisions.ipynb #de58740c
 import csv
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from ..base.errors import MAX_FAULTS, BasegunError, raise_faults
 from ..base.files import hold, sync, write_whole
 from ..base.processes import say
-from ..base.text import is_utf8, name_some, number_of, printable
+from ..base.text import csv_delimiter, csv_rows, is_utf8, number_of, printable, quote_names, shorten
 from .names import class_name
 
 # %% ../../nbs/data/decisions.ipynb #9862df40
@@ -50,15 +50,13 @@ class Decision:
         return (self.decision, class_name(self.new_label) if self.decision == 'move' else '')
 
 # %% ../../nbs/data/decisions.ipynb #933c916e
-def _shorten(text): return printable(text if len(text) <= 300 else f'{text[:300]}…')
-
 _TIME = re.compile('[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9](Z|[+]00:00)')
 
 def _format_faults(o):
     "Faults that a spreadsheet makes in many lines at once, by kind."
     checks = [
         ('text', not all(map(is_utf8, astuple(o)[1:])), "is not UTF-8: save it as 'CSV UTF-8'"),
-        ('time', not _TIME.fullmatch(o.time), f"has the time '{_shorten(o.time)}', which is not one such as "
+        ('time', not _TIME.fullmatch(o.time), f"has the time '{shorten(o.time)}', which is not one such as "
                                        '2026-01-31T12:00:05Z: copy the times from the original file')]
     return {kind: message for kind, wrong, message in checks if wrong}
 
@@ -67,20 +65,20 @@ def _either(words): return f"{', '.join(words[:-1])} or {words[-1]}"
 
 def _cell_faults(o):
     "Faults of only one line."
-    moves, names = o.decision == 'move', f"'{_shorten(o.new_label)}'"
+    moves, names = o.decision == 'move', f"'{shorten(o.new_label)}'"
     is_same = class_name(o.new_label) == class_name(o.label)
     checks = [
         (not o.file, "names no photo: fill in the column 'file'"),
         (not re.fullmatch('[0-9a-f]{64}', o.sha256),
-         f"has the sha256 '{_shorten(o.sha256)}', which is not 64 hexadecimal digits: copy it from the original file"),
-        (o.decision not in DECISIONS, f"has the decision '{_shorten(o.decision)}': write {_either(DECISIONS)}"),
+         f"has the sha256 '{shorten(o.sha256)}', which is not 64 hexadecimal digits: copy it from the original file"),
+        (o.decision not in DECISIONS, f"has the decision '{shorten(o.decision)}': write {_either(DECISIONS)}"),
         (moves and not o.new_label, "has the decision 'move' without a class: write it into the column 'class'"),
         (moves and o.new_label and is_same,
          f"has the decision 'move' to {names}, the class that the photo has: write keep, or another class"),
         (not moves and o.new_label and not is_same,
-         f"has the decision '{_shorten(o.decision)}' with the class {names}: write move, or remove the class"),
+         f"has the decision '{shorten(o.decision)}' with the class {names}: write move, or remove the class"),
         (o.decision == 'invalid' and o.note not in INVALID,
-         f"has the decision 'invalid' with the note '{_shorten(o.note)}': write {_either(INVALID)}")]
+         f"has the decision 'invalid' with the note '{shorten(o.note)}': write {_either(INVALID)}")]
     return [message for wrong, message in checks if wrong]
 
 def decision_faults(
@@ -92,32 +90,14 @@ def decision_faults(
 # %% ../../nbs/data/decisions.ipynb #2628a007
 MAX_DECISIONS_BYTES = 2**28  # of a file
 
-def _rows(text, delimiter):
-    "Of each row: the number of its last line, the position of its end in `text`, and its cells."
-    end = 0
-    def lines():
-        nonlocal end
-        for line in io.StringIO(text, newline=''):
-            end += len(line)
-            yield line
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-    for cells in reader: yield reader.line_num, end, cells
-
-def _delimiter(text):
-    "A French spreadsheet writes semicolons, also when it is asked for commas."
-    header = text.partition('\n')[0].replace('"', '').strip().split(';')
-    return ';' if {*COLUMNS} <= {*header} else ','
-
-def _quote_names(names): return name_some([f"'{_shorten(o)}'" for o in names], 20)
-
 def _header_faults(header):
     if not header: return [f"is empty: give a file with the columns {', '.join(COLUMNS)}"]
     if not all(map(is_utf8, header)): return ["is not a CSV in UTF-8: save it as 'CSV UTF-8'"]
     if len(header) == 1 and re.search('[;\t]', header[0]):
-        return [f'has one column, {_quote_names(header)}: separate the columns by commas']
+        return [f'has one column, {quote_names(header)}: separate the columns by commas']
     missing, double = [o for o in COLUMNS if o not in header], [o for o in COLUMNS if header.count(o) > 1]
-    faults = [f'has several columns named {_quote_names(double)}: keep one'] if double else []
-    if missing: faults.append(f'has no column {_quote_names(missing)}; its columns are {_quote_names(header)}: '
+    faults = [f'has several columns named {quote_names(double)}: keep one'] if double else []
+    if missing: faults.append(f'has no column {quote_names(missing)}; its columns are {quote_names(header)}: '
                               'give a file as `basegun-fastai review` writes it')
     return faults
 
@@ -128,7 +108,7 @@ class _Table:
         self.text, self.header, self.last, self.faults = text, [], {}, []
         self.end, self._line, self._lines = 0, 0, {}  # of the complete rows; the line of each photo
         self.times, self.order, self.again, self.format = {}, [], [], {}  # time of each photo's last line; faults
-        self.delimiter = _delimiter(text)
+        self.delimiter = csv_delimiter(text, COLUMNS)
         try: self._read()
         except csv.Error as err:
             if not self._is_torn():
@@ -138,7 +118,7 @@ class _Table:
             self.faults.append(f'line {line} (and {n - 1} more) {message}' if n > 1 else f'line {line} {message}')
 
     def _read(self):
-        for line, end, cells in _rows(self.text, self.delimiter):
+        for line, end, cells in csv_rows(self.text, self.delimiter):
             if not self.header:
                 self.faults += _header_faults(cells)
                 if self.faults: return
@@ -165,21 +145,21 @@ class _Table:
 def _again_fault(last, decision):
     earlier = last.get(decision.file)
     if earlier is None or decision.decision == 'undo' or decision.outcome == earlier.outcome: return None
-    return (f"decides '{_shorten(decision.file)}' again, {describe(decision)} after {describe(earlier)}, "
+    return (f"decides '{shorten(decision.file)}' again, {describe(decision)} after {describe(earlier)}, "
             'without undo between them')
 
 def describe(
     decision: Decision, # Of any kind
 ) -> str: # Such as "move to 'revolver'", 'invalid (drawing)' or 'keep'
     "Write what was decided."
-    if decision.decision == 'move': return f"move to '{_shorten(decision.new_label)}'"
-    return f'invalid ({_shorten(decision.note)})' if decision.decision == 'invalid' else _shorten(decision.decision)
+    if decision.decision == 'move': return f"move to '{shorten(decision.new_label)}'"
+    return f'invalid ({shorten(decision.note)})' if decision.decision == 'invalid' else shorten(decision.decision)
 
 def _order_fault(table, line, decision):
     earlier = table.times.get(decision.file, '')
     if table.order or decision.time[:19] >= earlier[:19]: return []
     return [f"line {line} has the time {decision.time}, but line {table._lines[decision.file]}, on the same photo "
-            f"'{_shorten(decision.file)}', has {earlier}: the lines are not in the order in which they were written; "
+            f"'{shorten(decision.file)}', has {earlier}: the lines are not in the order in which they were written; "
             "sort them by the column 'time'"]
 
 # %% ../../nbs/data/decisions.ipynb #bf5462ea
@@ -227,7 +207,7 @@ def _say_torn(file, table, what):
     if not table.torn: return
     start, at = io.StringIO(table.torn[:1000], newline=''), table.header.index('file')
     cells = next(csv.reader(start, delimiter=table.delimiter))
-    photo = f"'{_shorten(cells[at])}'" if len(cells) > at + 1 else 'one photo'
+    photo = f"'{shorten(cells[at])}'" if len(cells) > at + 1 else 'one photo'
     say(f"'{printable(str(file))}' has an incomplete last line about {photo}, which {what}: decide on that photo "
         'again; all other lines count')
 
@@ -246,39 +226,60 @@ def _line(table, decision):
     writer.writerow([cells.get(o, '') for o in table.header])
     return f'{out.getvalue()[:-2]}\n'.encode('utf-8', 'surrogateescape')
 
+class Changed(BasegunError):
+    "Say that another program has changed, moved or deleted the file of decisions."
+
 class DecisionFile:
     "Keep the decisions of one reviewer on the disk, a line per decision."
     def __init__(self,
         path: Path, # An existing file of decisions, held against other commands
-        descriptor: int, # Of the file, open for reading and writing
+        descriptor: int|None, # Of the file, open for reading and writing; None if it does not exist yet
         table: '_Table', # What it holds
     ):
         self.path, self.last, self._descriptor, self._table = path, table.last, descriptor, table
-        self._lock = Lock()
+        self._lock, self._size = Lock(), 0
+        if descriptor is None: return
         mark = 3 if os.pread(descriptor, 3, 0) == b'\xef\xbb\xbf' else 0  # a spreadsheet's
         self._size = mark + len(table.text[:table.end].encode('utf-8', 'surrogateescape'))
 
     @classmethod
     @contextmanager
     def open(cls,
-        path: Path, # Made if it does not exist; its folder must exist
+        path: Path, # Made by the first decision if it does not exist; its folder must exist
     ) -> Iterator['DecisionFile']: # While nobody else can open it; raises `BasegunError` for a damaged file
         "Open a file to add decisions; cut off an incomplete last line."
         path = Path(path)
-        with hold(path):
-            if not os.path.lexists(path): write_whole(path, ','.join(COLUMNS) + '\n')
-            table = _read(path)
-            descriptor = os.open(path, os.O_RDWR)
+        with hold(path, instead='end that review with ctrl-C, or give another --reviewer'):
+            exists = os.path.lexists(path)
+            table = _read(path) if exists else _Table(f"{','.join(COLUMNS)}\n")
+            file = cls(path, os.open(path, os.O_RDWR) if exists else None, table)
             try:
-                file = cls(path, descriptor, table)
-                file._cut(table)
+                if exists: file._cut(table)
                 yield file
-            finally: os.close(descriptor)
+            finally:
+                if file._descriptor is not None: os.close(file._descriptor)
 
-    def _is_unchanged(self):
-        try: there = os.stat(self.path)
-        except FileNotFoundError: return False
-        return os.path.samestat(os.fstat(self._descriptor), there) and there.st_size == self._size
+# %% ../../nbs/data/decisions.ipynb #0abbae2b
+@patch
+def _fault(self: DecisionFile):
+    "Say what another program has done to the file."
+    name, again = f"'{printable(str(self.path))}'", 'start `basegun-fastai review` again'
+    try: there = os.stat(self.path)
+    except FileNotFoundError:
+        return None if self._descriptor is None else (
+            f'{name} was deleted or moved, so this decision is not written: put the file back; if it is lost, end '
+            f'the review with ctrl-C and {again}')
+    if self._descriptor is not None and there.st_size == self._size and os.path.samestat(
+        os.fstat(self._descriptor), there): return None
+    return (f'{name} was changed by another program, so this decision is not written: end the review with ctrl-C, '
+            f'close the file in that program, and {again}')
+
+@patch
+def _make(self: DecisionFile, line):
+    "Make the file with its first decision; raises `OSError` and leaves nothing."
+    whole = ','.join(self._table.header).encode() + b'\n' + line
+    write_whole(self.path, whole)
+    self._descriptor, self._size = os.open(self.path, os.O_RDWR), len(whole)
 
 # %% ../../nbs/data/decisions.ipynb #adbaa9a4
 @patch
@@ -304,16 +305,16 @@ def _write(self: DecisionFile, line):
 @patch
 def append(self: DecisionFile,
     decision: Decision, # A new one, or `undo` for the last one on this photo
-) -> None: # Raises `BasegunError`, or `OSError` for a full disk; then the file is as it was
+) -> None: # Raises `BasegunError` such as `Changed`, or `OSError` for a full disk; then the file is as it was
     "Add a decision; it is on the disk when this returns."
     with self._lock:
         faults = [*decision_faults(decision), *filter(None, [_again_fault(self.last, decision)])]
-        raise_faults([f"the decision on '{_shorten(decision.file)}' {o}" for o in faults])
-        if not self._is_unchanged(): raise BasegunError(
-            f"'{printable(str(self.path))}' was changed by another program, so this decision is not written: close the "
-            'file there, then start `basegun-fastai review` again')
+        raise_faults([f"the decision on '{shorten(decision.file)}' {o}" for o in faults])
+        if fault := self._fault(): raise Changed(fault)
         latest = self._table.times.get(decision.file, '')
         if decision.time[:19] < latest[:19]: decision = replace(decision, time=latest)  # a clock was set back
-        self._write(_line(self._table, decision))
+        line = _line(self._table, decision)
+        if self._descriptor is None: self._make(line)
+        else: self._write(line)
         self._table.times[decision.file] = decision.time
         _update(self.last, decision)

@@ -9,7 +9,7 @@ __all__ = ['MAX_PART', 'Earlier', 'Request', 'HostCheck', 'application', 'serve_
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_urlsafe
@@ -142,11 +142,11 @@ def application(
     session: Session, # Of one reviewer
     token: str, # That every request but that for the page must send
     port: int, # Of the server
-    place: Path, # The file of the decisions
+    places: Sequence[Path], # Files of decisions that belong together, the session's last
 ) -> FastAPI: # For an ASGI server
     "Make the application of the review page."
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    _add_list(app, session, session.about(place))
+    _add_list(app, session, session.about(places))
     _add_page(app)
     _add_faults(app)
     app.add_middleware(Door, key=token, full=lambda: False)
@@ -169,20 +169,22 @@ def _session(data, folder, reviewer, unsure_of) -> Iterator[tuple]:
         if decisions.last and not files & {*decisions.last}: raise BasegunError(
             f"'{place}' has decisions about other photos, such as '{printable(next(iter(decisions.last)))}': move it "
             'to the folder of its own list')
-        yield Session(data, review_list, decisions, reviewer, first), place
+        places = [*filter(None, [unsure_of]), place]
+        yield Session(data, review_list, decisions, reviewer, first), places
 
-async def _serve(session, place, listening):
+async def _serve(session, places, listening):
     logging.basicConfig(level=logging.WARNING, handlers=[LineHandler()], force=True)
     port, token, loop = listening.getsockname()[1], token_urlsafe(16), asyncio.get_running_loop()
-    server = Server(application(session, token, port, place))
+    server = Server(application(session, token, port, places))
     for number in (signal.SIGTERM, signal.SIGINT): loop.add_signal_handler(number, server.handle_exit, number, None)
     listening.listen()
-    n_decided = session.state()['decided']
-    say(f"{number_of(len(session.numbers))} to review, {n_decided} decided; decisions go to '{printable(str(place))}'. "
+    n_decided, place = session.state()['decided'], printable(str(places[-1]))
+    say(f"{number_of(len(session.numbers))} to review, {n_decided} decided; decisions go to '{place}'. "
         'Open this address in a browser on this machine; ctrl-C ends the review')
     print(f'http://127.0.0.1:{port}/#{token}', flush=True)
     try: await server.serve(sockets=[listening])
-    finally: session.end()
+    finally: unwritten = session.end()
+    if unwritten: raise BasegunError(unwritten)
 
 # %% ../../nbs/serving/review.ipynb #db07c971
 def serve_review(
@@ -194,5 +196,6 @@ def serve_review(
 ) -> None: # Returns after SIGTERM or ctrl-C; raises `BasegunError`
     "Serve the review page."
     with ExitStack() as stack:
-        session, place = stack.enter_context(_session(data, folder, reviewer, unsure_of))
-        asyncio.run(_serve(session, place, stack.enter_context(listen('127.0.0.1', port))))
+        session, places = stack.enter_context(_session(data, folder, reviewer, unsure_of))
+        listening = stack.enter_context(listen('127.0.0.1', port, '--port {port}'))
+        asyncio.run(_serve(session, places, listening))

@@ -16,8 +16,9 @@ from pathlib import Path
 from sys import intern
 
 from ..base.errors import raise_faults
+from ..base.processes import say
 from ..base.text import name_some, number_of, printable
-from ..data.folders import SPLITS
+from ..data.folders import SPLITS, classes
 from ..data.names import class_name
 
 # %% ../../nbs/serving/review_list.ipynb #2f1975ea
@@ -48,7 +49,8 @@ class ReviewList:
 
 # %% ../../nbs/serving/review_list.ipynb #142ee9d4
 _MAX_NAMED = 5  # faults of one file that are listed
-_AGAIN = 'copy the whole folder again, or compute the list again with `basegun-fastai review DATA`'
+_COMPUTE = 'compute the list again with `basegun-fastai review DATA`'
+_AGAIN = f'copy the whole folder again, or {_COMPUTE}'
 
 def _file_fault(file):
     parts = file.split('/')
@@ -134,16 +136,29 @@ def _read_tables(folder, about):
 # %% ../../nbs/serving/review_list.ipynb #c28dba58
 _FIRST = 100  # photos that are looked for
 
+def _quote(names): return name_some([f"'{printable(o)}'" for o in names])
+
 def data_faults(
     data: Path, # The folder that `files` are relative to
     files: Sequence[str], # Photos of the list
-) -> list[str]: # A message if none of the first photos exists
-    "Say that a list belongs to another data set."
+    labels: Sequence[str], # Classes of the list
+) -> list[str]: # A message if a class is missing, or none of the first photos exists
+    "Say that a list belongs to another data set, and warn of classes and photos that came or went."
     first = files[:_FIRST]
     if not Path(data).is_dir(): return [f"'{data}' is not a folder: give the data set that the list was computed from"]
-    if not first or any(os.path.exists(os.path.join(data, o)) for o in first): return []
-    return [f"'{data}' has none of the first photos of the list, such as '{printable(first[0])}': the list belongs to "
-            'another data set, give that one']
+    there = {o for split in SPLITS if (Path(data)/split).is_dir() for o in classes(Path(data)/split)}
+    if missing := [o for o in labels if o not in there]: return [
+        f"'{data}' has no class {_quote(missing)}, which the list has: the list belongs to another data set, or a "
+        f'class was renamed since; give the data set of the list, or {_COMPUTE}']
+    gone = [o for o in first if not os.path.exists(os.path.join(data, o))]
+    if gone and len(gone) == len(first): return [
+        f"'{data}' has none of the first photos of the list, such as '{printable(first[0])}': the list belongs to "
+        'another data set, give that one']
+    if gone: say(f"warning: {len(gone)} of the first {number_of(len(first))} of the list are not in '{data}', such as "
+                 f"'{printable(gone[0])}': if this is another data set, end the review and give that of the list")
+    if new := sorted(there - {*labels}): say(
+        f"warning: the list does not have the class {_quote(new)} of '{data}', so the page does not offer it")
+    return []
 
 def _suspects(rows, neighbours, numbers):
     def numbered(names): return tuple(numbers.setdefault(o, len(numbers)) for o in names if o)
@@ -166,5 +181,5 @@ def read_list(
     raise_faults(faults)
     numbers, id = {}, f"{about.get('fingerprint')} {about.get('created')} {len(rows)}"
     suspects = [*_suspects(rows, neighbours, numbers)]
-    raise_faults(data_faults(data, [o.file for o in suspects]))
+    raise_faults(data_faults(data, [o.file for o in suspects], about['classes']))
     return ReviewList(id, about['classes'], suspects, [*numbers])

@@ -7,10 +7,12 @@ __all__ = ['LAST', 'faults_ahead', 'Session', 'state', 'about', 'photo', 'decide
 
 # %% ../../nbs/serving/review_session.ipynb #4d12761a
 import asyncio
+import errno
 import hashlib
 import os
 import shlex
 from base64 import b64decode
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +20,7 @@ from pathlib import Path
 from ..base.errors import BasegunError
 from ..base.processes import processes
 from ..base.text import printable
-from ..data.decisions import INVALID, Decision, DecisionFile
+from ..data.decisions import INVALID, Changed, Decision, DecisionFile
 from ..data.photo import CannotRead, photo_bytes
 from ..data.reading import answers
 from .bodies import Refusal
@@ -54,6 +56,7 @@ class Session:
     ):
         self.data, self.list, self.decisions = Path(data), review_list, decisions
         self.reviewer, self.first = reviewer, first
+        self.unwritten = {}  # number of each photo whose last decision could not be written: why
         def is_shown(o): return first is None or o.file in first and first[o.file].decision == 'unsure'
         self.numbers = [i for i, o in enumerate(review_list.suspects) if is_shown(o)]
         self.readers, self.writer = ThreadPoolExecutor(processes()), ThreadPoolExecutor(1)
@@ -81,12 +84,12 @@ def state(self) -> dict: # JSON
                 reviewer=printable(self.reviewer))
 
 def about(self,
-    place: Path, # The file of the decisions
+    places: Sequence[Path], # Files of decisions that belong together, this reviewer's last
 ) -> dict: # JSON
     "Describe what stays the same."
-    command = f'basegun-fastai apply {shlex.quote(str(self.data))} {shlex.quote(str(place))} OUT'
-    return dict(classes=self.list.classes, notes=INVALID, second=self.first is not None, place=printable(str(place)),
-                command=printable(command))
+    command = shlex.join(['basegun-fastai', 'apply', *map(str, [self.data, *places]), 'OUT'])
+    return dict(classes=self.list.classes, notes=INVALID, second=self.first is not None,
+                place=printable(str(places[-1])), command=printable(command))
 
 Session.state, Session.about = state, about
 
@@ -126,13 +129,22 @@ def _raise_for_bytes(path, digest):
     if _digest(path) != digest: raise Refusal(
         409, 'photo-changed', f"'{name}' has changed since it was shown: nothing is decided about it", name=name)
 
-def _write(decisions, lines):
+def _unwritten(err):
+    "The refusal of a decision that the disk did not take."
+    if isinstance(err, Changed): return Refusal(507, 'file-changed', str(err))
+    again, reason = 'the page sends it again', getattr(err, 'strerror', None) or str(err)
+    if getattr(err, 'errno', None) in (errno.ENOSPC, errno.EDQUOT): return Refusal(
+        507, 'disk-full', f'the decision could not be written ({reason}): make room; {again}', reason=reason)
+    return Refusal(507, 'not-written', f'the decision could not be written ({reason}): {again}', reason=reason)
+
+def _write(session, number, lines):
     try:
-        for o in lines: decisions.append(o)
+        for o in lines: session.decisions.append(o)
     except (OSError, BasegunError) as err:
-        reason = getattr(err, 'strerror', None) or str(err)
-        raise Refusal(507, 'not-written', f'the decision could not be written ({reason}): the page sends it again',
-                      reason=reason) from err
+        refusal = _unwritten(err)
+        session.unwritten[number] = refusal.fields.get('reason', 'it was changed, moved or deleted')
+        raise refusal from err
+    session.unwritten.pop(number, None)
 
 # %% ../../nbs/serving/review_session.ipynb #70ec29ce
 def _decide(session, number, wanted, earlier, digest):
@@ -144,7 +156,7 @@ def _decide(session, number, wanted, earlier, digest):
     if last != earlier: raise Refusal(409, 'decided-elsewhere', f"'{printable(suspect.file)}' has been decided in "
         'another window since: that decision is kept', name=printable(suspect.file))
     if wanted: _raise_for_bytes(session.data/suspect.file, digest)
-    _write(session.decisions, [line(decision='undo')] * bool(last) + [line(**o) for o in [wanted] if o])
+    _write(session, number, [line(decision='undo')] * bool(last) + [line(**o) for o in [wanted] if o])
 
 async def decide(self,
     number: int, # Position in the list, from 0
@@ -156,9 +168,13 @@ async def decide(self,
     await asyncio.get_running_loop().run_in_executor(self.writer, _decide, self, number, wanted, earlier, digest)
     return self.suspect(number)
 
-def end(self) -> None:
+def end(self) -> str: # What the reviewer must know, or nothing
     "End the threads; a decision that is being written is written first."
     self.readers.shutdown(cancel_futures=True)
     self.writer.shutdown()
+    if not self.unwritten: return ''
+    place, reason = printable(str(self.decisions.path)), printable(next(reversed(self.unwritten.values())))
+    return (f"the last decisions are not in '{place}' ({reason}): leave the page open, remove the cause, start the "
+            'review again with the same --port, and open its new address in the same browser, which has kept them')
 
 Session.decide, Session.end = decide, end

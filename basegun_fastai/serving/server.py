@@ -21,6 +21,7 @@ from ..base.errors import BasegunError
 def listen(
     host: str, # Address of this machine
     port: int, # 0 picks a free one
+    options: str = '--host {host} --port {port}', # That the user can change, for the message
 ) -> socket.socket: # Bound; raises `BasegunError` if it cannot be bound
     "Open a port."
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
@@ -31,8 +32,9 @@ def listen(
         taken.close()
         if isinstance(err, socket.gaierror) or err.errno == errno.EADDRNOTAVAIL: raise BasegunError(
             f"--host '{host}' is no address of this machine: give 127.0.0.1, or 0.0.0.0 for all of them") from err
-        raise BasegunError(f'cannot listen on --host {host} --port {port} ({err.strerror or err}): give another port, '
-                           'or 0 for a free one') from err
+        named = options.format(host=host, port=port)
+        raise BasegunError(f'cannot listen on {named} ({err.strerror or err}): give another port, or 0 for a free one'
+                           ) from err
     return taken
 
 # %% ../../nbs/serving/server.ipynb #3a3999dc

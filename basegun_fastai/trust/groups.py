@@ -20,16 +20,12 @@ from ..base.errors import BasegunError, raise_faults
 from ..base.files import write_whole
 from ..base.processes import say
 from ..base.record import Tables
-from ..base.text import is_utf8, name_some, number_of, printable
+from ..base.text import csv_delimiter, is_utf8, number_of, printable, quote_names, shorten
 from .predictions import Predictions, metrics
 
 # %% ../../nbs/trust/groups.ipynb #9cc82778
 MAX_GROUPS_BYTES = 2**30  # of the CSV
 _MAX_NAMED = 5  # faults of one kind that are listed
-
-def _quote_names(names): return name_some([f"'{_shorten(o)}'" for o in names], 20)
-
-def _shorten(text): return printable(text if len(text) <= 300 else f'{text[:300]}…')
 
 def _is_text(text): return is_utf8(text) and '\0' not in text
 
@@ -40,22 +36,17 @@ def _file_fault(file):
     max_mib = MAX_GROUPS_BYTES >> 20
     return f'is larger than {max_mib} MiB: leave out columns or rows' if status.st_size > MAX_GROUPS_BYTES else None
 
-def _delimiter(text):
-    "A French spreadsheet writes semicolons."
-    header = text.partition('\n')[0].replace('"', '').strip().split(';')
-    return ';' if 'file' in header and len(header) > 1 else ','
-
 def _header_faults(header, files):
     if not header: return ["is empty: give a CSV with a column 'file' and one to group by"]
     if not all(map(_is_text, header)): return ["is not a CSV in UTF-8: save it as 'CSV UTF-8'"]
-    here, faults = f'its columns are {_quote_names(header)}', []
-    lacks = f"has no column 'file' with paths such as '{_shorten(next(iter(files), 'train/pistol/a.jpg'))}': {here}"
+    here, faults = f'its columns are {quote_names(header)}', []
+    lacks = f"has no column 'file' with paths such as '{shorten(next(iter(files), 'train/pistol/a.jpg'))}': {here}"
     if len(header) == 1 and re.search('[;\t]', header[0]): faults.append(f'{lacks}; separate them by commas')
     elif 'file' not in header: faults.append(lacks)
     if not set(header) - {'file'}: faults.append("has no column besides 'file': add one to group by")
     if not all(header): faults.append(f'has a column without a name: name it or leave it out; {here}')
     double = [o for o in dict.fromkeys(header) if header.count(o) > 1]
-    if double: faults.append(f'has several columns named {_quote_names(double)}: keep one')
+    if double: faults.append(f'has several columns named {quote_names(double)}: keep one')
     return faults
 
 # %% ../../nbs/trust/groups.ipynb #d0fd805e
@@ -82,7 +73,7 @@ class _Groups:
             self.n_unknown += 1
             if self.first_unknown is None: self.first_unknown = name
         elif self.rows.setdefault(name, values) != values:
-            self._fault('twice', f"line {line} names '{_shorten(name)}' again with other values: keep one of them")
+            self._fault('twice', f"line {line} names '{shorten(name)}' again with other values: keep one of them")
         return None
 
     def messages(self):
@@ -95,7 +86,7 @@ class _Groups:
 # %% ../../nbs/trust/groups.ipynb #3e03cb86
 def _read_lines(file, files):
     with open(file, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
-        delimiter = _delimiter(f.readline(2**16))
+        delimiter = csv_delimiter(f.readline(2**16), ['file'])
         f.seek(0)
         lines, groups = csv.reader(f, delimiter=delimiter, strict=True), None
         try:
@@ -110,8 +101,8 @@ def _read_lines(file, files):
 def _match_faults(groups, files):
     if groups.rows or groups.faults: return []
     if groups.first_unknown is None or not files: return ['names none of the photos: give a row for each']
-    return [f"names none of the photos: it has '{_shorten(groups.first_unknown)}', the data has "
-            f"'{_shorten(files[0])}'; write the paths as the data has them"]
+    return [f"names none of the photos: it has '{shorten(groups.first_unknown)}', the data has "
+            f"'{shorten(files[0])}'; write the paths as the data has them"]
 
 def read_groups(
     file: Path, # A CSV with a column `file` and others
@@ -127,7 +118,7 @@ def read_groups(
     if n_missing: say(f'{option} has no row for {n_missing} of {number_of(len(files))}')
     if n_unknown:
         say(f"{option} has {number_of(n_unknown, 'row')} for files that are not among the photos, the first one for "
-            f"'{_shorten(groups.first_unknown)}'")
+            f"'{shorten(groups.first_unknown)}'")
     names = [o for o in groups.header if o != 'file']
     return pd.DataFrame([groups.rows.get(o, [''] * len(names)) for o in files], columns=names, dtype=object)
 

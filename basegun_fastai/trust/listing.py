@@ -98,11 +98,15 @@ def rank_photos(
     _say_what_cannot_be_judged(table, probabilities)
     counts, similarities = nearest_photos(features, labels, groups)
     suspects = list_suspects(table, classes, probabilities, counts, similarities, problems, pairs)
+    twins = suspects.pop('twin').to_numpy()
     rows, files = suspects.index.to_numpy(), table.file.to_numpy()
     suggested = pd.Index(classes).get_indexer(suspects.suggested)  # -1 for none
     nearest = zip(nearest_of_classes(features, labels, groups, rows, labels[rows]),
                   nearest_of_classes(features, labels, groups, rows, suggested), strict=True)
-    def cells(part): return [*files[part], *[''] * (N_SHOWN - len(part))]
-    neighbours = [[files[row], *cells(own), *cells(other)] for row, (own, other) in zip(rows, nearest, strict=True)]
+    def cells(label, twin, part):
+        part = ([twin] if twin >= 0 and labels[twin] == label else []) + part
+        return [*files[part[:N_SHOWN]], *[''] * (N_SHOWN - len(part))]
+    neighbours = [[files[row], *cells(labels[row], twin, own), *cells(other, twin, others)]
+                  for row, other, twin, (own, others) in zip(rows, suggested, twins, nearest, strict=True)]
     columns = ['file', *(f'{kind}{i + 1}' for kind in ('own', 'suggested') for i in range(N_SHOWN))]
     return suspects, pd.DataFrame(neighbours, columns=columns)

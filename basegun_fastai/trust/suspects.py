@@ -154,14 +154,14 @@ def _label_rows(table, classes, probabilities, counts, doubts):
     for i in np.flatnonzero(np.isfinite(doubts)).tolist():
         if classes[predicted[i]] == labels[i]: continue
         own, other = counts[i, classes.index(labels[i])], counts[i, predicted[i]]
-        yield i, 'label', doubts[i], (
+        yield i, 'label', doubts[i], -1, (
             f'A classifier that did not see it says {classes[predicted[i]]} ({probabilities[i, predicted[i]]:.2f}); '
             f'labels of the {counts[i].sum()} most similar photos: {classes[predicted[i]]} {other}, {labels[i]} {own}')
 
 def _unfamiliar_rows(similarities):
     order = np.argsort(similarities, kind='stable')[:np.isfinite(similarities).sum()]  # NaN comes last
     for place, i in enumerate(order[:int(UNFAMILIAR_SHARE * len(order))].tolist(), 1):
-        yield i, 'unfamiliar', _UNFAMILIAR_WEIGHT * place / len(order), (
+        yield i, 'unfamiliar', _UNFAMILIAR_WEIGHT * place / len(order), -1, (
             f'It looks like no other photo: its similarity to the others is {similarities[i]:.2f}, the median is '
             f'{np.nanmedian(similarities):.2f}')
 
@@ -173,18 +173,33 @@ def _pair_rows(table, pairs):
     for a, b, fit in pairs:
         for i, j in ((row_of[a], row_of[b]), (row_of[b], row_of[a])):
             if labels[i] != labels[j]:
-                yield i, 'conflict', -fit, (f'It looks like {files[j]} (similarity {fit:.3f}), which has the label '
-                                            f'{labels[j]}')
+                yield i, 'conflict', -fit, j, (f'It looks like {files[j]} (similarity {fit:.3f}), which has the label '
+                                               f'{labels[j]}')
             elif splits[i] == 'val' != splits[j]:
-                yield i, 'near-duplicate', -fit, f'It looks like the train photo {files[j]} (similarity {fit:.3f})'
+                yield i, 'near-duplicate', -fit, j, f'It looks like the train photo {files[j]} (similarity {fit:.3f})'
+
+def _other(values, i, rows):
+    "The first of the rows that has another value than row `i`; -1 for none."
+    return next((j for j in rows if values[j] != values[i]), -1)
 
 def _problem_rows(table, problems):
     row_of = {o: i for i, o in enumerate(table.file)}
+    differs = dict(conflict=table.label.to_numpy(), leak=table.split.to_numpy())  # between a photo and its twin
     for problem in problems:
-        for place, file in enumerate(problem.files):
-            if file in row_of: yield row_of[file], problem.kind, place, problem.message
+        rows = [row_of[o] for o in problem.files if o in row_of]
+        for place, i in enumerate(rows):
+            twin = _other(differs[problem.kind], i, rows) if problem.kind in differs else -1
+            yield i, problem.kind, place, twin, problem.message
 
 # %% ../../nbs/trust/suspects.ipynb #d2b5441c
+def _suggestion(probabilities, label, twin, labels):
+    "The class that a photo may belong to, or None, and its probability if it is the most probable one."
+    is_known = bool(np.isfinite(probabilities[0]))
+    predicted = int(probabilities.argmax()) if is_known else label
+    suggested = labels[twin] if twin >= 0 and labels[twin] != label else predicted
+    if suggested == label: return None, np.nan
+    return suggested, probabilities[predicted] if is_known and suggested == predicted else np.nan
+
 def list_suspects(
     table: pd.DataFrame, # Photos with `file`, `split` and `label`
     classes: list[str], # In index order
@@ -193,21 +208,20 @@ def list_suspects(
     similarities: np.ndarray, # To the nearest photos, shape `(n,)`
     problems: list[Problem], # What `check` knows of the photos
     pairs: list[tuple], # As `near_duplicates.near_duplicate_pairs` returns them for the table with itself
-) -> pd.DataFrame: # `COLUMNS`, most harmful first; its index is the row of the photo in the table, from 0
+) -> pd.DataFrame: # `COLUMNS`, and `twin`: a row of the table or -1; most harmful first; indexed by row of the table
     "List the photos that a person should look at."
     labels = np.array([classes.index(o) for o in table.label])
     doubts = label_doubts(probabilities, labels, counts)
     rows = [*_problem_rows(table, problems), *_pair_rows(table, pairs),
             *_label_rows(table, classes, probabilities, counts, doubts), *_unfamiliar_rows(similarities)]
     best = {}
-    for i, kind, place, reason in rows:
+    for i, kind, place, twin, reason in rows:
         key = (_ORDER[kind], place, table.file.iloc[i])
-        if i not in best or key < best[i][0]: best[i] = key, kind, printable(reason)
+        if i not in best or key < best[i][0]: best[i] = key, kind, twin, printable(reason)
     order = sorted(best, key=lambda i: best[i][0])
-    predicted = np.nan_to_num(probabilities, nan=-1).argmax(1)
-    differs = np.isfinite(probabilities[:, 0]) & (predicted != labels)
+    kinds, twins, reasons = [[best[i][o] for i in order] for o in (1, 2, 3)]
+    suggestions = [_suggestion(probabilities[i], labels[i], twin, labels) for i, twin in zip(order, twins, strict=True)]
     columns = [table.file.to_numpy()[order], table.label.to_numpy()[order],
-               [classes[predicted[i]] if differs[i] else '' for i in order],
-               [probabilities[i, predicted[i]] if differs[i] else np.nan for i in order],
-               [best[i][1] for i in order], np.arange(1, len(order) + 1), [best[i][2] for i in order]]
-    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)), index=np.array(order, int))
+               ['' if o is None else classes[o] for o, _ in suggestions], [o for _, o in suggestions],
+               kinds, np.arange(1, len(order) + 1), reasons, np.array(twins, int)]
+    return pd.DataFrame(dict(zip([*COLUMNS, 'twin'], columns, strict=True)), index=np.array(order, int))

@@ -13,7 +13,7 @@ import pytest
 from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.base.files import Taken, disk_fault
 from basegun_fastai.data import decisions as module
-from basegun_fastai.data.decisions import COLUMNS, Decision, DecisionFile, read_decisions
+from basegun_fastai.data.decisions import COLUMNS, Changed, Decision, DecisionFile, read_decisions
 
 HEADER = ','.join(COLUMNS).encode() + b'\n'
 SHA = 'ab' * 32
@@ -58,7 +58,7 @@ def test_a_kill_between_any_two_bytes_loses_the_last_decision_at_most(tmp_path, 
     path, whole, sizes = tmp_path/'decisions.csv', [*history()], []
     with DecisionFile.open(path) as file:
         for o in whole:
-            sizes.append(path.stat().st_size)
+            sizes.append(path.stat().st_size if sizes else len(HEADER))
             file.append(o)
     content = path.read_bytes()
     for size in range(len(HEADER), len(content) + 1):
@@ -114,13 +114,32 @@ def test_a_full_disk_keeps_what_is_confirmed(tmp_path, monkeypatch):
 
 def test_no_decision_goes_into_a_file_that_an_editor_has_changed(tmp_path):
     path = tmp_path/'decisions.csv'
-    for change in (lambda: os.replace(tmp_path/'other', path), lambda: path.write_bytes(HEADER + b'\n'), path.unlink):
+    for words, change in (('was changed by another program', lambda: os.replace(tmp_path/'other', path)),
+                          ('was changed by another program', lambda: path.write_bytes(HEADER + b'\n')),
+                          ('was deleted or moved', path.unlink)):
         with DecisionFile.open(path) as file:
             file.append(decision(f'val/{len(file.last)}.jpg'))
             shutil.copy(path, tmp_path/'other')
             change()
-            with pytest.raises(BasegunError, match='was changed by another program'): file.append(decision('val/x'))
+            with pytest.raises(Changed, match=words): file.append(decision('val/x'))
             assert 'val/x' not in file.last
+
+
+def test_the_first_decision_makes_the_file(tmp_path, monkeypatch):
+    path, other = tmp_path/'decisions.csv', tmp_path/'other.csv'
+    with DecisionFile.open(path) as file:
+        assert not path.exists()
+        with monkeypatch.context() as patch:
+            def fail(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            patch.setattr(module, 'write_whole', fail)
+            with pytest.raises(OSError): file.append(decision('val/1'))
+        assert not path.exists() and not file.last
+        for o in ('val/1', 'val/2'): file.append(decision(o))
+    assert [*read_decisions(path)] == ['val/1', 'val/2']
+    with DecisionFile.open(other) as file:
+        other.write_bytes(HEADER + row())
+        with pytest.raises(Changed, match='was changed by another program'): file.append(decision('val/1'))
+    assert other.read_bytes() == HEADER + row() and {*os.listdir(tmp_path)} == {path.name, other.name}
 
 
 def test_two_pages_do_not_write_one_file(tmp_path):
@@ -128,7 +147,8 @@ def test_two_pages_do_not_write_one_file(tmp_path):
            f'DecisionFile.open(Path({str(tmp_path / "decisions.csv")!r})).__enter__()'
     with DecisionFile.open(tmp_path/'decisions.csv'):
         result = subprocess.run([sys.executable, '-c', held], capture_output=True, text=True, check=False)
-    assert 'is being written by' in result.stderr and Taken.__name__ in result.stderr
+    assert 'is being written by' in result.stderr and 'ctrl-C, or give another --reviewer' in result.stderr
+    assert Taken.__name__ in result.stderr
 
 
 def test_what_a_page_sends_is_checked(tmp_path):

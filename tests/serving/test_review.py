@@ -1,9 +1,11 @@
 "A reviewer decides in a real browser, by keyboard; the server dies, photos change, windows disagree: nothing is lost."
 import asyncio
 import csv
+import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -22,8 +24,10 @@ from basegun_fastai.data.decisions import DecisionFile, read_decisions
 
 if find_spec('fastapi') is None: pytest.skip('no basegun-fastai[serve]', allow_module_level=True)
 
+import httpx
 from starlette.testclient import TestClient
 
+from basegun_fastai.serving.bodies import Refusal
 from basegun_fastai.serving.review import application, serve_review
 from basegun_fastai.serving.review_list import NEIGHBOURS, SUSPECTS, read_list
 from basegun_fastai.serving.review_session import Session, faults_ahead
@@ -73,18 +77,19 @@ def listed(data, folder, n=None, **changes):
 
 
 def rows_of(file):
+    if not file.exists(): return []  # the first decision makes it
     with open(file, encoding='utf-8', newline='') as f: return list(csv.DictReader(f))
 
 
 # without a browser
 
 @contextmanager
-def client(data, folder, reviewer='', first=None):
+def client(data, folder, reviewer='', first=None, first_place=None):
     "The application, and a client with its token."
     place = folder/(f'decisions-{reviewer}.csv' if reviewer else 'decisions.csv')
     with DecisionFile.open(place) as decisions:
         session = Session(data, read_list(data, folder), decisions, reviewer, first)
-        app = application(session, 'the-token', 8001, place)
+        app = application(session, 'the-token', 8001, [*filter(None, [first_place]), place])
         with TestClient(app, 'http://127.0.0.1:8001', headers=dict(authorization='Bearer the-token')) as client:
             yield client
         session.end()
@@ -209,7 +214,47 @@ def test_a_decision_that_cannot_be_written_is_refused(small):
         with open(folder/'decisions.csv', 'a') as file: file.write('by a spreadsheet\n')
         refused = posted(asked, 0, decision())
         assert refused.status_code == 507 and 'changed by another program' in refused.json()['detail']
-        assert asked.get('/state').json()['decided'] == 0
+        assert refused.json()['code'] == 'file-changed' and asked.get('/state').json()['decided'] == 0
+
+
+def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_said_at_the_end_unless_there_was_room_later(small, monkeypatch):
+    data, folder = small
+    with DecisionFile.open(folder/'decisions.csv') as decisions:
+        for number, has_room_later in enumerate([True, False]):
+            session = Session(data, read_list(data, folder), decisions)
+            async def decide(number=number, session=session):
+                digest = (await session.photo(session.list.suspects[number].file))[1]
+                await session.decide(number, decision(), None, digest)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, 'pwrite', full)
+                patch.setattr('basegun_fastai.data.decisions.write_whole', full)
+                for _ in range(2):
+                    with pytest.raises(Refusal) as refused: asyncio.run(decide())
+            assert refused.value.status_code == 507 and refused.value.code == 'disk-full'
+            if has_room_later: asyncio.run(decide())
+            message = session.end()
+            assert bool(message) != has_room_later
+    assert len(rows_of(folder/'decisions.csv')) == 1
+    assert "the last decisions are not in '" in message and os.strerror(errno.ENOSPC) in message
+
+
+def test_the_server_ends_with_what_is_not_saved(small):
+    data, folder = small
+    with in_a_process(data, folder) as review:
+        (folder/'decisions.csv').write_text('by a spreadsheet\n')
+        token = review.url.partition('#')[2]
+        def asked(path, **sent):
+            return httpx.request('POST' if sent else 'GET', f'http://127.0.0.1:{review.port}{path}', **sent,
+                                 headers=dict(authorization=f'Bearer {token}'))
+        digest = asked('/photo/0').headers['x-photo-sha256']
+        refused = asked('/decision', json=dict(number=0, wanted=decision(), earlier=None, digest=digest))
+        assert refused.status_code == 507
+        review.process.send_signal(signal.SIGINT)
+        _, err = review.process.communicate(timeout=30)
+        assert review.process.returncode and 'the last decisions are not in' in err.splitlines()[-1]
 
 
 def test_a_second_reviewer_sees_what_the_first_was_unsure_of(small):
@@ -217,7 +262,10 @@ def test_a_second_reviewer_sees_what_the_first_was_unsure_of(small):
     with client(data, folder, 'Ana') as asked:
         for i, kind in enumerate(['keep', 'unsure', 'keep', 'unsure']): posted(asked, i, decision(kind))
     first = read_decisions(folder/'decisions-Ana.csv')
-    with client(data, folder, 'Bo', first) as asked:
+    with client(data, folder, 'Bo', first, folder/'decisions-Ana.csv') as asked:
+        files = [str(folder/f'decisions-{o}.csv') for o in ('Ana', 'Bo')]
+        command = shlex.split(asked.get('/state').json()['command'])
+        assert command == ['basegun-fastai', 'apply', str(data), *files, 'OUT']
         shown = asked.get('/suspects').json()
         assert [o['number'] for o in shown] == [1, 3] and 'Ana' not in json.dumps(shown)
         answer = posted(asked, 3, decision('move', CLASSES[2])).json()
@@ -291,7 +339,21 @@ def test_a_list_that_cannot_be_used_is_refused_before_the_server_starts(small, f
 def test_a_list_of_another_data_set_is_refused(small, tmp_path):
     (tmp_path/'other'/'train').mkdir(parents=True)
     with pytest.raises(BasegunError, match='belongs to another data set'): serve_review(tmp_path/'other', small[1])
+    for o in CLASSES: (tmp_path/'other'/'train'/o).mkdir()
+    with pytest.raises(BasegunError, match='has none of the first photos'): serve_review(tmp_path/'other', small[1])
     with pytest.raises(BasegunError, match='is not a folder'): serve_review(tmp_path/'nothing', small[1])
+
+
+def test_a_class_that_was_renamed_is_named(small, capsys):
+    data, folder = small
+    shutil.copytree(data/'train'/'revolver', data/'train'/'new one')
+    sorted((data/'train').rglob('*.jpg'))[0].unlink()
+    read_list(data, folder)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2 and "warning: 1 of the first 100 photos of the list are not in" in warnings[0]
+    assert "does not have the class 'new one'" in warnings[1]
+    for o in data.glob('*/revolver'): o.rename(o.with_name('other'))
+    with pytest.raises(BasegunError, match="has no class 'revolver', which the list has"): serve_review(data, folder)
 
 
 def test_a_second_reviewer_without_work_is_refused(small):
@@ -307,9 +369,12 @@ def test_a_port_or_a_file_in_use_is_refused(small):
     data, folder = small
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(BasegunError, match='give another port'): serve_review(data, folder, port=port)
+        with pytest.raises(BasegunError, match='give another port') as error: serve_review(data, folder, port=port)
+    assert f'--port {port} ' in str(error.value) and '--host' not in str(error.value)
+    assert not (folder/'decisions.csv').exists()
     with in_a_process(data, folder) as review:
-        with pytest.raises(BasegunError, match='being written'): serve_review(data, folder)
+        with pytest.raises(BasegunError, match='being written by') as error: serve_review(data, folder)
+        assert 'end that review with ctrl-C, or give another --reviewer' in str(error.value)
         assert ended(review, signal.SIGINT)
 
 
@@ -365,7 +430,7 @@ def reviewing(data, folder):
     place = folder/'decisions.csv'
     with listen('127.0.0.1', 0) as listening, DecisionFile.open(place) as decisions:
         port, session = listening.getsockname()[1], Session(data, read_list(data, folder), decisions)
-        server = Server(application(session, 'the-token', port, place))
+        server = Server(application(session, 'the-token', port, [place]))
         thread = Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
         listening.listen()
         thread.start()
@@ -446,7 +511,7 @@ class TestInABrowser:
             with opened(chromium, review.url) as page:
                 for i in range(100):
                     if i in (30, 60, 90):
-                        if i == 60: until_decided(page, i)
+                        until_decided(page, i) if i == 60 else until_shown(page, i)
                         answered = page.evaluate('about.decided')
                         review.kill()
                         assert answered <= len(read_decisions(place))  # what was counted is on the disk
@@ -478,6 +543,45 @@ class TestInABrowser:
                 until_shown(page, 1)
                 page.goto(new.url.split('#')[0])
                 until_said(page, 'lacks its token')
+
+    def test_a_token_that_was_never_right(self, small, chromium):
+        data, folder = small
+        with reviewing(data, folder) as url, opened(chromium, url) as page:
+            page.goto('about:blank')
+            page.goto(url.replace('the-token', 'another'))
+            until_said(page, 'This is not the address of the server')
+
+    def test_a_full_disk_is_not_a_server_that_is_away(self, small, chromium, monkeypatch):
+        data, folder = small
+        with reviewing(data, folder) as url, opened(chromium, url, locale='fr-FR') as page:
+            with monkeypatch.context() as patch:
+                patch.setattr('basegun_fastai.data.decisions.write_whole', full)
+                page.keyboard.press('k')
+                until_said(page, 'Le disque est plein')
+                until_shown(page, 1)
+                page.keyboard.press('k')
+                until_shown(page, 2)
+                assert 'Le disque est plein' in page.inner_text('#message')
+                assert page.inner_text('#unsaved').startswith('2 décisions ne sont pas')
+            until_decided(page, 2)
+            until_said(page, 'Toutes les décisions sont enregistrées')
+        assert len(rows_of(folder/'decisions.csv')) == 2
+
+    def test_an_answer_that_comes_before_the_list_ends_nothing(self, small, chromium):
+        data, folder = small
+        with reviewing(data, folder) as url, opened(chromium, url) as page:
+            page.evaluate("stored(place(), JSON.stringify([{ number: 0, wanted: decision('keep'), earlier: null, "
+                          "digest: shown.digest }]))")
+            held = []
+            def hold(route): held.append((route, route.fetch()))  # the list without the decision
+            page.route('**/suspects*', hold)
+            page.route('**/decision', lambda o: o.continue_() if held else o.abort())
+            page.reload()
+            until_decided(page, 1)
+            for route, response in held: route.fulfill(response=response)
+            until_shown(page, 1)
+            page.keyboard.press('k')
+            until_decided(page, 2)
 
     def test_decisions_wait_for_a_server_that_is_away(self, small, chromium):
         data, folder = small
@@ -536,7 +640,47 @@ class TestInABrowser:
             other.click('#go')
             until_shown(other, 0)
             assert other.inner_text('#decided') == 'You decided: the label is correct.'
-            assert [o['decision'] for o in rows_of(folder/'decisions.csv')] == ['keep']
+            assert not other.inner_text('#message')
+            other.click('#forward')
+            until_shown(other, 1)
+            other.keyboard.press('k')
+            until_decided(page, 2)  # a window learns what another one saves
+            for key in 'uu':  # photos 1 and 2; this window still shows photo 1
+                page.keyboard.press(key)
+            until_decided(page, 3)
+            until_shown(page, 3)
+            until_said(page, 'has been decided in another window')
+            other.keyboard.press('k')  # photo 2, too
+            until_said(other, 'has been decided in another window')
+            assert [o['decision'] for o in rows_of(folder/'decisions.csv')] == ['keep', 'keep', 'unsure']
+
+    def test_each_refused_decision_can_be_shown(self, small, chromium):
+        data, folder = small
+        files = [data/o.file for o in read_list(data, folder).suspects]
+        with reviewing(data, folder) as url, opened(chromium, url) as page:
+            page.wait_for_function('() => views.size >= 5')
+            for o in files[:2]: Image.new('RGB', (9, 9)).save(o)
+            for key in 'kkk': page.keyboard.press(key)
+            until_said(page, 'And 1 more.')
+            until_decided(page, 1)
+            for number in (0, 1):
+                until_said(page, f'{files[number].name} has changed on the disk')
+                page.click('#go')
+                until_shown(page, number)
+            assert not page.inner_text('#message')
+
+    def test_the_twin_is_the_first_neighbour_and_says_so(self, small, chromium):
+        data, folder = small
+        shutil.rmtree(folder)
+        files = [o.relative_to(data).as_posix() for o in sorted(data.glob('*/*/*'))]
+        write_list(data, folder, [(files[0], dict(kind='conflict')), (files[1], dict(kind='leak'))])
+        with reviewing(data, folder) as url, opened(chromium, url) as page:
+            assert page.inner_text('#reason') == 'The same photo is in “autre pistolet” and in another class.'
+            assert page.inner_text('#others figcaption >> nth=0').endswith(': the same photo, or almost')
+            assert page.inner_text('#near').count('the same photo') == 1
+            page.keyboard.press('k')
+            until_shown(page, 1)
+            assert page.inner_text('#own figcaption >> nth=0').endswith(': the same photo, or almost')
 
     def test_photos_that_change_or_vanish_are_passed_over(self, small, chromium):
         data, folder = small
@@ -582,13 +726,23 @@ class TestInABrowser:
             assert page.evaluate('document.documentElement.scrollWidth') == 390
             assert page.inner_text('#reason').startswith('Étiquetée «\u00a0autre pistolet\u00a0», cette photo')
             assert page.inner_text('#english').startswith('It looks like')
+            assert page.evaluate('''() => {
+                const field = document.querySelector('#filter')
+                const context = document.createElement('canvas').getContext('2d')
+                context.font = getComputedStyle(field).font
+                return context.measureText(field.placeholder).width < field.clientWidth - 30 }''')
+            last = page.locator('#classes button').last.bounding_box()
+            assert last['y'] + last['height'] <= 1.5 * 800  # screens
+            assert page.locator('#near').bounding_box()['y'] > last['y']
             page.tap('#invalid')
             page.tap('text=Un dessin ou du texte')
             until_shown(page, 1)
             page.tap('#unsure')
             until_shown(page, 2)
             page.tap('#classes button >> nth=5')
+            until_shown(page, 3)
             until_decided(page, 3)
+            assert page.evaluate('scrollY') == 0  # the next photo can be seen
             assert page.inner_text('#progress') == '3 décisions sur 120'
             small_ones = page.evaluate("[...document.querySelectorAll('button')].filter(o => o.offsetHeight && "
                                        "o.offsetHeight < 40 && o.id !== 'go').length")
@@ -619,14 +773,16 @@ class TestInABrowser:
             until_shown(page, 5)
             page.keyboard.press('/')
             page.keyboard.type('tank')
-            page.keyboard.press('Enter')
             until_said(page, 'No class has this')
+            page.keyboard.press('Enter')
             page.keyboard.press('Escape')
+            assert page.inner_text('#message') == ''
             page.evaluate(PRESS, dict(key='é', code='Digit2'))  # of a French keyboard
             until_shown(page, 6)
             for _ in range(2): page.evaluate(PRESS, dict(key='k', repeat=True))  # it is held down
             page.keyboard.press('?')
             assert page.inner_text('#dialog').count('Undo') == 1
+            assert '1 … 9 y i o' in page.inner_text('#table')
             page.keyboard.press('k')  # the dialog is open
             page.keyboard.press('Escape')
             until_decided(page, 6)
@@ -658,6 +814,7 @@ class TestInABrowser:
         place.mkdir(parents=True)
         Image.effect_noise((500, 375), 60).convert('RGB').resize((4000, 3000)).save(place/'0.jpg', quality=90)
         for i in range(1, 14): os.link(place/'0.jpg', place/f'{i}.jpg')
+        for o in CLASSES: (tmp_path/'data'/'train'/o).mkdir(exist_ok=True)
         listed(tmp_path/'data', tmp_path/'list')
         with in_a_process(tmp_path/'data', tmp_path/'list') as review, opened(chromium, review.url) as page:
             page.wait_for_function('() => views.size >= 9')

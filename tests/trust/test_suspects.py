@@ -5,6 +5,7 @@ import pytest
 
 from basegun_fastai.data.problems import Problem
 from basegun_fastai.trust import suspects as module
+from basegun_fastai.trust.listing import rank_photos
 from basegun_fastai.trust.suspects import assign_folds, cross_fitted_probabilities, label_doubts
 from basegun_fastai.trust.suspects import list_suspects, nearest_of_classes, nearest_photos
 
@@ -128,7 +129,24 @@ def test_the_most_harmful_kind_comes_first_and_each_photo_once():
         (10, 'conflict'), (11, 'conflict'), (4, 'conflict'), (5, 'conflict'), (2, 'leak'), (3, 'leak'),
         (59, 'unfamiliar'), (58, 'unfamiliar'), (57, 'unfamiliar'), (8, 'blank'),
         (12, 'near-duplicate'), (50, 'small')]
-    assert rows['rank'].tolist() == [*range(1, 13)] and not rows.suggested.any() and rows.confidence.isna().all()
+    assert rows['rank'].tolist() == [*range(1, 13)] and rows.confidence.isna().all()
+    twins = dict(zip(rows.index, rows.twin, strict=True))
+    assert {i: o for i, o in twins.items() if o >= 0} == {10: 11, 11: 10, 4: 5, 5: 4, 2: 3, 3: 2, 12: 14}
+    assert rows.suggested.tolist() == ['b', 'a'] * 3 + [''] * 6  # the labels of the first six and of their twins differ
+
+
+def test_the_twin_is_the_first_neighbour(photos):
+    features, labels, groups = photos
+    groups[14] = groups[12]  # twins are in one group
+    table = table_of([*map(str, labels)]).assign(group=groups)
+    files = table.file.tolist()
+    problems = [Problem('conflict', 'error', [files[12], files[14]], 'conflict'),
+                Problem('leak', 'error', files[2:4], 'leak')]
+    suspects, neighbours = rank_photos(table, features, [(50, 52, .99)], problems)
+    assert [*suspects.columns] == module.COLUMNS
+    for row, twin, place in ((12, 14, 'suggested1'), (14, 12, 'suggested1'), (2, 3, 'own1'), (3, 2, 'own1')):
+        assert neighbours[place][neighbours.file == files[row]].tolist() == [files[twin]]
+    assert neighbours.own3.all()  # three of each are left
 
 
 def test_of_a_pair_across_the_split_only_val_is_listed():
