@@ -44,7 +44,7 @@ def name_some(
 def shorten(
     text: str, # Of any length
 ) -> str: # At most 301 characters before escapes, on one line
-    "Make the beginning of `text` safe to print."
+    "Make the first characters of `text` safe to print."
     return printable(text if len(text) <= 300 else f'{text[:300]}…')
 
 def quote_names(
@@ -77,7 +77,7 @@ def csv_delimiter(
 def csv_rows(
     text: str, # A CSV
     delimiter: str, # Between its cells
-) -> Iterator[tuple[int, int, list[str]]]: # Last line, end in `text` and cells of each row; raises `csv.Error`
+) -> Iterator[tuple[int, int, list[str]]]: # Last line, end in `text` and cells of each row; raises `Error` of `csv`
     "Read the rows of a CSV, and where each ends."
     end = 0
     def lines():
