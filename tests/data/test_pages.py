@@ -64,7 +64,7 @@ def test_the_numbers_of_the_page_are_those_of_json(page, tmp_path):
     for level in ('error', 'warning'):
         for kind in {o['kind'] for o in actual['problems'] if o['level'] == level}:
             assert shown.found[level, kind] == sum((o['level'], o['kind']) == (level, kind) for o in actual['problems'])
-    pictured = {'leak', 'conflict', 'near-duplicate', 'blank', 'repeated'}
+    pictured = {'leak', 'group-leak', 'conflict', 'near-duplicate', 'blank', 'repeated'}
     assert sorted(shown.pairs) == sorted(o['kind'] for o in actual['problems'] if o['kind'] in pictured)
     assert pictured | {'unreadable', 'class-mismatch', 'few-val'} <= {o['kind'] for o in actual['problems']}
 
