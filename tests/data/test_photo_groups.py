@@ -160,7 +160,7 @@ def test_what_is_no_regular_expression(pattern):
 
 
 def test_only_one_of_both_options(tmp_path):
-    assert group_option_faults(None, None) == group_option_faults(tmp_path, None) == group_option_faults(None, 'a') == []
+    assert not any(group_option_faults(*o) for o in [(None, None), (tmp_path, None), (None, 'a')])
     both, bad = group_option_faults(tmp_path, '(')
     assert both.startswith('--groups --group-pattern: ') and 'omit one of them' in both and "'('" in bad
 

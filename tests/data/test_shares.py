@@ -12,7 +12,7 @@ from basegun_fastai.data.shares import balance_val, choose_val
 
 
 def random_table(seed):
-    "Photos in 4 to 14 groups of up to 12 photos, each of one of 2 to 4 classes, some of two; two groups a class or more."
+    "Photos in 4 to 14 groups of up to 12 photos, each of one of 2 to 4 classes, some of two."
     random = np.random.default_rng(seed)
     n_groups, n_classes, rows = 4 + seed % 11, 2 + seed % 3, []
     for group in range(n_groups):
@@ -46,6 +46,11 @@ def test_no_choice_of_groups_is_closer_to_the_shares(seed):
         assert val.groupby(table.group).nunique().max() == 1, 'a group is on two sides'
         nearest = nearest_share(table, share)
         assert nearest is None or distance(table, val, share) == nearest
+
+
+def test_the_choice_without_groups_of_the_user_is_that_of_earlier_versions():
+    labels, groups = pd.Series(list('ab') * 15), pd.Series([f'{o // 2:02x}' for o in range(30)])
+    assert [*np.flatnonzero(choose_val(groups, labels, .2, 42))] == [8, 9, 12, 13, 14, 15]
 
 
 def test_a_choice_that_is_right_already_stays(seed=3):
