@@ -59,6 +59,15 @@ def test_a_choice_that_is_right_already_stays(seed=3):
     assert balance_val(val, groups, labels, .2, seed).equals(val) and val.sum() == 20
 
 
+def test_a_swap_finds_what_no_move_finds(monkeypatch):
+    monkeypatch.setattr('basegun_fastai.data.shares._TRIALS', 0)  # as for a million groups
+    sizes = np.random.default_rng(2).integers(20, 30, 40)
+    groups, labels = pd.Series(np.repeat(np.arange(40).astype(str), sizes)), pd.Series('a', range(sizes.sum()))
+    table = pd.DataFrame(dict(group=groups, label=labels))
+    val = choose_val(groups, labels, .2, 7)
+    assert distance(table, val, .2) > 0 == distance(table, balance_val(val, groups, labels, .2, 7), .2)
+
+
 def test_a_class_of_two_large_groups_is_on_both_sides():
     labels, groups = pd.Series(['a'] * 100), pd.Series(['x'] * 60 + ['y'] * 40)
     val = choose_val(groups, labels, .2, 0)
