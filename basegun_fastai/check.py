@@ -24,17 +24,18 @@ from .base.text import number_of, printable
 from .data.contents import examine, file_stamps, save_index
 from .data.crops import CropRecords
 from .data.folders import SPLITS, classes, ignored_files, list_photos, missing_folders
-from .data.problems import Problem, balance_problems, blank_problems, folder_problems
+from .data.groups import GROUP_PATTERN, group_option_faults, photo_groups
+from .data.problems import Problem, balance_problems, blank_problems, folder_problems, group_problems
 from .data.problems import near_duplicate_problems, repeated_problems, same_photos, same_problems
 from .data.problems import small_problems, unreadable_problems
 
 # %% ../nbs/check.ipynb #947ef009
-WORST_FIRST = ('unreadable', 'leak', 'conflict', 'class-mismatch', 'empty-class', 'near-duplicate', 'imbalance',
-               'few-val', 'blank', 'repeated', 'small', 'odd-file')
+WORST_FIRST = ('unreadable', 'leak', 'group-leak', 'conflict', 'class-mismatch', 'empty-class', 'near-duplicate',
+               'imbalance', 'few-val', 'blank', 'repeated', 'small', 'odd-file')
 
 def all_problems(
     data: Path, # A data set
-    table: pd.DataFrame, # What `examine` returned
+    table: pd.DataFrame, # What `examine` returned, perhaps with `known_group` as `group_problems` takes it
     size: int = 224, # A photo is small if its longest side has fewer pixels
     workers: int|None = None, # Processes; empty means one per core
     records: CropRecords|None = None, # What `examine` recorded for the search for crops
@@ -44,6 +45,7 @@ def all_problems(
     problems = [*folder_problems(data), *unreadable_problems(table), *same_problems(same), *balance_problems(table),
              *blank_problems(table), *repeated_problems(same), *small_problems(table, size),
              *near_duplicate_problems(data, table, same, workers, records)]
+    if 'known_group' in table: problems += group_problems(table)
     return sorted(problems, key=lambda o: (o.level != 'error', WORST_FIRST.index(o.kind)))
 
 # %% ../nbs/check.ipynb #f61522ab
@@ -84,26 +86,32 @@ def summary_text(
         lines.append(f"{number_of(rest, 'more problem')}: add --json FILE.json or --report FILE.html to see all")
     return '\n'.join(o if len(o) <= width else o[:width - 1] + '…' for o in map(printable, lines))
 
-# %% ../nbs/check.ipynb #b951ed12
+# %% ../nbs/check.ipynb #0bdbc308
 def _write_json(file, summary, problems):
     "Write problem by problem, since there may be one per photo."
     with whole_file(file, 'w', encoding='utf-8') as out:
         dump(summary | dict(problems=problems), out, default=asdict, indent=2)
         out.write('\n')
 
+# %% ../nbs/check.ipynb #b951ed12
 def check(
     data: Path, # Folder with train/<class>/* and val/<class>/*; nothing in it is changed
     json: FILE = None, # JSON file to write, with all problems
     report: FILE = None, # HTML page to write, with the photos
     size: whole(1, 2048) = 224, # A photo is small if its longest side has fewer pixels; give your model's input size
     workers: whole(1) = None, # Processes that read photos (default: one per core)
+    groups: FILE = None, # CSV with `file` and `group`: no group, such as the photos of one weapon, may be on both sides
+    group_pattern: GROUP_PATTERN = None, # The same from names: the first group of the match, or the whole match
 ) -> None: # Prints a summary, raises `BasegunError` if there are errors
     "Report what is in a data set and what is wrong with it."
     data = Path(data)
     faults = missing_folders(data) or file_faults(json, data, '--json', '.json') + file_faults(report, data,
         '--report', '.html')
-    raise_faults(faults + value_faults(check, dict(size=size, workers=workers)))
+    faults += value_faults(check, dict(size=size, workers=workers)) + group_option_faults(groups, group_pattern)
+    raise_faults(faults)
     since, table = time.time_ns(), list_photos(data, strict=False)
+    if groups is not None or group_pattern is not None:
+        table = table.assign(known_group=photo_groups(table, groups, group_pattern))
     say(f'reading {number_of(len(table))}')
     before = file_stamps(data, table.file.tolist())
     with CropRecords(len(table)) as records:

@@ -33,7 +33,7 @@ COMMANDS = {  # command: (module, function, what it does, two examples of its ar
     'check': ('check', 'check', 'report what a data set holds and what is wrong with it',
               ('data/', 'data/ --report check.html --json check.json')),
     'split': ('split', 'split', 'split class folders into a fixed train/ and val/',
-              ('photos/ data/', 'photos/ data/ --val 0.2 --conflicts leave-out')),
+              ('photos/ data/', 'photos/ data/ --val 0.2 --groups weapons.csv')),
     'review': ('review', 'review', 'find wrong labels and photos that should not be there, and decide on a page',
                ('data/ --arch efficientnet_b0', 'data/ --from review_2026-11-29_101500 --reviewer anna')),
     'apply': ('apply', 'apply', 'make a new data set from the decisions of reviewers',

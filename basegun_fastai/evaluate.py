@@ -21,13 +21,14 @@ from .base.text import name_some, number_of, printable
 from .data.contents import keep_readable, known_contents, part_fingerprint, trained_photos
 from .data.contents import were_trained_on
 from .data.folders import ignored_lines, list_photos
+from .data.groups import read_groups
 from .data.names import confusable, difference
 from .data.photo import DECODER
 from .training.options import DEVICES
 from .trust.calibration import run_confidence
 from .trust.familiarity import read_bank, why_no_familiarity
 from .trust.judge import Judge, raise_unless_bank_fits
-from .trust.groups import read_groups, write_groups
+from .trust.groups import write_groups
 from .trust.mistakes import confused_pairs, photos_on_sheets, write_mistakes
 from .trust.ood import list_ood_photos, read_ood_photos
 from .trust.predictions import with_familiarity

@@ -62,9 +62,9 @@ def _checked(options, faults):
     "The photos of the data set, the group of each, the architecture and the device; raises all faults."
     from basegun_fastai.data.cache import cache_faults
     from basegun_fastai.data.folders import SPLITS, classes, ignored_lines, layout_faults, list_photos, missing_folders
+    from basegun_fastai.data.groups import known_groups
     from basegun_fastai.model.device import set_threads
     from basegun_fastai.training.setup import check_network
-    from basegun_fastai.trust.listing import known_groups
     training_options = _training_options(options)
     faults = [*training_options.faults(), *worker_faults(options.workers), *cache_faults(options.cache, options.data),
               *missing_folders(options.data), *faults]

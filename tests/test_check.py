@@ -332,3 +332,25 @@ def test_the_summary_says_how_to_see_the_problems_that_it_leaves_out(clean, tmp_
     for i in range(3, 5): (clean/'train'/'revolver'/f'{i}.jpg').write_bytes(b'x')
     assert typed('check', clean).stdout.splitlines()[-1] == hint
     assert hint not in checked(clean, tmp_path)[2].stdout
+
+
+def test_a_weapon_in_train_and_val_is_an_error(clean, tmp_path):
+    (tmp_path/'g.csv').write_text('file,group\n' + ''.join(
+        f'{o.relative_to(clean).as_posix()},{group}\n' for group, folders in
+        {'Nagant 1': ('train/revolver', 'val/revolver'), 'Lebel': ('train/epaule_a_verrou',)}.items()
+        for folder in folders for o in sorted((clean/folder).iterdir())[:7 if 'train' in folder else 2]))
+    code, actual, result = checked(clean, tmp_path, '--groups', tmp_path/'g.csv')
+    assert code == 1 and kinds(actual) == {('error', 'group-leak'): 1} and actual['refused'] == 9
+    problem, = actual['problems']
+    assert problem['message'].startswith("group 'Nagant 1': 7 photos in train/ and 2 photos in val/; move them")
+    assert [o.split('/')[0] for o in problem['files']] == ['train', 'val'] * 2 + ['train'] * 5  # a page shows the first
+    assert '2 groups of 16 photos; 160 photos without a group' in result.stderr
+    assert checked(clean, tmp_path)[0] == 0  # nobody knows
+
+
+def test_options_of_groups_that_make_no_sense(clean, tmp_path):
+    result = typed('check', clean, '--groups', tmp_path/'none.csv', '--group-pattern', '(', '--size', 0)
+    assert result.returncode == 1 and result.stderr.count('\n') == 3 and 'omit one of them' in result.stderr
+    for option, value, words in (('--groups', tmp_path/'none.csv', 'No such file'), ('--group-pattern', 'x', 'no na')):
+        result = typed('check', clean, option, value)
+        assert result.returncode == 1 and words in result.stderr and not result.stdout

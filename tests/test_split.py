@@ -1,8 +1,11 @@
 "A split is made once: complete, stratified, similar photos on one side, and the same for the same photos."
 import csv
+import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -179,3 +182,150 @@ def test_a_class_whose_photos_are_all_under_two_labels_is_named(photos, tmp_path
     assert result.returncode == 1 and not (tmp_path/'a').exists()
     for label in ('revolver', 'pistolet'):
         assert f"class '{label}': every photo is also under another label" in result.stderr
+
+
+def write_groups(file, groups):
+    "Write a CSV from the group of each photo."
+    with open(file, 'w', newline='', encoding='utf-8') as out:
+        csv.writer(out).writerows([('file', 'group'), *groups.items()])
+    return file
+
+
+@pytest.fixture
+def weapons(photos):
+    "Give the photos the names of weapons, three photos of each; returns the weapon of each photo."
+    groups = {}
+    for folder in photos.iterdir():
+        for i, o in enumerate(sorted(folder.iterdir())):
+            file = o.rename(folder/f'{folder.name} {i // 3}_{i}{o.suffix}')
+            groups[file.relative_to(photos).as_posix()] = f'{folder.name} {i // 3}'
+    return groups
+
+
+def group_leaks(data, tmp_path, *options):
+    "Weapons that `check` finds on both sides."
+    typed('check', data, '--json', tmp_path/'found.json', *options)
+    problems = json.loads((tmp_path/'found.json').read_text())['problems']
+    return {o['message'].split("'")[1]: o for o in problems if o['kind'] == 'group-leak'}
+
+
+def test_photos_of_one_weapon_are_on_one_side_and_check_finds_what_split_avoids(photos, weapons, tmp_path):
+    file = write_groups(tmp_path/'weapons.csv', weapons)
+    plain = make_split(photos, tmp_path/'plain')
+    by_file = make_split(photos, tmp_path/'by file', '--groups', file)
+    by_name = make_split(photos, tmp_path/'by name', '--group-pattern', '^(.+)_')
+    assert by_file == by_name and {k: o['group'] for k, o in by_file.items()} == weapons
+    def torn(rows):
+        return {o for o in weapons.values() if len({rows[k]['split'] for k, w in weapons.items() if w == o}) > 1}
+    assert not torn(by_file) and torn(plain)
+    for label in os.listdir(photos):  # six weapons of three photos, and one of two
+        assert sum(o['label'] == label and o['split'] == 'val' for o in by_file.values()) in (3, 5)
+    for options in (('--groups', file), ('--group-pattern', '^(.+)_')):  # the file names photos as in PHOTOS
+        assert group_leaks(tmp_path/'by file', tmp_path, *options) == {}
+        assert set(group_leaks(tmp_path/'plain', tmp_path, *options)) == torn(plain)
+
+
+def test_a_group_and_photos_that_look_like_one_of_it_are_on_one_side(photos, weapons, tmp_path):
+    _, first, *_, last = sorted((photos/'revolver').glob('*.jpg'))[4:]
+    Image.open(first).save(photos/'revolver'/'again.png')
+    del weapons[f'revolver/{last.name}']
+    image = Image.open(photos/'revolver'/'again.png')
+    image.resize((image.width // 2, image.height // 2)).save(photos/'revolver'/'half.jpg')
+    weapons['revolver/half.jpg'] = 'another revolver'
+    file = write_groups(tmp_path/'weapons.csv', weapons)
+    linked = {weapons[f'revolver/{first.name}'], weapons['revolver/half.jpg']}
+    for seed in range(4):
+        rows = make_split(photos, tmp_path/f'{seed}', '--groups', file, '--val', .5, '--seed', seed)
+        there = [o for o in rows.values() if o['group'] in linked] + [rows['revolver/again.png']]
+        assert len(there) >= 5 and len({o['split'] for o in there}) == 1
+    assert rows[f'revolver/{last.name}']['group'].startswith('sha256:')  # not a name that the user gave
+    assert rows['revolver/again.png']['group'].startswith('sha256:')
+
+
+def test_groups_of_one_photo_and_no_groups_change_nothing(photos, tmp_path):
+    first = make_split(photos, tmp_path/'a')
+    (tmp_path/'g.csv').write_text('file,group\nrevolver/none.jpg,x\n' + ''.join(f'"{o}",\n' for o in first))
+    make_split(photos, tmp_path/'b', '--groups', tmp_path/'g.csv')
+    assert (tmp_path/'a'/'split.csv').read_bytes() == (tmp_path/'b'/'split.csv').read_bytes()
+    one_each = write_groups(tmp_path/'one.csv', {o: f'weapon {i}' for i, o in enumerate(first)})
+    assert sides(make_split(photos, tmp_path/'c', '--groups', one_each)) == sides(first)
+
+
+def test_names_in_any_form(photos, tmp_path):
+    names, weapons = ['caf\u00e9', 'cafe\u0301', 'b, "x"', 'n\nl'], {}
+    for i, o in enumerate(sorted((photos/'revolver').iterdir())):
+        o.rename(photos/'revolver'/f'{names[i // 5]}_{i}.jpg')
+        weapons[f'revolver/{names[i // 5]}_{i}.jpg'] = names[i // 5 if i // 5 > 1 else 0]
+    by_name = make_split(photos, tmp_path/'a', '--group-pattern', '^(cafe\u0301|b, "x"|n\\nl)_')
+    assert {o: by_name[o]['group'] for o in weapons} == weapons
+    (photos/'revolver').rename(photos/'re\u0301volver')
+    weapons = {k.replace('revolver', 'r\u00e9volver'): o for k, o in weapons.items()}
+    result = typed('split', photos, tmp_path/'b', '--groups', write_groups(tmp_path/'g.csv', weapons))
+    assert result.returncode == 0, result.stderr
+    rows = csv.DictReader((tmp_path/'b'/'split.csv').open(newline=''))
+    places = {o['sha256']: (o['split'], o['group']) for o in rows}
+    assert places == {o['sha256']: (o['split'], o['group']) for o in by_name.values()}
+    assert len([*(tmp_path/'b').glob('*/r\u00e9volver/*')]) == 20
+
+
+@pytest.mark.usefixtures('weapons')
+def test_a_group_under_two_labels_is_named_and_stays_together(photos, tmp_path):
+    moved = 0
+    for o in sorted((photos/'revolver').iterdir())[::3]:
+        o.rename(photos/'epaule_a_pompe'/o.name)
+        moved += 1
+    result = typed('split', photos, tmp_path/'a', '--group-pattern', '^(.+)_')
+    assert result.returncode == 0, result.stderr
+    assert f'{moved} groups with photos of several classes, each on one side as a whole: ' in result.stderr
+    assert f"'revolver 0', 'revolver 1', 'revolver 2', 'revolver 3', 'revolver 4' and {moved - 5} more" in result.stderr
+    rows = list(csv.DictReader((tmp_path/'a'/'split.csv').open()))
+    for group in {o['group'] for o in rows}: assert len({o['split'] for o in rows if o['group'] == group}) == 1
+
+
+def test_groups_that_cannot_be_split_are_refused(photos, weapons, tmp_path):
+    (tmp_path/'g.csv').write_text('file,group\na.jpg,x\n')
+    file = write_groups(tmp_path/'weapons.csv', weapons)
+    refused(photos, tmp_path/'out', ['--groups --group-pattern: ', 'omit one', "'(' is not a regular", '--val 2'],
+            '--groups', file, '--group-pattern', '(', '--val', 2)
+    refused(photos, tmp_path/'out', ["no name matches --group-pattern 'ww1'"], '--group-pattern', 'ww1')
+    refused(photos, tmp_path/'out', ['names none of the photos', "it has 'a.jpg'"], '--groups', tmp_path/'g.csv')
+    words = [f"class '{o}' cannot be split: all photos are of one group, '{o}'; add" for o in os.listdir(photos)]
+    refused(photos, tmp_path/'out', words, '--group-pattern', '^[^ ]+')
+    one = write_groups(tmp_path/'one.csv', {k: o for k, o in weapons.items() if o.startswith('revolver')}
+                       | {k: 'mixed' for k, o in weapons.items() if 'pompe' in o or 'verrou' in o})
+    refused(photos, tmp_path/'out', ["class 'epaule_a_pompe' cannot be split: all photos are of one group, 'mixed'",
+                                     "class 'epaule_a_verrou' cannot be split"], '--groups', one)
+
+
+def test_classes_whose_groups_leave_no_choice_are_refused(photos, weapons, tmp_path):
+    groups = {}
+    for label, two in dict(epaule_a_pompe='xy', epaule_a_verrou='yz', revolver='xz').items():  # three pairs, two sides
+        groups |= {o: two[i % 2] for i, o in enumerate(k for k in weapons if k.startswith(label))}
+    refused(photos, tmp_path/'out', [' cannot be on both sides, because its groups also have photos of '],
+            '--groups', write_groups(tmp_path/'g.csv', groups))
+
+
+@pytest.mark.usefixtures('weapons')
+def test_a_kill_in_the_middle_leaves_no_data_set(photos, tmp_path):
+    program = """import sys
+from basegun_fastai.data import dataset
+from basegun_fastai.cli import main
+plain = dataset._place
+def slow(*arguments):
+    plain(*arguments)
+    print('one', flush=True)
+    sys.stdin.readline()
+dataset._place = slow
+main()
+"""
+    before = tree(photos)
+    command = [sys.executable, '-c', program, 'split', photos, tmp_path/'out', '--group-pattern', '^(.+)_']
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for _ in range(7):
+        assert process.stdout.readline() == 'one\n'
+        print(file=process.stdin, flush=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path/'out').exists() and (tmp_path/'.out.unfinished').exists() and tree(photos) == before
+    make_split(photos, tmp_path/'out', '--group-pattern', '^(.+)_')
+    assert sorted(os.listdir(tmp_path)) == ['mes photos', 'out']

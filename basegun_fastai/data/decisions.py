@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from ..base.errors import MAX_FAULTS, BasegunError, raise_faults
 from ..base.files import hold, sync, write_whole
 from ..base.processes import say
-from ..base.text import csv_delimiter, csv_rows, is_utf8, number_of, printable, quote_names, shorten
+from ..base.text import csv_delimiter, csv_cells, is_utf8, number_of, printable, quote_names, shorten
 from .names import class_name
 
 # %% ../../nbs/data/decisions.ipynb #9862df40
@@ -118,7 +118,7 @@ class _Table:
             self.faults.append(f'line {line} (and {n - 1} more) {message}' if n > 1 else f'line {line} {message}')
 
     def _read(self):
-        for line, end, cells in csv_rows(self.text, self.delimiter):
+        for line, end, cells in csv_cells(self.text, self.delimiter):
             if not self.header:
                 self.faults += _header_faults(cells)
                 if self.faults: return

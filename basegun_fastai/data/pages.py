@@ -69,9 +69,11 @@ def review_command(
 # %% ../../nbs/data/pages.ipynb #db1d06c0
 MAX_PAIRS, MAX_SHEET, MAX_MESSAGES, MAX_CLASSES = 60, 200, 500, 100
 MAX_PICTURES = 2400  # of all classes: 20 MB
-_SHOWN = ('leak', 'conflict', 'near-duplicate', 'blank', 'repeated')  # kinds that a person judges by the photos
+# kinds that a person judges by the photos
+_SHOWN = ('leak', 'group-leak', 'conflict', 'near-duplicate', 'blank', 'repeated')
 
-_TITLES = {'leak': 'The same photo in train/ and val/', 'conflict': 'The same photo under two labels',
+_TITLES = {'leak': 'The same photo in train/ and val/', 'group-leak': 'A group in train/ and val/',
+           'conflict': 'The same photo under two labels',
            'near-duplicate': 'Near-duplicates in train/ and val/', 'blank': 'Blank photos',
            'repeated': 'Repeated pictures in a class'}
 

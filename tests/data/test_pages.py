@@ -30,7 +30,9 @@ def page(tmp_path_factory):
     Image.new('RGB', (300, 200), 'white').save(data/'train'/'revolver'/'white.png')
     for i in range(4): shutil.copy(data/'train'/'revolver'/'une photo, 4.jpg', data/'train'/'revolver'/f'again {i}.jpg')
     (data/'val'/'vide').mkdir()
-    result = typed('check', data, '--json', out/'found.json', '--report', out/'page.html')
+    (out/'groups.csv').write_text('file,group\n' + ''.join(f'{split}/revolver/"une photo, {i}.jpg",<i>\n'.replace(
+        f'{split}/revolver/"', f'"{split}/revolver/') for split in ('train', 'val') for i in (0, 1, 2)))
+    result = typed('check', data, '--json', out/'found.json', '--report', out/'page.html', '--groups', out/'groups.csv')
     assert result.returncode == 1 and 'Traceback' not in result.stderr
     return out/'page.html', json.loads((out/'found.json').read_text())
 
@@ -64,7 +66,7 @@ def test_the_numbers_of_the_page_are_those_of_json(page, tmp_path):
     for level in ('error', 'warning'):
         for kind in {o['kind'] for o in actual['problems'] if o['level'] == level}:
             assert shown.found[level, kind] == sum((o['level'], o['kind']) == (level, kind) for o in actual['problems'])
-    pictured = {'leak', 'conflict', 'near-duplicate', 'blank', 'repeated'}
+    pictured = {'leak', 'group-leak', 'conflict', 'near-duplicate', 'blank', 'repeated'}
     assert sorted(shown.pairs) == sorted(o['kind'] for o in actual['problems'] if o['kind'] in pictured)
     assert pictured | {'unreadable', 'class-mismatch', 'few-val'} <= {o['kind'] for o in actual['problems']}
 
