@@ -232,3 +232,16 @@ def test_the_table_of_unknown_things_is_that_of_the_benchmark():
     words = 'Familiarity costs {} % of the time of a prediction for photos of 0.5 megapixels and {} % for 12'
     assert words.format(*share[:2]) in HOW and 'would cost {} and {} %'.format(*share[2:]) in HOW
     assert max(slower[o]['2048'] for o in slower) <= 1.05 and noted['latency']['answers_bit_identical']
+
+
+def test_the_chapter_on_labels_gives_the_measured_numbers():
+    rows = {o['set']: o for o in json.loads((ROOT/'benchmarks'/'review.json').read_text())['rows']
+            if (o['kind'], o['rate']) == ('uniform', .05)}
+    chapter = json.loads((ROOT/'nbs'/'tutorials'/'review.ipynb').read_text())
+    prose = '\n'.join(''.join(o['source']) for o in chapter['cells'] if o['cell_type'] == 'markdown')
+    for name, o in rows.items():
+        _, tenth, fifth = o['shares']['review']
+        accuracies = ' | '.join(f"{100 * o['regression'][k]:.1f} %" for k in ('planted', 'reviewed', 'clean'))
+        title = 'real firearms' if name == 'typology' else name
+        assert f'| {title} | {100 * tenth:.0f} % | {100 * fifth:.0f} % | {accuracies} |' in prose
+    assert len(rows) == 4
