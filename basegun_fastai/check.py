@@ -101,7 +101,7 @@ def check(
     size: whole(1, 2048) = 224, # A photo is small if its longest side has fewer pixels; give your model's input size
     workers: whole(1) = None, # Processes that read photos (default: one per core)
     groups: FILE = None, # CSV with `file` and `group`: no group, such as the photos of one weapon, may be on both sides
-    group_pattern: GROUP_PATTERN = None, # Regular expression whose first group, or whole match, in a file name is its group
+    group_pattern: GROUP_PATTERN = None, # Regular expression; its match in a file name, or first group, is the group
 ) -> None: # Prints a summary, raises `BasegunError` if there are errors
     "Report what is in a data set and what is wrong with it."
     data = Path(data)

@@ -108,7 +108,7 @@ def split(
     conflicts: one_of(CONFLICTS) = 'error', # A photo under two labels: error stops, leave-out drops all its copies
     workers: whole(1) = None, # Processes that read photos (default: one per core)
     groups: FILE = None, # CSV with `file` and `group`: photos of one group, such as one weapon, go to one side
-    group_pattern: GROUP_PATTERN = None, # Regular expression whose first group, or whole match, in a file name is its group
+    group_pattern: GROUP_PATTERN = None, # Regular expression; its match in a file name, or first group, is the group
 ) -> None: # Prints the counts and OUT, raises `BasegunError`
     "Make a fixed split from class folders; photos that look alike stay together."
     photos, out = Path(photos), Path(out)
