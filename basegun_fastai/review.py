@@ -131,9 +131,9 @@ def review(
     known = {k: v for k, v in vars(options).items() if k in ('reviewer', 'port') and v is not None}
     faults = [*value_faults(ReviewOptions, known), *_clashes(options)]
     if (out := options.from_) is None:
-        wanted = options.out or first_free(Path(f'review_{datetime.now():%Y-%m-%d_%H%M%S}'))
-        faults += out_faults(wanted, options.data)
-        holding = hold(wanted, faults, new=True) if options.out else hold_first(wanted, faults)
+        place = options.out or first_free(Path(f'review_{datetime.now():%Y-%m-%d_%H%M%S}'))
+        faults += out_faults(place, options.data)
+        holding = hold(place, faults, new=True) if options.out else hold_first(place, faults)
         with holding as out: _list_suspects(options, out, faults)
         print(out, flush=True)
     raise_faults(faults)

@@ -42,14 +42,16 @@ class Earlier(BaseModel):
 class Request(BaseModel):
     "A decision as the page sends it."
     number: int = Field(ge=0)  # Position of the photo in the list
-    wanted: Earlier|None  # The decision; null takes the earlier one back
+    decision: Earlier|None  # The decision; null takes the earlier one back
     earlier: Earlier|None  # The decision that the page knew; null for none
     digest: str = Field(pattern='^[0-9a-f]{64}$')  # SHA-256 of the bytes that the page showed
 
-def _raise_for_decision(wanted, label, classes):
-    moves, is_invalid = wanted.decision == 'move', wanted.decision == 'invalid'
-    if moves == (wanted.new_label in classes and wanted.new_label != label) and moves == bool(wanted.new_label) and (
-            is_invalid == (wanted.note in INVALID) == bool(wanted.note)): return
+def _raise_for_decision(decision, label, classes):
+    moves, is_invalid = decision.decision == 'move', decision.decision == 'invalid'
+    is_another_class = decision.new_label in classes and decision.new_label != label
+    has_class = moves == is_another_class == bool(decision.new_label)
+    has_note = is_invalid == (decision.note in INVALID) == bool(decision.note)
+    if has_class and has_note: return
     raise Refusal(422, 'invalid-decision', 'this decision lacks its class or its reason, or has one that does not '
                   'exist: load the page again')
 
@@ -72,9 +74,9 @@ def _add_list(app, session, about):
     @app.post('/decision')
     async def decision(sent: Request):
         label = session.list.suspects[known(sent.number)].label
-        if sent.wanted: _raise_for_decision(sent.wanted, label, session.list.classes)
-        wanted, earlier = [o and o.model_dump() for o in (sent.wanted, sent.earlier)]
-        return dict(suspect=await session.decide(sent.number, wanted, earlier, sent.digest), state=session.state())
+        if sent.decision: _raise_for_decision(sent.decision, label, session.list.classes)
+        new, earlier = [o and o.model_dump() for o in (sent.decision, sent.earlier)]
+        return dict(suspect=await session.decide(sent.number, new, earlier, sent.digest), state=session.state())
 
     async def shown(file, task):
         picture, digest = await session.photo(file, task)

@@ -147,25 +147,25 @@ def _write(session, number, lines):
     session.unwritten.pop(number, None)
 
 # %% ../../nbs/serving/review_session.ipynb #70ec29ce
-def _decide(session, number, wanted, earlier, digest):
+def _decide(session, number, decision, earlier, digest):
     suspect, now = session.list.suspects[number], datetime.now(timezone.utc).isoformat(timespec='seconds')
-    def line(**decision): return Decision(suspect.file, digest, suspect.label, reviewer=session.reviewer, time=now,
-                                          **decision)
+    def line(**cells): return Decision(suspect.file, digest, suspect.label, reviewer=session.reviewer, time=now,
+                                       **cells)
     last = _decided(session.decisions.last.get(suspect.file))
-    if last == wanted: return
+    if last == decision: return
     if last != earlier: raise Refusal(409, 'decided-elsewhere', f"'{printable(suspect.file)}' has been decided in "
         'another window since: that decision is kept', name=printable(suspect.file))
-    if wanted: _raise_for_bytes(session.data/suspect.file, digest)
-    _write(session, number, [line(decision='undo')] * bool(last) + [line(**o) for o in [wanted] if o])
+    if decision: _raise_for_bytes(session.data/suspect.file, digest)
+    _write(session, number, [line(decision='undo')] * bool(last) + [line(**o) for o in [decision] if o])
 
 async def decide(self,
     number: int, # Position in the list, from 0
-    wanted: dict|None, # `decision`, `new_label` and `note`; None takes the earlier decision back
+    decision: dict|None, # `decision`, `new_label` and `note`; None takes the earlier decision back
     earlier: dict|None, # The decision that the page knew; None for none
     digest: str, # SHA-256 of the bytes that the page showed
 ) -> dict: # The suspect; raises `Refusal` with 409, 410, 422 or 507 if nothing was written
     "Write a decision."
-    await asyncio.get_running_loop().run_in_executor(self.writer, _decide, self, number, wanted, earlier, digest)
+    await asyncio.get_running_loop().run_in_executor(self.writer, _decide, self, number, decision, earlier, digest)
     return self.suspect(number)
 
 def end(self) -> str: # What the reviewer must know, or nothing

@@ -101,7 +101,7 @@ def decision(kind='keep', new_label='', note=''):
 
 def posted(client, number, wanted, earlier=None, digest=None):
     digest = digest or client.get(f'/photo/{number}').headers['x-photo-sha256']
-    return client.post('/decision', json=dict(number=number, wanted=wanted, earlier=earlier, digest=digest))
+    return client.post('/decision', json=dict(number=number, decision=wanted, earlier=earlier, digest=digest))
 
 
 def test_who_has_no_token_gets_only_the_page(small):
@@ -250,7 +250,7 @@ def test_the_server_ends_with_what_is_not_saved(small):
             return httpx.request('POST' if sent else 'GET', f'http://127.0.0.1:{review.port}{path}', **sent,
                                  headers=dict(authorization=f'Bearer {token}'))
         digest = asked('/photo/0').headers['x-photo-sha256']
-        refused = asked('/decision', json=dict(number=0, wanted=decision(), earlier=None, digest=digest))
+        refused = asked('/decision', json=dict(number=0, decision=decision(), earlier=None, digest=digest))
         assert refused.status_code == 507
         review.process.send_signal(signal.SIGINT)
         _, err = review.process.communicate(timeout=30)
@@ -570,7 +570,7 @@ class TestInABrowser:
     def test_an_answer_that_comes_before_the_list_ends_nothing(self, small, chromium):
         data, folder = small
         with reviewing(data, folder) as url, opened(chromium, url) as page:
-            page.evaluate("stored(place(), JSON.stringify([{ number: 0, wanted: decision('keep'), earlier: null, "
+            page.evaluate("stored(place(), JSON.stringify([{ number: 0, decision: decision('keep'), earlier: null, "
                           "digest: shown.digest }]))")
             held = []
             def hold(route): held.append((route, route.fetch()))  # the list without the decision
