@@ -19,6 +19,7 @@ from .base.errors import raise_faults
 from .base.files import first_free, hold, hold_first, out_faults, whole_folder, write_whole
 from .base.parameters import FILE, FOLDER, option, plain, takes, text, value_faults, whole
 from .base.processes import forget_cluster, say, worker_faults
+from .base.record import SUSPECT_KINDS
 from .base.text import number_of
 from .training.options import Network, Options, Reading
 
@@ -111,14 +112,13 @@ def _list_suspects(options, out, faults):
     "Make the folder `out` with the list."
     table, groups, arch, device = _checked(options, faults)
     from basegun_fastai.trust.listing import all_features, rank_photos, read_photos
-    from basegun_fastai.trust.suspects import KINDS
     say(f'reading {number_of(len(table))}')
     table, pairs, problems = read_photos(options.data, table, groups, arch.size, options.workers or None)
     features = all_features(_judge(options, arch, device, table))
     suspects, neighbours = rank_photos(table, features, pairs, problems)
     with whole_folder(out) as folder: _write(folder, options, table, suspects, neighbours)
     counts = suspects.kind.value_counts()
-    kinds = ', '.join(f'{counts[o]} {o}' for o in KINDS if o in counts)
+    kinds = ', '.join(f'{counts[o]} {o}' for o in SUSPECT_KINDS if o in counts)
     say(f"{number_of(len(suspects), 'suspect')} of {number_of(len(table))}: {kinds}")
 
 # %% ../nbs/review.ipynb #5e917559

@@ -19,7 +19,8 @@ from .text import name_some
 from .files import disk_fault, write_whole
 
 # %% auto #0
-__all__ = ['Tables', 'Dataset', 'Resolved', 'Config', 'Run', 'run_name']
+__all__ = ['SUSPECT_KINDS', 'SUSPECT_COLUMNS', 'N_SHOWN', 'NEIGHBOUR_COLUMNS', 'Tables', 'Dataset', 'Resolved', 'Config', 'Run',
+           'run_name']
 
 # %% ../../nbs/base/record.ipynb #68f9a953
 class Tables:
@@ -178,3 +179,10 @@ def run_name(
 ) -> str: # `<architecture>_<date>_<time>`
     "Name a run after its `architecture` and the moment of its start."
     return f'{architecture}_{(now or datetime.now()):%Y-%m-%d_%H%M%S}'
+
+# %% ../../nbs/base/record.ipynb #8ab578f8
+# of suspects, most harmful first
+SUSPECT_KINDS = ('conflict', 'leak', 'label', 'unfamiliar', 'blank', 'near-duplicate', 'repeated', 'small')
+SUSPECT_COLUMNS = ('file', 'label', 'suggested', 'confidence', 'kind', 'rank', 'reason')
+N_SHOWN = 3  # nearest photos of each of two classes
+NEIGHBOUR_COLUMNS = ('file', *(f'{o}{i + 1}' for o in ('own', 'suggested') for i in range(N_SHOWN)))

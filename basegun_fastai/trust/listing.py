@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..base.errors import BasegunError
 from ..base.processes import say
+from ..base.record import N_SHOWN, NEIGHBOUR_COLUMNS
 from ..base.text import number_of
 from ..data.contents import examine, keep_readable
 from ..data.crops import CropRecords
@@ -20,7 +21,7 @@ from ..data.groups import group_links
 from ..data.near_duplicates import group_ids, near_duplicate_pairs
 from ..data.problems import blank_problems, repeated_problems, same_photos, same_problems, small_problems
 from .judge import Judge, has_features
-from .suspects import N_SHOWN, assign_folds, cross_fitted_probabilities, list_suspects
+from .suspects import assign_folds, cross_fitted_probabilities, list_suspects
 from .suspects import nearest_of_classes, nearest_photos
 
 # %% ../../nbs/trust/listing.ipynb #2bfe9db4
@@ -88,5 +89,4 @@ def rank_photos(
         return [*files[part[:N_SHOWN]], *[''] * (N_SHOWN - len(part))]
     neighbours = [[files[row], *cells(labels[row], twin, own), *cells(other, twin, others)]
                   for row, other, twin, (own, others) in zip(rows, suggested, twins, nearest, strict=True)]
-    columns = ['file', *(f'{kind}{i + 1}' for kind in ('own', 'suggested') for i in range(N_SHOWN))]
-    return suspects, pd.DataFrame(neighbours, columns=columns)
+    return suspects, pd.DataFrame(neighbours, columns=NEIGHBOUR_COLUMNS)

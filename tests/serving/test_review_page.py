@@ -29,7 +29,8 @@ from starlette.testclient import TestClient
 
 from basegun_fastai.serving.bodies import Refusal
 from basegun_fastai.serving.review import application, serve_review
-from basegun_fastai.serving.review_list import NEIGHBOURS, SUSPECTS, read_list
+from basegun_fastai.base.record import NEIGHBOUR_COLUMNS, SUSPECT_COLUMNS
+from basegun_fastai.serving.review_list import read_list
 from basegun_fastai.serving.review_session import Session, faults_ahead
 from basegun_fastai.serving.server import Server, listen
 
@@ -50,9 +51,9 @@ def write_list(data, folder, suspects):
                    reason=f"It looks like '{other}', not '{label}'.") | changes
         own, others = [[o for o in files if o.split('/')[1] == name and o != file]
                        for name in (label, row['suggested'])]
-        rows.append([row[o] for o in SUSPECTS])
+        rows.append([row[o] for o in SUSPECT_COLUMNS])
         nearest.append([file, *(own + ['', '', ''])[:3], *(others + ['', '', ''])[:3]])
-    for name, header, lines in (('suspects', SUSPECTS, rows), ('neighbours', NEIGHBOURS, nearest)):
+    for name, header, lines in (('suspects', SUSPECT_COLUMNS, rows), ('neighbours', NEIGHBOUR_COLUMNS, nearest)):
         with open(folder/f'{name}.csv', 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
             csv.writer(file, lineterminator='\n').writerows([header, *lines])
     about = dict(version=1, classes=CLASSES, photos=len(files), suspects=len(rows), created='2026-01-01T00:00:00',

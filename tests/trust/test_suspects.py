@@ -143,7 +143,7 @@ def test_the_twin_is_the_first_neighbour(photos):
     problems = [Problem('conflict', 'error', [files[12], files[14]], 'conflict'),
                 Problem('leak', 'error', files[2:4], 'leak')]
     suspects, neighbours = rank_photos(table, features, [(50, 52, .99)], problems)
-    assert [*suspects.columns] == module.COLUMNS
+    assert (*suspects.columns,) == module.SUSPECT_COLUMNS
     for row, twin, place in ((12, 14, 'suggested1'), (14, 12, 'suggested1'), (2, 3, 'own1'), (3, 2, 'own1')):
         assert neighbours[place][neighbours.file == files[row]].tolist() == [files[twin]]
     assert neighbours.own3.all()  # three of each are left
