@@ -6,6 +6,7 @@
 __all__ = ['unknown_classes', 'provenance', 'evaluate']
 
 # %% ../nbs/evaluate.ipynb #1c9730f4
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from .base.text import name_some, number_of, printable
 from .data.contents import keep_readable, known_contents, part_fingerprint, trained_photos
 from .data.contents import were_trained_on
 from .data.folders import ignored_lines, list_photos
-from .data.groups import read_groups
+from .data.groups import group_numbers, read_groups
 from .data.names import confusable, difference
 from .data.photo import DECODER
 from .training.options import DEVICES
@@ -112,6 +113,14 @@ def _read_bank(run):
     if bank is None: say(why_no_familiarity(run))
     return bank
 
+def _with_groups(preds, known):
+    "Predictions with the groups of the column `group`, so that intervals are by group."
+    if 'group' not in known: return preds
+    groups = group_numbers(known.group.loc[preds.files])
+    if groups is None: say("--groups has no group in its column 'group', so the intervals are by photo")
+    else: say(f"intervals are by group: {number_of(groups.max() + 1, 'group')} of {number_of(len(groups))}")
+    return replace(preds, groups=groups)
+
 def _predict(run, data, table, workers, device, ood_photos):
     "Predictions for the photos and for photos without guns, and what the contact sheets show under each photo."
     judge, bank = Judge.of_run(run, data, table, workers, device), _read_bank(run)
@@ -132,7 +141,7 @@ def evaluate(
     workers: whole(0) = None, # Processes that read photos (default: one per core, at most 16)
     device: one_of(DEVICES) = 'auto', # Device of the network; auto uses the GPU if there is one
     not_a_gun: FOLDER = None, # Folder of photos without guns; the model should give them low confidence
-    groups: FILE = None, # CSV with a column `file` as in predictions-val.csv: metrics per value of its other columns
+    groups: FILE = None, # CSV with a column `file`: metrics per value of its other columns; intervals by `group`
 ) -> None: # Prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
     forget_cluster()
@@ -147,6 +156,7 @@ def evaluate(
         temperature, levels, rates = run_confidence(run)
         preds, ood, overlays = _predict(run, data, table, workers, device, ood_photos)
         with whole_folder(out) as folder:
+            if known is not None: preds = _with_groups(preds, known)
             numbers = write_tables(preds, folder, ood, temperature=temperature, levels=levels, **rates)
             write_mistakes(preds, data, folder, overlays)
             if known is not None: write_groups(preds, known.loc[table.file], folder, levels.unfamiliar_rate)

@@ -7,6 +7,7 @@ __all__ = ['report']
 
 # %% ../nbs/report.ipynb #a1b46ad3
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from .base.parameters import FILE, FOLDER, one_of, whole
 from .base.processes import forget_cluster, say, worker_faults
 from .base.record import Run
 from .data.contents import known_contents, part_fingerprint
+from .data.groups import group_numbers, known_groups
 from .data.folders import layout_faults, list_photos
 from .training.options import DEVICES
+from .trust.calibration import level_counts, run_confidence
 from .trust.comparison import compare, comparison_fault
 from .trust.familiarity import read_bank
 from .trust.inspection import inspect_run
@@ -40,18 +43,29 @@ def _against_faults(before, run):
         return [f"--against '{before.path}' is the run itself: give another run of the same classes and val photos"]
     return [*filter(None, [comparison_fault(before, run)])]
 
-def _photos_folder(run, before, data, out, workers, device):
-    "Find the folder of the photos; raises all faults."
+def _group_faults(data, groups):
+    "The group of each val photo, by its file, and what is wrong with the CSV."
+    if groups is None or layout_faults(data): return None, []
+    table = list_photos(data)
+    val = table[table.split == 'val']
+    known, faults = attempt(known_groups, groups, val)
+    return (None, faults) if known is None else (known.set_axis(val.file), faults)
+
+def _photos_folder(run, before, data, out, workers, device, groups):
+    "Find the folder of the photos, and their groups; raises all faults."
     from basegun_fastai.model.device import usable_device
     faults, before_faults = _run_faults(run), _run_faults(before, '--against ') if before else []
     others = before_faults + worker_faults(workers) + attempt(usable_device, device)[1]
+    known = None
     if not faults:
         others += _data_faults(run, data)
         data = Path(data or run.config.options['data'])
         others += file_faults(out, data, '--out', '.html', 'report')
+        known, group_faults = _group_faults(data, groups)
+        others += group_faults
         if before and not before_faults: others += _against_faults(before, run)
     raise_faults(faults + others)
-    return data
+    return data, known
 
 # %% ../nbs/report.ipynb #13845e40
 def _run_photos(run, data):
@@ -75,12 +89,20 @@ def _predictions_and_metrics(run, val):
                            'of another run')
     return preds, numbers
 
+def _by_group(run, preds, numbers, known):
+    "Predictions with their groups, and numbers with the intervals of these groups."
+    if known is None: return preds, numbers
+    preds = replace(preds, groups=group_numbers(known.loc[preds.files]))
+    bands = level_counts(run_confidence(run)[1], preds)
+    return preds, numbers | dict(levels=numbers['levels'] | dict(bands=bands))
+
 # %% ../nbs/report.ipynb #2da6d654
 def report(
     run: Path, # Folder made by `train`
     against: FOLDER = None, # Another run of the same classes and val photos, to compare with
     data: FOLDER = None, # Folder with the photos, if they have moved since the training
     out: FILE = None, # HTML file to write (default: RUN/report.html, or RUN/report_<date>_<time>.html if it exists)
+    groups: FILE = None, # CSV with `file` and `group`: intervals by group, such as by weapon
     workers: whole(0) = None, # Processes that read photos (default: one per core, at most 16)
     device: one_of(DEVICES) = 'auto', # Device of the network; auto uses the GPU if there is one
 ) -> None: # Prints the file, raises `BasegunError`
@@ -89,10 +111,10 @@ def report(
     run, before = Run(run), Run(against) if against else None
     again = run.path/f'report_{datetime.now():%Y-%m-%d_%H%M%S}.html'
     out = Path(out or (again if run.report.exists() else run.report))
-    data = _photos_folder(run, before, data, out, workers, device)
+    data, known = _photos_folder(run, before, data, out, workers, device, groups)
     read_bank(run)  # the page needs it, so a damaged one is refused now
     val, train = _run_photos(run, data)
-    preds, numbers = _predictions_and_metrics(run, val)
+    preds, numbers = _by_group(run, *_predictions_and_metrics(run, val), known)
     comparison = compare(read_predictions(before, before.config.classes), preds) if before else None
     inspection = inspect_run(Judge.of_run(run, data, val, workers, device), preds, train)
     write_whole(out, run_page(run, data, preds, numbers, inspection, before and (before, comparison)))

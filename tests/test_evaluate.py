@@ -73,6 +73,24 @@ def test_groups_have_numbers_of_their_own(run, data, tmp_path):
         assert table.loc[name].unfamiliar == pytest.approx((part.familiarity < .1).mean(), abs=1e-6)
 
 
+def test_intervals_are_by_group_if_the_csv_has_groups(run, data, tmp_path):
+    rows = pd.read_csv(run.path/'predictions-val.csv')
+    names = rows.file.str.removeprefix('val/')  # as before `split`
+    pd.DataFrame(dict(file=names, group=np.arange(len(rows)) // 6)).to_csv(tmp_path/'g.csv', index=False)
+    result = typed('evaluate', run.path, data, '--out', tmp_path/'out', '--groups', tmp_path/'g.csv', '--workers', 0)
+    assert result.returncode == 0, result.stderr
+    by_photo, by_group = (json.loads((o/'metrics.json').read_text()) for o in (run.path, tmp_path/'out'))
+    assert by_photo['intervals']['groups'] is None and by_group['intervals']['groups'] == -(-len(rows) // 6)
+    assert f"intervals are by group: {-(-len(rows) // 6)} groups" in result.stderr
+    for name in ('accuracy', 'precision', 'recall'):
+        assert np.ptp(by_group['intervals'][name]) >= np.ptp(by_photo['intervals'][name]) - 1e-9
+        assert by_group['intervals'][name][0] <= by_group[name] <= by_group['intervals'][name][1]
+    pd.DataFrame(dict(file=rows.file, group='')).to_csv(tmp_path/'g.csv', index=False)
+    result = typed('evaluate', run.path, data, '--out', tmp_path/'more', '--groups', tmp_path/'g.csv', '--workers', 0)
+    assert result.returncode == 0 and 'so the intervals are by photo' in result.stderr
+    assert json.loads((tmp_path/'more'/'metrics.json').read_text())['intervals']['groups'] is None
+
+
 def test_the_same_photos_are_as_familiar_as_after_the_training(run, data, tmp_path):
     result = typed('evaluate', run.path, data, '--out', tmp_path/'out', '--workers', 0)
     assert result.returncode == 0 and 'familiarity is left out' not in result.stderr

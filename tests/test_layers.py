@@ -13,7 +13,7 @@ WINGS = {
     'data': 'colour formats tiff png photo names walk phash crops reading folders groups shares contents '
             'near_duplicates problems decisions dataset pages demo cache',
     'model': 'archs folding device optimiser augment workers loaders hub weights learner',
-    'trust': 'familiarity levels predictions calibration suspects ood captions mistakes groups tables '
+    'trust': 'familiarity levels predictions intervals calibration suspects ood captions mistakes groups tables '
              'evidence comparison steadiness judge listing inspection run_page',
     'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup finish '
                 'training',

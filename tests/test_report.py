@@ -2,6 +2,8 @@
 import json
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from conftest import QUICK, TINY, tree, typed
@@ -44,6 +46,23 @@ def test_a_run_against_another_and_against_its_copy(mine, pretrained, tmp_path):
         shown = [float(o.get_text()) for o in row.find_all('td')[1:3]]
         assert shown == pytest.approx([o[row['data-against']] for o in recalls], abs=5.1e-4)
     assert 'p = 1)' in same.find(id='against').find_next('p').get_text()
+
+
+def test_a_page_with_groups_has_their_intervals(mine, pretrained, tmp_path):
+    files = pd.read_csv(mine.predictions).file
+    pd.DataFrame(dict(file=files, weapon=np.arange(len(files)) // 6)).to_csv(tmp_path/'g.csv', index=False)
+    options = '--against', pretrained.path, '--workers', 0
+    for name, groups in (('photo', ()), ('weapon', ('--groups', tmp_path/'g.csv'))):
+        result = typed('report', mine.path, *options, *groups, '--out', tmp_path/f'{name}.html')
+        assert result.returncode == 0, result.stderr
+    by_photo, by_weapon = (BeautifulSoup((tmp_path/f'{o}.html').read_text(), 'html.parser').get_text()
+                           for o in ('photo', 'weapon'))
+    n = -(-len(files) // 6)
+    assert f'{n} groups' in by_weapon and 'groups' not in by_photo.split('Compared with')[0]
+    assert "exact test by group, p = " in by_weapon and "exact test, p = " in by_photo
+    (tmp_path/'g.csv').write_text('file,weapon,camera\n')
+    result = typed('report', mine.path, '--groups', tmp_path/'g.csv', '--workers', -1)
+    assert result.returncode == 1 and 'names none of the photos' in result.stderr and '--workers -1' in result.stderr
 
 
 def test_what_is_wrong_is_told_at_once(mine, pretrained, data, tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BINS', 'TEMPERATURES', 'bins', 'calibration_error', 'calibration_metrics', 'fit_temperature', 'split_in_half',
-           'cross_fitted', 'confidence_report', 'plot_confidence', 'confidence_lines', 'level_promises',
+           'cross_fitted', 'level_counts', 'confidence_report', 'plot_confidence', 'confidence_lines', 'level_promises',
            'run_confidence']
 
 # %% ../../nbs/trust/calibration.ipynb #903ef7d7
@@ -19,8 +19,9 @@ from scipy.special import log_softmax, softmax
 from ..base.errors import BasegunError
 from ..base.record import Run
 from ..base.text import number_of
+from .intervals import CERTAINTY, effective_size, intervals
 from .familiarity import UNFAMILIAR_RATE, no_familiarity
-from .levels import RISK, Levels, familiar_confidences, find_levels, level_counts
+from .levels import RISK, Levels, clopper_pearson_upper, familiar_confidences, find_levels
 from .levels import lowest_threshold, ood_metrics, refusal
 from .predictions import OodPredictions, Predictions
 
@@ -92,6 +93,27 @@ def cross_fitted(
     temperatures = [fit_temperature(logits[o], labels[o]) for o in (half, ~half)]
     return logits / np.where(half, temperatures[1], temperatures[0])[:, None]
 
+# %% ../../nbs/trust/calibration.ipynb #e9d80998
+def _exact_interval(right, groups):
+    "Of the share of right ones, by group (Clopper and Pearson 1934; Korn and Graubard 1998)."
+    n, share = effective_size(right, groups), right.mean()
+    below, above = (float(clopper_pearson_upper(n * o, n, (1 - CERTAINTY) / 2)) for o in (1 - share, share))
+    return [1 - below, above]
+
+def level_counts(
+    levels: Levels, # Both thresholds
+    preds: Predictions, # With the temperature in their logits
+) -> dict[str, dict]: # By level: photos `n`, `share` of all, share `right` among them and its `interval`
+    "Count the photos of each level."
+    confidences = familiar_confidences(preds.confidences, preds.familiarity, levels.unfamiliar_rate)
+    level_of, rows = np.array([levels(o) for o in confidences]), {}
+    for name in ('high', 'medium', 'low'):
+        part = preds.part(np.flatnonzero(level_of == name))
+        n = len(part.files)
+        rows[name] = dict(n=n, share=n / len(level_of), right=None, interval=None)
+        if n: rows[name] |= dict(right=float(part.right.mean()), interval=_exact_interval(part.right, part.groups))
+    return rows
+
 # %% ../../nbs/trust/calibration.ipynb #5fb04e2c
 def _familiarity_numbers(preds, rate):
     if preds.familiarity is None: return None
@@ -119,7 +141,7 @@ def confidence_report(
     shown_rate: float = .9, # Share of correct predictions that high and medium together promise
     unfamiliar_rate: float = UNFAMILIAR_RATE, # Familiarity below which a prediction is low
     ood: OodPredictions|None = None, # Of photos without guns
-) -> dict: # `calibration`, `familiarity` and `levels`, as in `metrics.json`
+) -> dict: # `intervals`, `calibration`, `familiarity` and `levels`, as in `metrics.json`
     "Judge how far confidences can be trusted."
     raw, is_training = preds.logits * temperature, levels is None
     after = calibration_metrics(cross_fitted(raw, preds.labels) if is_training else preds.logits, preds.labels)
@@ -128,10 +150,10 @@ def confidence_report(
     else: refused = {k: _NO_THRESHOLD for k in ('low', 'high') if getattr(levels, k) is None}
     numbers = dict(low=levels.low, high=levels.high, high_rate=high_rate, shown_rate=shown_rate,
                    unfamiliar_rate=levels.unfamiliar_rate, certainty=1 - RISK, refused=refused,
-                   bands=level_counts(levels, preds.confidences, preds.right, preds.familiarity),
+                   bands=level_counts(levels, preds),
                    not_a_gun=None if ood is None else _ood_numbers(preds, ood, levels))
-    return dict(calibration=calibration, familiarity=_familiarity_numbers(preds, levels.unfamiliar_rate),
-                levels=numbers)
+    return dict(intervals=dict(groups=preds.n_groups, **intervals(preds)), calibration=calibration,
+                familiarity=_familiarity_numbers(preds, levels.unfamiliar_rate), levels=numbers)
 
 # %% ../../nbs/trust/calibration.ipynb #4477db04
 _NO_THRESHOLD = 'the run has no such threshold: its val photos were too few, or too often predicted wrongly'

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'RISK', 'SEQUENCE_STARTS', 'MAX_OOD_SHOWN', 'Levels', 'clopper_pearson_upper', 'photos_needed', 'threshold',
-           'ood_threshold', 'lowest_threshold', 'find_levels', 'familiar_confidences', 'refusal', 'level_counts',
-           'ood_metrics']
+           'ood_threshold', 'lowest_threshold', 'find_levels', 'familiar_confidences', 'refusal', 'ood_metrics']
 
 # %% ../../nbs/trust/levels.ipynb #8d41c973
 from dataclasses import dataclass
@@ -148,31 +147,6 @@ def refusal(
     wrong = int((~right[np.argsort(-confidences, kind='stable')[:needed]]).sum())
     return (f"{rate:.4g} cannot be promised with {number_of(wrong, 'mistake')} among the "
             f"{number_of(needed, 'most confident val prediction')}")
-
-# %% ../../nbs/trust/levels.ipynb #e266fb6e
-def _interval(n_right, n, total):
-    "The 95 % interval for the share of `n_right` among `n` photos of `total`."
-    if n_right in (0, n):  # every resample has the same share
-        from scipy.stats import binomtest
-        return list(binomtest(n_right, n).proportion_ci(.95, 'exact'))
-    counts = np.random.default_rng(0).multinomial(total, np.array([n_right, n - n_right, total - n]) / total, 1000)
-    shares = counts[:, 0] / np.maximum(counts[:, :2].sum(1), 1)
-    return [float(o) for o in np.percentile(shares, (2.5, 97.5))]
-
-def level_counts(
-    levels: Levels, # Both thresholds
-    confidences: np.ndarray, # Highest probability of each photo, shape `(n,)`
-    right: np.ndarray, # Was that class the true one? Shape `(n,)`
-    familiarity: np.ndarray|None = None, # Of each photo, shape `(n,)`; empty if it is not known
-) -> dict[str, dict]: # By level: photos `n`, `share` of all, share `right` among them and its `interval`
-    "Count the photos of each level."
-    confidences = familiar_confidences(confidences, familiarity, levels.unfamiliar_rate)
-    level_of, rows = np.array([levels(o) for o in confidences]), {}
-    for name in ('high', 'medium', 'low'):
-        n, n_right = int((level_of == name).sum()), int(right[level_of == name].sum())
-        rows[name] = dict(n=n, share=n / len(right), right=n_right / n if n else None,
-                          interval=_interval(n_right, n, len(right)) if n else None)
-    return rows
 
 # %% ../../nbs/trust/levels.ipynb #23231fb4
 def ood_metrics(

@@ -79,6 +79,7 @@ class Predictions:
     logits: np.ndarray  # Output of the network, shape `(n, classes)`
     similarities: np.ndarray|None = None  # Of each photo to train photos, shape `(n,)`
     familiarity: np.ndarray|None = None  # Of each photo, shape `(n,)`, as `familiarity.familiarity` computes it
+    groups: np.ndarray|None = None  # Number of the group of each photo, shape `(n,)`; empty if unknown
 
     @cached_property
     def probabilities(self) -> np.ndarray: # Shape `(n, classes)`, each row sums to 1
@@ -112,7 +113,7 @@ def part(self: Predictions,
 ) -> Predictions: # Of these photos only
     "Take some of the photos."
     taken = np.arange(len(self.files))[indices]
-    columns = {k: getattr(self, k) for k in ('labels', 'logits', 'similarities', 'familiarity')}
+    columns = {k: getattr(self, k) for k in ('labels', 'logits', 'similarities', 'familiarity', 'groups')}
     return replace(self, files=[self.files[i] for i in taken],
                    **{k: v[taken] for k, v in columns.items() if v is not None})
 
@@ -120,6 +121,11 @@ def part(self: Predictions,
 def index(self: Predictions) -> dict[str, int]: # By file
     "Number the photos."
     return {o: i for i, o in enumerate(self.files)}
+
+@patch(as_prop=True)
+def n_groups(self: Predictions) -> int|None: # None if the groups are unknown
+    "How many groups the photos are of."
+    return None if self.groups is None else len(np.unique(self.groups))
 
 # %% ../../nbs/trust/predictions.ipynb #423560b2
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from ..base.record import Config, Run
 from ..base.text import name_some, number_of
 from ..data.pages import pictures, render, review_command, smallest_classes
 from .calibration import level_promises, plot_confidence
-from .comparison import Comparison, intervals
+from .comparison import Comparison
 from .familiarity import Bank, familiarity, read_bank
+from .intervals import intervals
 from .inspection import MAX_SHOWN, Inspection
 from .predictions import MAX_COLUMNS, MAX_DRAWN, Predictions, confusion_matrix, most_changed
 from .predictions import shrink_matrix, worst_classes
@@ -104,19 +105,20 @@ def _summary(config, preds, numbers):
                 f"{number_of(sum(config.dataset.counts['train'].values()))} of "
                 f"{number_of(len(config.classes), 'class', 'classes')}. Correct predictions: "
                 f"{int(preds.right.sum())} of {number_of(numbers['n'], 'val photo')}.")
-    return dict(totals=totals, sentence=sentence, n=numbers['n'], absent=numbers['absent'])
+    return dict(totals=totals, sentence=sentence, n=numbers['n'], absent=numbers['absent'], n_groups=preds.n_groups)
 
 # %% ../../nbs/trust/run_page.ipynb #55b8fa3f
 _UNEQUAL = ('Only this run predicts correctly: {}; only the other run: {}. A difference of this size is hardly chance '
             "(McNemar's exact test, p = {:.3g}).")
 _UNDECIDED = ('Only this run predicts correctly: {}; only the other run: {}. The difference may well be chance: these '
-              "photos cannot show which run is better (McNemar's exact test, p = {:.3g}).")
+              "photos cannot show which run is better (McNemar's exact test{}, p = {:.3g}).")
 
 def _against(before, comparison, preds):
     if comparison is None: return None
     fixed, broken = len(comparison.fixed), len(comparison.broken)
     verdict = _UNEQUAL if comparison.p_value < .05 else _UNDECIDED
-    verdict = verdict.format(number_of(fixed), number_of(broken), comparison.p_value)
+    verdict = verdict.format(number_of(fixed), number_of(broken), '' if preds.groups is None else ' by group',
+                             comparison.p_value)
     differences = [(title, [preds.files[i] for i in at[:MAX_SHOWN]], len(at)) for title, at in (
         ('Correct now, wrong before', comparison.fixed), ('Wrong now, correct before', comparison.broken))]
     shown = comparison.classes.loc[most_changed(comparison.classes.fixed + comparison.classes.broken)]

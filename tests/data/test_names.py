@@ -13,7 +13,6 @@ from PIL import Image
 from server import serving
 
 from basegun_fastai.base.record import Run
-from basegun_fastai.trust.levels import Levels, level_counts
 from basegun_fastai.data.names import class_columns
 from basegun_fastai.trust.predictions import prediction_columns
 
@@ -151,13 +150,6 @@ def test_a_table_with_other_columns_is_refused_in_words(tmp_path, run, data):
     done = typed('export', tmp_path/'run', '--data', data, '--out', tmp_path/'exported')
     assert done.returncode == 1 and "does not have the columns or labels of this run's classes" in done.stderr
     assert 'Traceback' not in done.stderr
-
-
-@pytest.mark.parametrize(('n', 'good', 'interval'), [
-    (193, 193, (.025 ** (1 / 193), 1)), (1, 0, (0, .975)), (5, 0, (0, 1 - .025 ** (1 / 5))), (1, 1, (.025, 1))])
-def test_the_interval_of_all_or_none_is_exact(n, good, interval):
-    row = level_counts(Levels(.5, None), np.full(n, .8), np.arange(n) < good)['medium']
-    assert np.allclose(row['interval'], interval, atol=1e-9) and row['right'] == good / n
 
 
 def test_one_photo_is_not_one_photos():

@@ -31,7 +31,7 @@ FAULTS = {
     b'file,camera\nval/a/1.jpg,"x': ['is not a CSV from line 2 on', 'close its quotes'],
     b'file;camera\nval/a/1.jpg,x\n': ['line 2 has 1 cell, the header has 2'],
     b'file,camera\nval/a/1.jpg,"x"y\n': ['is not a CSV from line 2 on'],
-    b'file,camera\na/1.jpg,x\na/2.jpg,x\n': ["it has 'a/1.jpg', the data has 'val/a/1.jpg'"],
+    b'file,camera\nphotos/a/1.jpg,x\na/20.jpg,x\n': ["it has 'photos/a/1.jpg', the data has 'val/a/1.jpg'"],
     b'file,camera\n': ['names none of the photos: give a row for each'],
     b'file,camera\n' + b'val/a/1.jpg\n' * 9: ['line 6 has 1 cell,', 'has more lines like that'],
     ','.join(f'c{i}' for i in range(40)).encode(): ["no column 'file'", "'c19' and 20 more"],

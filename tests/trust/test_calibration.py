@@ -4,7 +4,9 @@ import pytest
 from scipy.special import softmax
 
 from basegun_fastai.trust.calibration import calibration_error, calibration_metrics, cross_fitted, fit_temperature
-from basegun_fastai.trust.calibration import split_in_half
+from basegun_fastai.trust.calibration import level_counts, split_in_half
+from basegun_fastai.trust.levels import Levels, familiar_confidences
+from basegun_fastai.trust.predictions import Predictions
 
 
 def overconfident(seed, n=3000, classes=6, temperature=1.):
@@ -71,3 +73,53 @@ def test_the_calibration_error_of_a_liar_is_its_lie():
     random = np.random.default_rng(0)
     confidences = random.uniform(.6, .9, 30_000)
     assert calibration_error(confidences, random.random(30_000) < confidences - .1) == pytest.approx(.1, abs=.01)
+
+
+def of_two_classes(confidences, right, familiarity=None, groups=None):
+    labels = np.where(right, 0, 1)
+    logits = np.log(np.column_stack([confidences, 1 - confidences]))
+    return Predictions([f'{o}.jpg' for o in range(len(labels))], ['a', 'b'], labels, logits, None, familiarity, groups)
+
+
+def sample(random, n):
+    confidences = 1 - .49 * random.random(n) ** 3
+    return confidences, random.random(n) < confidences
+
+
+def test_unfamiliar_photos_are_counted_as_low():
+    random, levels = np.random.default_rng(0), Levels(.7, .95, .1)
+    (confidences, right), share = sample(random, 1000), random.random(1000)
+    actual = level_counts(levels, of_two_classes(confidences, right, share))
+    expected = np.array([levels(*o) for o in zip(confidences, share, strict=True)])
+    for name, band in actual.items():
+        assert band['n'] == (expected == name).sum() and band['right'] == pytest.approx(right[expected == name].mean())
+    without = level_counts(levels, of_two_classes(confidences, right))
+    assert actual['low']['n'] > without['low']['n']
+    assert familiar_confidences(confidences, None, .1) is confidences
+    assert level_counts(Levels(.7, .95), of_two_classes(confidences, right, share)) == without
+
+
+def test_levels_cover_all_photos():
+    actual = level_counts(Levels(.7, .95), of_two_classes(*sample(np.random.default_rng(0), 1000)))
+    assert sum(o['n'] for o in actual.values()) == 1000 and sum(o['share'] for o in actual.values()) == pytest.approx(1)
+    for o in actual.values(): assert o['interval'][0] <= o['right'] <= o['interval'][1]
+    nothing = level_counts(Levels(None, None), of_two_classes(np.full(3, .9), np.ones(3, bool)))['high']
+    assert nothing == dict(n=0, share=0., right=None, interval=None)
+
+
+@pytest.mark.parametrize(('n', 'good', 'interval'), [
+    (193, 193, (.025 ** (1 / 193), 1)), (1, 0, (0, .975)), (5, 0, (0, 1 - .025 ** (1 / 5))), (1, 1, (.025, 1))])
+def test_the_interval_of_all_or_none_is_exact(n, good, interval):
+    preds = of_two_classes(np.full(n, .8), np.arange(n) < good)
+    row = level_counts(Levels(.5, None), preds)['medium']
+    assert np.allclose(row['interval'], interval, atol=1e-9) and row['right'] == good / n
+
+
+def test_the_interval_of_some_is_exact_and_photos_of_one_weapon_count_once():
+    from scipy.stats import binomtest
+    right, groups = np.repeat([True, False, True, True, True], 6), np.repeat(np.arange(5), 6)
+    by_photo, by_group = (level_counts(Levels(.5, None), of_two_classes(np.full(30, .8), right, groups=o))['medium']
+                          for o in (None, groups))
+    for row, counts in ((by_photo, (24, 30)), (by_group, (4, 5))):
+        assert row['interval'] == pytest.approx([*binomtest(*counts).proportion_ci(.95, 'exact')])
+    assert by_photo['n'] == by_group['n'] == 30

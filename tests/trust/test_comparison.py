@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from basegun_fastai.trust.comparison import compare, comparison_fault, intervals, mean_interval, proportion_interval
+from basegun_fastai.trust.comparison import compare, comparison_fault, sign_flip_test
 from basegun_fastai.trust.predictions import Predictions
 
 CLASSES = ['fusil', 'pistolet', 'revolver']
@@ -17,28 +17,6 @@ def answered(predicted, labels, classes=CLASSES):
     return Predictions(files, classes, np.array(labels), logits)
 
 
-@pytest.mark.parametrize('right, n, wanted', [  # Newcombe 1998, table I, method 3
-    (81, 263, (.2553, .3662)), (15, 148, (.0624, .1605)), (0, 20, (0, .1611)), (1, 29, (.0061, .1718))])
-def test_a_share_is_bounded_as_newcombe_has_it(right, n, wanted):
-    assert proportion_interval(right, n) == pytest.approx(wanted, abs=5e-5)
-
-
-def test_the_mean_of_one_share_is_bounded_as_that_share():
-    assert mean_interval(np.array([15]), np.array([148])) == pytest.approx(proportion_interval(15, 148))
-
-
-@pytest.mark.parametrize('shares', [(.9, .8, .95, .7), (.99, .98, .6), (.5,) * 12])
-def test_the_interval_of_a_mean_holds_it_in_19_of_20_cases(shares):
-    random, n = np.random.default_rng(0), np.full(len(shares), 25)
-    inside = [low <= np.mean(shares) <= high for low, high in (
-        mean_interval(random.binomial(n, shares), n) for _ in range(400))]
-    assert np.mean(inside) > .925
-
-
-def test_a_class_without_photos_or_answers_leaves_bounds_that_are_numbers():
-    for o in intervals(answered([0, 0, 0], [0, 0, 1])).values(): assert 0 <= o[0] < o[1] <= 1
-
-
 def test_photos_that_only_one_of_two_runs_has_right():
     labels = [0] * 6 + [1] * 8
     before, after = ([o if i not in wrong else 2 for i, o in enumerate(labels)] for wrong in (range(10), [0, 13]))
@@ -48,6 +26,26 @@ def test_photos_that_only_one_of_two_runs_has_right():
     assert result.classes.to_dict('index') == {
         'fusil': dict(before=0, after=pytest.approx(5 / 6), fixed=5, broken=0, support=6),
         'pistolet': dict(before=pytest.approx(4 / 8), after=pytest.approx(7 / 8), fixed=4, broken=1, support=8)}
+
+
+def test_groups_count_together_and_signs_are_drawn_for_groups():
+    labels, groups = [0] * 12, np.repeat(np.arange(4), 3)
+    before, after = [1] * 9 + [0] * 3, [0] * 10 + [1] * 2
+    by_photo, by_weapon = (compare(answered(before, labels), replace(answered(after, labels), groups=o))
+                           for o in (None, groups))
+    assert by_photo.p_value == pytest.approx(2 * sum((1, 11, 55)) / 2**11)
+    assert by_weapon.p_value == pytest.approx(4 / 2**4)  # 3 + 3 + 3 - 2: more only if all signs agree
+    assert by_weapon.fixed.tolist() == by_photo.fixed.tolist() == list(range(9))
+
+
+def test_the_test_by_group_agrees_with_all_signs():
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        differences = random.integers(-4, 5, random.integers(1, 11))
+        signs = np.array(np.meshgrid(*[[-1, 1]] * len(differences))).reshape(len(differences), -1)
+        sums = np.abs(differences @ signs)
+        assert sign_flip_test(differences) == pytest.approx((sums >= abs(differences.sum())).mean())
+    assert sign_flip_test(np.repeat([1, -1, 2], [40_000, 39_000, 1])) < .01  # and it takes no time
 
 
 def test_a_run_is_as_good_as_itself():

@@ -4,7 +4,7 @@ import pytest
 
 from basegun_fastai.trust.familiarity import familiarity, familiarity_table
 from basegun_fastai.trust.levels import REASONS, Levels, clopper_pearson_upper, familiar_confidences, find_levels
-from basegun_fastai.trust.levels import level_counts, ood_metrics, photos_needed, threshold
+from basegun_fastai.trust.levels import ood_metrics, photos_needed, threshold
 
 
 def sample(random, n):
@@ -136,25 +136,3 @@ def test_the_promise_holds_for_familiar_photos_and_costs_no_more_than_it_has_to(
         kept.append(actual is None or chances[shown].mean() >= rate)
         lower.append(actual is not None and (plain is None or actual < plain))
     assert np.mean(kept) >= .95 and np.mean(lower) > .95
-
-
-def test_unfamiliar_photos_are_counted_as_low():
-    random = np.random.default_rng(0)
-    confidences, right = sample(random, 1000)
-    share = random.random(1000)
-    levels = Levels(.7, .95, .1)
-    actual = level_counts(levels, confidences, right, share)
-    expected = np.array([levels(*o) for o in zip(confidences, share, strict=True)])
-    for name, band in actual.items():
-        assert band['n'] == (expected == name).sum() and band['right'] == pytest.approx(right[expected == name].mean())
-    assert actual['low']['n'] > level_counts(levels, confidences, right)['low']['n']
-    assert familiar_confidences(confidences, None, .1) is confidences
-    assert level_counts(Levels(.7, .95), confidences, right, share) == level_counts(levels, confidences, right)
-
-
-def test_bands_cover_all_photos():
-    actual = level_counts(Levels(.7, .95), *sample(np.random.default_rng(0), 1000))
-    assert sum(o['n'] for o in actual.values()) == 1000 and sum(o['share'] for o in actual.values()) == pytest.approx(1)
-    for o in actual.values(): assert o['interval'][0] <= o['right'] <= o['interval'][1]
-    assert level_counts(Levels(None, None), np.ones(3), np.ones(3, bool))['high'] == dict(n=0, share=0., right=None,
-        interval=None)
