@@ -5,13 +5,15 @@ beside the checkout); if it is missing, nothing is measured. Arms: `ours` is `tr
 is the same with --size 288; `logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and
 `stock crop` are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirroring;
 `unequal` and `unequal, balanced` are `train` on train photos in which the rarest class has a tenth of the commonest,
-without and with --class-weights balanced; `before` is an earlier `train`, whose fine-tuning made networks worse, so
-that it kept the head's epochs; it was noted once from commit cabff89. Prints a table and writes real.json after each
-training. BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and BASEGUN_SEEDS="1" measure a part again; the other rows
-keep their noted values. All of it takes hours on two cores and minutes on a GPU. If glibc returns memory to the system
-after each step, a CPU spends half of its time on getting it back; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
-in front of the command keeps it. With these settings one training took 14.5 GB of memory at 288 px, and two processes
-of several seeds each took more than 24: run one command per seed.
+without and with --class-weights balanced; `split by photo` and `split by weapon` are `train` on all photos of a set
+after `split`, with and without photos of one weapon (typology: the name before the war) on both sides; `before` is an
+earlier `train`, whose fine-tuning made networks worse, so that it kept the head's epochs; it was noted once from commit
+cabff89. Prints a table and writes real.json after each training. BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash"
+and BASEGUN_SEEDS="1" measure a part again; the other rows keep their noted values. All of it takes hours on two cores
+and minutes on a GPU. If glibc returns memory to the system after each step, a CPU spends half of its time on getting it
+back; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command keeps it. With these settings one
+training took 14.5 GB of memory at 288 px, and two processes of several seeds each took more than 24: run one command
+per seed.
 """
 import json
 import os
@@ -47,6 +49,7 @@ from basegun_fastai.model.loaders import evaluation_loaders  # noqa: E402
 from basegun_fastai.model.archs import architecture  # noqa: E402
 from basegun_fastai.model.learner import learner  # noqa: E402
 from basegun_fastai.data.problems import readable_photos  # noqa: E402
+from basegun_fastai.split import split  # noqa: E402
 from basegun_fastai.train import train  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -71,7 +74,7 @@ def ours(name, seed, data=None, **options):
     "A whole training with the defaults: each epoch, and the weights that are kept."
     with TemporaryDirectory() as out, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         train(data or REAL/name, arch=ARCH, weights=str(WEIGHTS), batch_size=BATCH, seed=seed, out=out, name='run',
-              skip_unreadable=True, **options)
+              skip_unreadable=True, workers=0, **options)
         run = Path(out)/'run'
         kept, best = json.loads((run/'metrics.json').read_text()), json.loads((run/'config.json').read_text())['best']
         rows = pd.read_csv(run/'history.csv').rename(columns=dict(val_loss='loss'))
@@ -90,6 +93,20 @@ def unequal(class_weights, name, seed):
             (Path(folder)/split/label).mkdir(parents=True)
             for file in sorted(part.file)[:n]: shutil.copyfile(REAL/name/file, Path(folder)/file)
         return ours(name, seed, Path(folder), class_weights=class_weights)
+
+
+def split_again(by_weapon, name, seed):
+    "Train and val photos together, split by `split` into as large parts, but with other photos in each."
+    table = photos(REAL/name)
+    with TemporaryDirectory() as folder:
+        every, data = Path(folder)/'photos', Path(folder)/'data'
+        for file, label in zip(table.file, table.label, strict=True):
+            (every/label).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(REAL/name/file, every/label/Path(file).name)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            split(every, data, val=(table.split == 'val').mean(), seed=seed, link=True,
+                  group_pattern='^(.*)_(?:ww1|ww2|vietnam)' if by_weapon else None)
+        return ours(name, seed, data)
 
 
 def logistic_regression(name, seed):  # noqa: ARG001 it has no randomness

@@ -16,6 +16,7 @@ from warm import run_warm
 
 from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.base.record import Run
+from basegun_fastai.data.folders import list_photos
 from basegun_fastai.train import lr_find, train
 from basegun_fastai.training.callbacks import EpochSeed
 from basegun_fastai.training.training import Training
@@ -171,6 +172,24 @@ def test_a_training_without_its_end_has_the_weights_that_the_end_keeps(run, data
     assert all(torch.equal(best[f'0.model.{k}'], v) for k, v in kept.items() if not k.startswith('classifier.'))
     assert training.finish() == json.loads(run.metrics.read_bytes()) and training.run.finished
     same(run, training.run)
+
+
+def test_levels_and_intervals_are_by_group_if_groups_are_known(data, tmp_path, capsys):
+    files = list_photos(data).file
+    sides, numbers = files.str.partition('/')[0], np.arange(len(files)) // 5
+    groups = sides + '-' + pd.Series(numbers, files.index).astype(str)
+    groups[[0, len(files) - 1]] = 'Luger on both sides'
+    pd.DataFrame(dict(file=files, group=groups)).to_csv(tmp_path/'g.csv', index=False)
+    train(data, fine_tune_epochs=1, out=tmp_path, name='run', groups=tmp_path/'g.csv', **QUICK)
+    warning = '1 group has photos in train/ and in val/, so the results will look too good (Luger on both sides)'
+    assert warning in capsys.readouterr().err
+    numbers = json.loads((tmp_path/'run'/'metrics.json').read_text())['intervals']
+    assert numbers['groups'] == groups[sides == 'val'].nunique()
+    (tmp_path/'g.csv').write_text('photo\n')
+    result = typed('train', data, '--groups', tmp_path/'g.csv', '--out', tmp_path, '--name', 'more',
+                   *as_arguments(**TINY | dict(arch='efficientnet_b33')))
+    assert result.returncode == 1 and not (tmp_path/'more').exists()
+    for o in ("has no column 'file'", "--arch 'efficientnet_b33'"): assert o in result.stderr, result.stderr
 
 
 def test_another_seed_gives_another_run(run, data, tmp_path):

@@ -23,6 +23,7 @@ from ..base.files import whole_file, write_whole
 from ..base.processes import say
 from ..base.record import Config, Run
 from ..base.text import csv_text, number_of
+from ..data.groups import group_numbers
 from ..model.folding import is_same
 from ..model.loaders import evaluation_loaders
 from ..model.workers import broadcast_weights, from_first
@@ -137,6 +138,7 @@ def judge(
     say(f'judging {number_of(len(val), "val photo")}')
     dls.valid.shard = setup.shard
     preds = trained.predictions(bank)
+    if 'group' in val: preds = replace(preds, groups=group_numbers(val.group))
     dls.valid.shard = (0, 1)  # only the first one works from here on
     return trained, preds, (files, bank)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..base.parameters import FOLDER, Fault, flag, hidden, is_whole, number, one_of
+from ..base.parameters import FILE, FOLDER, Fault, flag, hidden, is_whole, number, one_of
 from ..base.parameters import option, plain, text, value_faults, whole
 from ..base.processes import world_size
 from ..base.record import Config, Dataset
@@ -78,6 +78,7 @@ class Promise:
     shown_rate: SHARE = option(.9, train_only=True)  # Minimum accuracy of "high" and "medium" predictions together
     unfamiliar_rate: UNFAMILIAR = option(UNFAMILIAR_RATE, train_only=True)  # Share of val called unfamiliar (level low)
     not_a_gun: FOLDER = option(None, train_only=True)  # Folder of photos without guns; their confidence should be low
+    groups: FILE = option(None, train_only=True)  # CSV with `file` and `group` (weapon): levels and intervals by group
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Promise, Machine, Learning):

@@ -58,7 +58,7 @@ class Setup:
     options: Options  # As the user gave them
     architecture: Architecture
     device: str  # 'cpu' or 'cuda'
-    photos: pd.DataFrame  # Columns `file`, `label` and `split`
+    photos: pd.DataFrame  # Columns `file`, `label`, `split`, and `group` if groups are known
     photo_cache: PhotoCache|None  # Cache of decoded squares
     shard: tuple[int, int] = (0, 1)  # Rank of this process, and the number of processes
 

@@ -18,14 +18,15 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..base.errors import BasegunError, raise_faults
+from ..base.errors import BasegunError, attempt, raise_faults
 from ..base.files import whole_folder
 from ..base.processes import rank, say, worker_faults, world_size
 from ..base.record import Config, Run
-from ..base.text import number_of
+from ..base.text import name_some, number_of
 from ..data.cache import ChangedPhoto, cache_faults, open_cache
 from ..data.contents import describe_photos, inherited_photos, save_trained_photos, were_trained_on
 from ..data.folders import folder_fault, ignored_lines, layout_faults, list_photos
+from ..data.groups import known_groups
 from ..data.photo import DECODER, UnreadablePhoto
 from ..data.problems import readable_photos
 from ..model.archs import EFFICIENTNETS
@@ -69,6 +70,13 @@ def _list_photos(data):
     for line in ignored_lines(data): say(line)
     return table
 
+def _photos_and_groups(options):
+    "The photos, with their groups if these are known, and what is wrong with the CSV."
+    table = _list_photos(options.data)
+    if options.groups is None: return table, []
+    groups, faults = attempt(known_groups, options.groups, table)
+    return table if groups is None else table.assign(group=groups), faults
+
 @patch
 def check(self: Training,
     faults: list[str], # What is wrong with the run's folder
@@ -78,11 +86,11 @@ def check(self: Training,
     is_known = options.arch in EFFICIENTNETS and options.weights in ('imagenet', 'none') and options.device != 'cuda'
     if is_known: raise_faults(faults)
     # the first sign of life, before seconds of imports
-    self.photos = None if faults else _from_first(lambda: _list_photos(options.data))
+    self.photos, group_faults = (None, []) if faults else _from_first(lambda: _photos_and_groups(options))
     from basegun_fastai.model.device import set_threads
     from basegun_fastai.training.setup import check_network
     set_threads()
-    self.architecture, self.device = check_network(options, faults)
+    self.architecture, self.device = check_network(options, faults + group_faults)
 
 # %% ../../nbs/training/training.ipynb #a28ee931
 def _readable_photos(options, table):
@@ -91,6 +99,12 @@ def _readable_photos(options, table):
     if rank(): examine_together(options.data)
     return _from_first(lambda: readable_photos(options.data, table, options.skip_unreadable, examine_together))
 
+def _warn_of_shared_groups(train, val):
+    if shared := sorted({*train.group} & {*val.group} - {''}):
+        count = number_of(len(shared), 'group has', 'groups have')
+        say(f'warning: {count} photos in train/ and in val/, so the results will look too good ({name_some(shared)}). '
+            'Make the folders with `split --groups`')
+
 @patch
 def read(self: Training) -> None: # Raises `BasegunError` if photos cannot be read
     "Read every photo: add digests to `photos`, and set `skipped` and `setup`."
@@ -98,11 +112,13 @@ def read(self: Training) -> None: # Raises `BasegunError` if photos cannot be re
     options, arch = self.options, self.architecture
     self.photos, self.skipped = _readable_photos(options, self.photos)
     train, val = (self.photos[self.photos.split == o] for o in ('train', 'val'))
+    if 'group' in self.photos: _warn_of_shared_groups(train, val)
     if n := int(were_trained_on(val, inherited_photos(options.weights)).sum()):
         say(f'warning: --weights were trained on {n} of the {number_of(len(val), "val photo")}, so the results will '
             'look too good. Use the same split as for those weights, or --weights imagenet')
     photo_cache = open_cache(options.data, [(arch.before_crop, train), (arch.size, val)], options.cache)
-    self.setup = Setup(options, arch, self.device, self.photos[['file', 'label', 'split']], photo_cache,
+    columns = [o for o in ('file', 'label', 'split', 'group') if o in self.photos]
+    self.setup = Setup(options, arch, self.device, self.photos[columns], photo_cache,
                        (rank(), world_size()))
     if options.not_a_gun is not None and rank() == 0:
         self.ood_photos = read_ood_photos(options.not_a_gun, options.skip_unreadable, {*self.photos.digest})

@@ -163,13 +163,13 @@ def _find_levels(preds, high_rate, shown_rate, unfamiliar_rate, ood):
     rate = unfamiliar_rate if preds.familiarity is not None else 0.
     confidences, right = familiar_confidences(preds.confidences, preds.familiarity, rate), preds.right
     others = None if ood is None else familiar_confidences(ood.confidences, ood.familiarity, rate)
-    levels = replace(find_levels(confidences, right, high_rate, shown_rate, others), unfamiliar_rate=rate)
+    levels = replace(find_levels(confidences, right, high_rate, shown_rate, others, preds.groups), unfamiliar_rate=rate)
     lowest, refused = lowest_threshold(others), {}
     if levels.low is None:
-        reason = refusal(confidences, right, shown_rate, lowest)
+        reason = refusal(confidences, right, shown_rate, lowest, preds.groups)
         refused['low'] = f'{reason}; add photos to val/ or lower --shown-rate'
     if levels.high is None:
-        reason = refusal(confidences, right, high_rate, levels.low or lowest)
+        reason = refusal(confidences, right, high_rate, levels.low or lowest, preds.groups)
         refused['high'] = f'{reason}; add photos to val/ or lower --high-rate'
     if preds.familiarity is None and (reason := no_familiarity(len(right), unfamiliar_rate)):
         refused['familiarity'] = reason

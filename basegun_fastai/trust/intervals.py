@@ -8,6 +8,7 @@ __all__ = ['CERTAINTY', 'proportion_interval', 'mean_interval', 'effective_size'
 # %% ../../nbs/trust/intervals.ipynb #b0d27791
 import numpy as np
 
+from .levels import effective_sizes
 from .predictions import Predictions
 
 # %% ../../nbs/trust/intervals.ipynb #0db2fb59
@@ -40,15 +41,8 @@ def effective_size(
     right: np.ndarray, # Is each prediction right? `bool` of shape `(n,)`
     groups: np.ndarray|None = None, # Number of the group of each photo, shape `(n,)`; empty if all are independent
 ) -> float: # Number of independent photos, at most `n`
-    "Count the independent photos that say as much as these (Kish 1965)."
-    n = len(right)
-    if groups is None or n == 0: return float(n)
-    _, group = np.unique(groups, return_inverse=True)
-    sizes, rights = np.bincount(group), np.bincount(group, right)
-    n_groups, share, largest = len(sizes), rights.sum() / n, np.square(sizes).sum() / n  # if groups are all or nothing
-    if n_groups == 1 or share in (0, 1): return n / largest
-    variance = n_groups / (n_groups - 1) * np.square(rights - share * sizes).sum() / n**2
-    return n / min(max(variance / (share * (1 - share) / n), 1), largest)
+    "Count the independent photos that say as much as these."
+    return float(effective_sizes(right, groups)[-1]) if len(right) else 0.
 
 def share_interval(
     right: np.ndarray, # Is each prediction right? `bool` of shape `(n,)`

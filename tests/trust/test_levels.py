@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from basegun_fastai.trust.familiarity import familiarity, familiarity_table
-from basegun_fastai.trust.levels import REASONS, Levels, clopper_pearson_upper, familiar_confidences, find_levels
-from basegun_fastai.trust.levels import ood_metrics, photos_needed, threshold
+from basegun_fastai.trust.levels import GROWTH, REASONS, RISK, Levels, clopper_pearson_upper, effective_sizes
+from basegun_fastai.trust.levels import familiar_confidences, find_levels, ood_metrics, photos_enough, photos_needed
+from basegun_fastai.trust.levels import refusal, risk_of_each, threshold
 
 
 def sample(random, n):
@@ -46,6 +47,30 @@ def test_photos_that_are_equally_sure_are_on_one_side():
     assert threshold(confidences, ~right, .99) is None
 
 
+def test_wrong_labels_among_the_surest_cost_no_more_in_a_large_val():
+    random = np.random.default_rng(0)
+    for n in (1000, 10_000):  # a fiftieth is wrong, and surer than all others
+        confidences = np.append(np.full(n // 50, 1.), .5 + .49 * random.random(n - n // 50))
+        right = np.append(np.zeros(n // 50, bool), np.ones(n - n // 50, bool))
+        actual = threshold(confidences - 1e-6 * random.random(n), right, .9)
+        assert actual is not None and (confidences >= actual).mean() > .9
+
+
+@pytest.mark.parametrize('rate', [.8, .9, .99])
+@pytest.mark.parametrize('doublings', [0, 1, 3, 6, 9])
+def test_all_sequences_together_have_the_risk(rate, doublings):
+    from scipy.special import bdtr
+    n, random = photos_needed(rate, RISK) * 2**doublings, np.random.default_rng(1)
+    risk, starts = risk_of_each(rate, n), []
+    start = photos_needed(rate, risk)
+    while start <= n:
+        starts.append(int(np.ceil(start)))
+        start *= GROWTH
+    photos = np.diff(starts, prepend=0)
+    wrong = random.binomial(photos, 1 - rate, (40_000, len(starts))).cumsum(1)  # no threshold keeps the promise
+    assert (bdtr(wrong, starts, 1 - rate) <= risk).any(1).mean() < RISK + .003 if starts else doublings == 0
+
+
 def test_a_mistake_among_the_surest_is_not_the_end():
     confidences, right = np.linspace(1, .6, 5000), np.ones(5000, bool)
     right[3] = False
@@ -83,6 +108,68 @@ def test_no_number_is_low():
     for o in (Levels(.5, .9), Levels(.5, .9, .02), Levels(None, None)):
         assert o(float('nan')) == o(float('nan'), .5) == 'low'
         assert o.reason(float('nan'), .5) == ('unproven' if o.low is None else 'uncertain')
+
+
+# Groups
+
+
+def test_effective_sizes_are_those_of_kish_for_the_first_photos():
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        groups, right = random.integers(0, 8, 40), random.random(40) < .7
+        actual = effective_sizes(right, groups)
+        for n in range(1, 41):
+            sizes, rights = (np.bincount(groups[:n], weights, minlength=8) for weights in (None, right[:n]))
+            share, largest, n_groups = rights.sum() / n, (sizes ** 2).sum() / n, (sizes > 0).sum()
+            effect = largest
+            if 0 < share < 1 and n_groups > 1:
+                variance = n_groups / (n_groups - 1) * ((rights - share * sizes) ** 2).sum() / n ** 2
+                effect = np.clip(variance / (share * (1 - share) / n), 1, largest)
+            assert actual[n - 1] == pytest.approx(n / effect)
+
+
+def sample_of_weapons(random, n, size=5):
+    "Confidences, answers that mostly agree within a weapon, and weapons; right as often as the confidences say."
+    chances = np.repeat(1 - .5 * random.random(n // size) ** 3, size)
+    luck = np.where(random.random(n) < .3, random.random(n), np.repeat(random.random(n // size), size))
+    return chances + 1e-9 * random.random(n), luck < chances, np.repeat(np.arange(n // size), size)
+
+
+def test_a_promise_by_group_is_kept_where_one_by_photo_is_broken():
+    random, kept = np.random.default_rng(0), []
+    for _ in range(300):
+        confidences, right, groups = sample_of_weapons(random, 600)
+        found = threshold(confidences, right, .9), threshold(confidences, right, .9, groups=groups)
+        kept.append([o is None or true_rate(o) >= .9 for o in found])
+    by_photo, by_group = np.mean(kept, 0)
+    assert by_photo < .93 and by_group >= .95
+
+
+def test_groups_of_one_photo_change_nothing():
+    confidences, right = sample(np.random.default_rng(0), 1000)
+    assert threshold(confidences, right, .95) == threshold(confidences, right, .95, groups=np.arange(1000))
+
+
+def test_the_number_of_photos_that_would_be_enough_is_about_right():
+    random = np.random.default_rng(0)
+    def flat(n): return random.random(n), random.random(n) < .93  # the confidence says nothing
+    for rate, few in ((.9, 150), (.91, 300)):
+        estimates = [photos_enough(*flat(few), rate) for _ in range(60)]
+        typical = int(np.median([o for o in estimates if o]))
+        found = np.mean([threshold(*flat(typical), rate) is not None for _ in range(60)])
+        assert found > .5, (rate, typical, found)
+    assert photos_enough(*flat(500), .99) is None
+
+
+def test_a_refusal_says_what_helps():
+    confidences, right = np.linspace(1, .5, 200), np.ones(200, bool)
+    right[3::20] = False
+    text = refusal(confidences, right, .95)
+    assert '0.95 cannot be promised with 4 mistakes among the 74 most confident' in text and '`review`' in text
+    assert 'val photos like these could promise it' not in text  # 5 % are wrong
+    assert f'about {photos_enough(confidences, right, .93)} val photos like these' in refusal(confidences, right, .93)
+    by_weapon = refusal(np.linspace(1, .5, 200), np.ones(200, bool), .95, groups=np.arange(200) // 20)
+    assert 'at least 74 photos without a mistake, and photos of one group' in by_weapon
 
 
 # Familiarity
