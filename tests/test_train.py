@@ -181,7 +181,7 @@ def test_levels_and_intervals_are_by_group_if_groups_are_known(data, tmp_path, c
     groups[[0, len(files) - 1]] = 'Luger on both sides'
     pd.DataFrame(dict(file=files, group=groups)).to_csv(tmp_path/'g.csv', index=False)
     train(data, fine_tune_epochs=1, out=tmp_path, name='run', groups=tmp_path/'g.csv', **QUICK)
-    warning = '1 group has photos in train/ and in val/, so the results will look too good (Luger on both sides)'
+    warning = '1 group in both train/ and val/, so the results will look too good: Luger on both sides'
     assert warning in capsys.readouterr().err
     numbers = json.loads((tmp_path/'run'/'metrics.json').read_text())['intervals']
     assert numbers['groups'] == groups[sides == 'val'].nunique()

@@ -101,9 +101,8 @@ def _readable_photos(options, table):
 
 def _warn_of_shared_groups(train, val):
     if shared := sorted({*train.group} & {*val.group} - {''}):
-        count = number_of(len(shared), 'group has', 'groups have')
-        say(f'warning: {count} photos in train/ and in val/, so the results will look too good ({name_some(shared)}). '
-            'Make the folders with `split --groups`')
+        say(f"warning: {number_of(len(shared), 'group')} in both train/ and val/, so the results will look too good: "
+            f'{name_some(shared)}. Make the folders with `split --groups`')
 
 @patch
 def read(self: Training) -> None: # Raises `BasegunError` if photos cannot be read

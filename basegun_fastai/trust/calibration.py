@@ -152,7 +152,8 @@ def confidence_report(
                    unfamiliar_rate=levels.unfamiliar_rate, certainty=1 - RISK, refused=refused,
                    bands=level_counts(levels, preds),
                    not_a_gun=None if ood is None else _ood_numbers(preds, ood, levels))
-    return dict(intervals=dict(groups=preds.n_groups, **intervals(preds)), calibration=calibration,
+    bounds = {k: [*v] for k, v in intervals(preds).items()}
+    return dict(intervals=dict(groups=preds.n_groups, **bounds), calibration=calibration,
                 familiarity=_familiarity_numbers(preds, levels.unfamiliar_rate), levels=numbers)
 
 # %% ../../nbs/trust/calibration.ipynb #4477db04

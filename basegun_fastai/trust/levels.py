@@ -90,7 +90,7 @@ def effective_sizes(
     effect = np.divide(variance, of_independent, where=known, out=np.full(len(n), np.inf))
     return n / np.clip(effect, 1, sizes / n)
 
-# %% ../../nbs/trust/levels.ipynb #2626386f
+# %% ../../nbs/trust/levels.ipynb #9ee7ae8d
 RISK = .05
 GROWTH = 1.25  # photos at which a sequence starts, as a multiple of those at which the one before starts
 
@@ -102,6 +102,7 @@ def risk_of_each(
     doublings = np.maximum(np.log2(np.maximum(n, 1) / photos_needed(rate, RISK)), 0)
     return RISK / (1 + .6 * doublings + .035 * doublings**2)
 
+# %% ../../nbs/trust/levels.ipynb #2626386f
 def _last_in_sequence(holds, start):
     "Test thresholds in order from `start` on; the last one before the first failure, -1 if there is none."
     n_in_a_row = int(np.argmin(np.append(holds[start:], False)))

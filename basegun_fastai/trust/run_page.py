@@ -109,7 +109,7 @@ def _summary(config, preds, numbers):
 
 # %% ../../nbs/trust/run_page.ipynb #55b8fa3f
 _UNEQUAL = ('Only this run predicts correctly: {}; only the other run: {}. A difference of this size is hardly chance '
-            "(McNemar's exact test, p = {:.3g}).")
+            "(McNemar's exact test{}, p = {:.3g}).")
 _UNDECIDED = ('Only this run predicts correctly: {}; only the other run: {}. The difference may well be chance: these '
               "photos cannot show which run is better (McNemar's exact test{}, p = {:.3g}).")
 

@@ -139,8 +139,8 @@ def test_a_promise_by_group_is_kept_where_one_by_photo_is_broken():
     random, kept = np.random.default_rng(0), []
     for _ in range(300):
         confidences, right, groups = sample_of_weapons(random, 600)
-        found = threshold(confidences, right, .9), threshold(confidences, right, .9, groups=groups)
-        kept.append([o is None or true_rate(o) >= .9 for o in found])
+        both = threshold(confidences, right, .9), threshold(confidences, right, .9, groups=groups)
+        kept.append([o is None or true_rate(o) >= .9 for o in both])
     by_photo, by_group = np.mean(kept, 0)
     assert by_photo < .93 and by_group >= .95
 
@@ -156,8 +156,8 @@ def test_the_number_of_photos_that_would_be_enough_is_about_right():
     for rate, few in ((.9, 150), (.91, 300)):
         estimates = [photos_enough(*flat(few), rate) for _ in range(60)]
         typical = int(np.median([o for o in estimates if o]))
-        found = np.mean([threshold(*flat(typical), rate) is not None for _ in range(60)])
-        assert found > .5, (rate, typical, found)
+        share = np.mean([threshold(*flat(typical), rate) is not None for _ in range(60)])
+        assert share > .5, (rate, typical, share)
     assert photos_enough(*flat(500), .99) is None
 
 
