@@ -2,12 +2,13 @@
 
 The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout); if it is missing, nothing is measured.
 Each set and seed trains its head once, with the defaults of `train`; every change then continues from there, so that a
-row differs from `default` in the fine-tuning only. `kept` is the network that `train` would keep, judged on val: its
-accuracy, its macro recall, its loss and calibration error at a temperature from the other half of val. The changes that
-only choose among the weights of one training (`last epoch`, `no average`, `head`) come from that of `default`.
-BASEGUN_SETS="typology;trash", BASEGUN_SEEDS="1;2" and BASEGUN_CHANGES="default;wd 0.1" measure a part; the other rows
-keep their noted values. BASEGUN_LOGITS=DIR keeps the logits of each row, which levels.py reads. Prints a table, and
-writes recipe.json. A change takes 2 to 8 minutes per set and seed on two cores.
+row differs from `default` in the fine-tuning only; those of class weights and logits train their own head. `kept` is
+the network that `train` would keep, judged on val: its accuracy, its macro recall, its loss and calibration error at a
+temperature from the other half of val. The changes that only choose among the weights of one training (`last epoch`,
+`no average`, `head`) come from that of `default`. BASEGUN_SETS="typology;trash", BASEGUN_SEEDS="1;2" and
+BASEGUN_CHANGES="default;wd 0.1" measure a part; the other rows keep their noted values. BASEGUN_LOGITS=DIR keeps the
+logits of each row, which levels.py reads. Prints a table, and writes recipe.json. A change takes 2 to 8 minutes per set
+and seed on two cores.
 """
 import json
 import os
@@ -183,13 +184,14 @@ CHANGES = {
     'class weights': loss(weighted(1.)), 'class weights, root': loss(weighted(.5)),
     'logit adjustment': loss(adjusted_loss),
 }
+IN_HEAD_TOO = ('class weights', 'class weights, root', 'logit adjustment')
 CHOICES = ('last epoch', 'no average', 'head')  # of the weights of `default`
 
 
 class Start:
     "A set and a seed with a trained head."
 
-    def __init__(self, name, seed, folder):
+    def __init__(self, name, seed, folder, change=CHANGES['default']):
         data, _, size = name.partition(', ')
         options = Options(data=REAL/data, arch=ARCH, weights=str(WEIGHTS), batch_size=32, seed=seed, out=folder,
                           name='run', skip_unreadable=True, workers=0, size=int(size.split()[0]) if size else None)
@@ -201,8 +203,15 @@ class Start:
         self.head, self.stage = training.config.resolved.stages
         seed_all(seed, 0)
         self.learn = self.setup.learner(32)
+        case = self.case(self.learn)
+        change(case)
+        self.learn.add_cbs(case.callbacks)
         self.memory = fit(self.learn, [Stage(**self.head)], self.run, seed, 'recipe', False, self.setup.classifier())
         self.learn.model.load_state_dict(self.memory.best['weights'])
+
+    def case(self, learn):
+        train = self.setup.photos[self.setup.photos.split == 'train']
+        return Case(learn, self.stage, np.searchsorted(sorted(train.label.unique()), train.label))
 
     def fine_tuned(self, change):
         "The epoch that is kept, and the logits of val with its weights and with others, after a changed fine-tuning."
@@ -210,9 +219,7 @@ class Start:
         learn.model.load_state_dict(self.memory.best['weights'])
         learn.recorder.train_metrics = True
         learn.unfreeze()
-        train = self.setup.photos[self.setup.photos.split == 'train']
-        labels = np.searchsorted(sorted(train.label.unique()), train.label)
-        case = Case(learn, self.stage, labels)
+        case = self.case(learn)
         change(case)
         stage, memory = Stage(**case.stage), Memory([*self.memory.rows], self.memory.best)
         callbacks = stage_callbacks(learn, stage, self.seed, memory, self.head['epochs'])
@@ -258,9 +265,12 @@ def note(name, change, seed, logits, labels, **more):
 
 def measure(name, seed, changes):
     with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
-        with redirect_stdout(StringIO()): start = Start(name, seed, Path(folder))
+        shared = None
         for change in changes:
-            began = time.perf_counter()
+            began, own_head = time.perf_counter(), change in IN_HEAD_TOO
+            with redirect_stdout(StringIO()):
+                if own_head: start = Start(name, seed, Path(folder)/change.replace(' ', '-'), CHANGES[change])
+                else: start = shared = shared or Start(name, seed, Path(folder))
             epoch, kept, others = start.fine_tuned(CHANGES[change])
             note(name, change, seed, *kept, epoch=epoch, seconds=round(time.perf_counter() - began))
             if change != 'default': continue
