@@ -155,6 +155,8 @@ ARMS = {'ours': (ours, SEEDS, SETS), 'ours, 288 px': (partial(ours, size=288), S
         'logistic regression': (logistic_regression, (0,), SETS),
         'stock pad': (partial(stock, ResizeMethod.Pad), SEEDS, SETS),
         'stock crop': (partial(stock, ResizeMethod.Crop), SEEDS, SETS),  # trash is square: no difference
+        'split by photo': (partial(split_again, False), SEEDS, SETS[3:]),
+        'split by weapon': (partial(split_again, True), SEEDS, SETS[3:]),
         'unequal': (partial(unequal, 'none'), SEEDS, SETS[:2]),
         'unequal, balanced': (partial(unequal, 'balanced'), SEEDS, SETS[:2])}
 
@@ -191,6 +193,8 @@ def table(rows):
               f"{kept['stock pad']:7.2%} "
               f"{kept['stock crop']:7.2%} {kept['unequal']:18.2%} {recall['unequal']:7.2%} "
               f"{kept['unequal, balanced']:7.2%} {recall['unequal, balanced']:7.2%}")
+        if of['split by photo']:
+            print(f"{name:12} split by photo {kept['split by photo']:.2%}, by weapon {kept['split by weapon']:.2%}")
 
 
 def main():
