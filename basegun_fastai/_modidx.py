@@ -2022,6 +2022,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'basegun_fastai/trust/calibration.py'),
                                                   'basegun_fastai.trust.calibration.calibration_error': ( 'trust/calibration.html#calibration_error',
                                                                                                           'basegun_fastai/trust/calibration.py'),
+                                                  'basegun_fastai.trust.calibration.calibration_error_by_chance': ( 'trust/calibration.html#calibration_error_by_chance',
+                                                                                                                    'basegun_fastai/trust/calibration.py'),
                                                   'basegun_fastai.trust.calibration.calibration_metrics': ( 'trust/calibration.html#calibration_metrics',
                                                                                                             'basegun_fastai/trust/calibration.py'),
                                                   'basegun_fastai.trust.calibration.confidence_lines': ( 'trust/calibration.html#confidence_lines',

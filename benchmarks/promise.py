@@ -1,7 +1,7 @@
 """How many photos the levels show, and how often their promise is broken, on real photos and by other methods.
 
 BASEGUN_LOGITS is a folder with the logits of val that recipe.py keeps (BASEGUN_SETS, BASEGUN_SEEDS="1"
-BASEGUN_CHANGES="default"); BASEGUN_REAL is that of recipe.py. The photos of a val are taken for all photos there are.
+BASEGUN_CHANGES="default"); BASEGUN_REAL is that of recipe.py. As if there were no other photos than those of val,
 1,000 times a new val of as many is drawn from them with replacement, by photo or, for typology, by weapon. A threshold
 is found with it, and the share of all photos above it and their accuracy are known. A promise is broken if their
 accuracy is lower than promised. `typology, corrected` is the same with the labels of two weapons that the source has
@@ -58,9 +58,9 @@ class Photos:
         "A val of `n` photos, or of as many groups: rows, and the number of the draw that each comes from."
         if not by_group: return random.integers(0, len(self.right), n), None
         members = [np.flatnonzero(self.groups == o) for o in range(self.groups.max() + 1)]
-        drawn = random.integers(0, len(members), len(members))
-        return (np.concatenate([members[o] for o in drawn]),
-                np.repeat(np.arange(len(drawn)), [len(members[o]) for o in drawn]))
+        chosen = random.integers(0, len(members), len(members))
+        return (np.concatenate([members[o] for o in chosen]),
+                np.repeat(np.arange(len(chosen)), [len(members[o]) for o in chosen]))
 
 
 def tested(confidences, right):

@@ -6,14 +6,15 @@ is the same with --size 288; `logistic regression` is scikit-learn's on the feat
 `stock crop` are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirroring;
 `unequal` and `unequal, balanced` are `train` on train photos in which the rarest class has a tenth of the commonest,
 without and with --class-weights balanced; `split by photo` and `split by weapon` are `train` on all photos of a set
-after `split`, with and without photos of one weapon (typology: the name before the war) on both sides; `before` is an
-earlier `train`, whose fine-tuning made networks worse, so that it kept the head's epochs; it was noted once from commit
-cabff89. Prints a table and writes real.json after each training. BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash"
-and BASEGUN_SEEDS="1" measure a part again; the other rows keep their noted values. All of it takes hours on two cores
-and minutes on a GPU. If glibc returns memory to the system after each step, a CPU spends half of its time on getting it
-back; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command keeps it. With these settings one
-training took 14.5 GB of memory at 288 px, and two processes of several seeds each took more than 24: run one command
-per seed.
+after `split`, with and without photos of one weapon (typology: the name before the war) on both sides; `regression, by
+photo` and `regression, by weapon` are logistic regressions on the frozen body's features of all photos, in three folds;
+`before` is an earlier `train`, whose fine-tuning made networks worse, so that it kept the head's epochs; it was noted
+once from commit cabff89. Prints a table and writes real.json after each training. BASEGUN_ARMS="ours;stock pad",
+BASEGUN_SETS="trash" and BASEGUN_SEEDS="1" measure a part again; the other rows keep their noted values. All of it takes
+hours on two cores and minutes on a GPU. If glibc returns memory to the system after each step, a CPU spends half of its
+time on getting it back; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command keeps it. With
+these settings one training took 14.5 GB of memory at 288 px, and two processes of several seeds each took more than 24:
+run one command per seed.
 """
 import json
 import os
@@ -42,6 +43,9 @@ from fastai.vision.data import ImageBlock  # noqa: E402
 from fastai.vision.learner import vision_learner  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.metrics import log_loss, recall_score  # noqa: E402
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
 
 from basegun_fastai.base.files import write_whole# noqa: E402
 from basegun_fastai.data.folders import list_photos  # noqa: E402
@@ -109,19 +113,36 @@ def split_again(by_weapon, name, seed):
         return ours(name, seed, data)
 
 
+def features(name, table, labels):
+    "Of the frozen body, for the unaugmented photos, and the index of each photo's class."
+    dls = evaluation_loaders(REAL/name, architecture(ARCH), table, labels)
+    body = learner(dls, architecture(ARCH), str(WEIGHTS)).model[0].eval().to(dls.device)
+    with torch.no_grad(): batches = [(body(x.as_subclass(torch.Tensor)).cpu(), y.cpu()) for x, y in dls.valid]
+    dls.valid.close()
+    return [np.asarray(torch.cat(o)) for o in zip(*batches, strict=True)]
+
+
 def logistic_regression(name, seed):  # noqa: ARG001 it has no randomness
     "scikit-learn's defaults on the frozen body's features of the unaugmented photos."
-    table, arch = photos(REAL/name), architecture(ARCH)
+    table = photos(REAL/name)
     labels = sorted(table.label.unique())
-    def features(split):
-        dls = evaluation_loaders(REAL/name, arch, table[table.split == split], labels)
-        body = learner(dls, arch, str(WEIGHTS)).model[0].eval().to(dls.device)
-        with torch.no_grad(): batches = [(body(x.as_subclass(torch.Tensor)).cpu(), y.cpu()) for x, y in dls.valid]
-        dls.valid.close()
-        return [np.asarray(torch.cat(o)) for o in zip(*batches, strict=True)]
-    model = LogisticRegression(max_iter=1000).fit(*features('train'))
-    x, y = features('val')
+    model = LogisticRegression(max_iter=1000).fit(*features(name, table[table.split == 'train'], labels))
+    x, y = features(name, table[table.split == 'val'], labels)
     return dict(epochs=[], kept=numbers(y, model.predict_proba(x)))
+
+
+def cross_validated(by_weapon, name, seed):
+    "The same on standardised features, with a third of all photos as val, three times."
+    table = photos(REAL/name)
+    x, y = features(name, table, sorted(table.label.unique()))
+    weapons = table.file.str.replace(r'.*/|_(?:ww1|ww2|vietnam).*', '', regex=True)
+    folds = (StratifiedGroupKFold if by_weapon else StratifiedKFold)(3, shuffle=True, random_state=seed)
+    kept = []
+    for train_rows, val_rows in folds.split(x, y, weapons):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=.01, max_iter=1000))
+        model.fit(x[train_rows], y[train_rows])
+        kept.append(numbers(y[val_rows], model.predict_proba(x[val_rows])))
+    return dict(epochs=[], kept=pd.DataFrame(kept).mean().to_dict())
 
 
 def stock(method, name, seed):
@@ -157,6 +178,8 @@ ARMS = {'ours': (ours, SEEDS, SETS), 'ours, 288 px': (partial(ours, size=288), S
         'stock crop': (partial(stock, ResizeMethod.Crop), SEEDS, SETS),  # trash is square: no difference
         'split by photo': (partial(split_again, False), SEEDS, SETS[3:]),
         'split by weapon': (partial(split_again, True), SEEDS, SETS[3:]),
+        'regression, by photo': (partial(cross_validated, False), SEEDS, SETS[3:]),
+        'regression, by weapon': (partial(cross_validated, True), SEEDS, SETS[3:]),
         'unequal': (partial(unequal, 'none'), SEEDS, SETS[:2]),
         'unequal, balanced': (partial(unequal, 'balanced'), SEEDS, SETS[:2])}
 
@@ -194,6 +217,8 @@ def table(rows):
               f"{kept['stock crop']:7.2%} {kept['unequal']:18.2%} {recall['unequal']:7.2%} "
               f"{kept['unequal, balanced']:7.2%} {recall['unequal, balanced']:7.2%}")
         if of['split by photo']:
+            print(f"{name:12} regression by photo {kept['regression, by photo']:.2%}, by weapon "
+                  f"{kept['regression, by weapon']:.2%}")
             print(f"{name:12} split by photo {kept['split by photo']:.2%}, by weapon {kept['split by weapon']:.2%}")
 
 

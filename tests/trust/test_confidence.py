@@ -19,8 +19,8 @@ def test_planted_over_confidence_of_a_real_network_is_found(run, planted):
 
 def test_a_run_says_how_far_its_confidence_can_be_trusted(run):
     numbers = json.loads((run.path/'metrics.json').read_text())
-    assert set(numbers['calibration']) == {'temperature', 'bins', 'before',
-                                           'after'} and numbers['calibration']['bins'] == 15
+    assert set(numbers['calibration']) == {'temperature', 'bins', 'before', 'after',
+                                           'by_chance'} and numbers['calibration']['bins'] == 15
     assert set(numbers['levels']['bands']) == {'low', 'medium', 'high'} and sum(o['n']
         for o in numbers['levels']['bands'].values()) == numbers['n']
     assert numbers['levels']['high'] is None and 'val/ needs at least' in numbers['levels']['refused']['high']
