@@ -1252,6 +1252,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'basegun_fastai/report.py'),
                                        'basegun_fastai.report._run_faults': ('report.html#_run_faults', 'basegun_fastai/report.py'),
                                        'basegun_fastai.report._run_photos': ('report.html#_run_photos', 'basegun_fastai/report.py'),
+                                       'basegun_fastai.report._trained_with': ('report.html#_trained_with', 'basegun_fastai/report.py'),
                                        'basegun_fastai.report.report': ('report.html#report', 'basegun_fastai/report.py')},
             'basegun_fastai.review': { 'basegun_fastai.review.ReviewOptions': ('review.html#reviewoptions', 'basegun_fastai/review.py'),
                                        'basegun_fastai.review.ReviewOptions.__post_init__': ( 'review.html#reviewoptions.__post_init__',

@@ -43,6 +43,13 @@ def _against_faults(before, run):
         return [f"--against '{before.path}' is the run itself: give another run of the same classes and val photos"]
     return [*filter(None, [comparison_fault(before, run)])]
 
+def _trained_with(run):
+    "The CSV of groups that the run was trained with, if it is still there."
+    file = attempt(run.open)[0] and run.config.options.get('groups')
+    if file is None or Path(file).exists(): return file
+    say(f"'{file}', the --groups of the training, does not exist here, so the intervals are by photo: give --groups")
+    return None
+
 def _group_faults(data, groups):
     "The group of each val photo, by its file, and what is wrong with the CSV."
     if groups is None or layout_faults(data): return None, []
@@ -111,7 +118,7 @@ def report(
     run, before = Run(run), Run(against) if against else None
     again = run.path/f'report_{datetime.now():%Y-%m-%d_%H%M%S}.html'
     out = Path(out or (again if run.report.exists() else run.report))
-    data, known = _photos_folder(run, before, data, out, workers, device, groups)
+    data, known = _photos_folder(run, before, data, out, workers, device, groups or _trained_with(run))
     read_bank(run)  # the page needs it, so a damaged one is refused now
     val, train = _run_photos(run, data)
     preds, numbers = _by_group(run, *_predictions_and_metrics(run, val), known)

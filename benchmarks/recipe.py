@@ -192,7 +192,7 @@ class Start:
     "A set and a seed with a trained head."
 
     def __init__(self, name, seed, folder, change=CHANGES['default']):
-        data, _, size = name.partition(', ')
+        data, _, size = name.rpartition(', ') if name.endswith(' px') else (name, '', '')
         options = Options(data=REAL/data, arch=ARCH, weights=str(WEIGHTS), batch_size=32, seed=seed, out=folder,
                           name='run', skip_unreadable=True, workers=0, size=int(size.split()[0]) if size else None)
         training = Training(options, Run(folder/'run'))
@@ -202,12 +202,14 @@ class Start:
         self.setup, self.seed, self.run = training.setup, seed, training.run
         self.head, self.stage = training.config.resolved.stages
         seed_all(seed, 0)
-        self.learn = self.setup.learner(32)
+        self.learn = self.learner()
         case = self.case(self.learn)
         change(case)
         self.learn.add_cbs(case.callbacks)
         self.memory = fit(self.learn, [Stage(**self.head)], self.run, seed, 'recipe', False, self.setup.classifier())
         self.learn.model.load_state_dict(self.memory.best['weights'])
+
+    def learner(self): return self.setup.learner(32)
 
     def case(self, learn):
         train = self.setup.photos[self.setup.photos.split == 'train']
@@ -215,7 +217,7 @@ class Start:
 
     def fine_tuned(self, change):
         "The epoch that is kept, and the logits of val with its weights and with others, after a changed fine-tuning."
-        learn = self.setup.learner(32)
+        learn = self.learner()
         learn.model.load_state_dict(self.memory.best['weights'])
         learn.recorder.train_metrics = True
         learn.unfreeze()

@@ -60,6 +60,13 @@ def test_a_page_with_groups_has_their_intervals(mine, pretrained, tmp_path):
     n = -(-len(files) // 6)
     assert f'{n} groups' in by_weapon and 'groups' not in by_photo.split('Compared with')[0]
     assert "exact test by group, p = " in by_weapon and "exact test, p = " in by_photo
+    config = json.loads(mine.config_file.read_text())  # as if it was trained with --groups
+    for file, kept in ((tmp_path/'g.csv', True), (tmp_path/'gone.csv', False)):
+        config['options']['groups'] = str(file)
+        write_whole(mine.config_file, json.dumps(config))
+        result = typed('report', mine.path, '--out', tmp_path/f'{kept}.html', '--workers', 0)
+        assert result.returncode == 0 and ('so the intervals are by photo' in result.stderr) != kept, result.stderr
+        assert (f'{n} groups' in (tmp_path/f'{kept}.html').read_text()) == kept
     (tmp_path/'g.csv').write_text('file,weapon,camera\n')
     result = typed('report', mine.path, '--groups', tmp_path/'g.csv', '--workers', -1)
     assert result.returncode == 1 and 'names none of the photos' in result.stderr and '--workers -1' in result.stderr
