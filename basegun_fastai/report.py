@@ -28,6 +28,22 @@ from .trust.judge import Judge
 from .trust.predictions import metrics, read_predictions
 from .trust.run_page import run_page
 
+# %% ../nbs/report.ipynb #2372a879
+def _trained_with(run):
+    "The CSV of groups that the run was trained with, if it still exists."
+    file = attempt(run.open)[0] and run.config.options.get('groups')
+    if file is None or Path(file).exists(): return file
+    say(f"'{file}', the --groups of the training, does not exist here, so the intervals are by photo: give --groups")
+    return None
+
+def _group_faults(data, groups):
+    "The group of each val photo, by its file, and what is wrong with the CSV."
+    if groups is None or layout_faults(data): return None, []
+    table = list_photos(data)
+    val = table[table.split == 'val']
+    known, faults = attempt(known_groups, groups, val)
+    return (None, faults) if known is None else (known.set_axis(val.file), faults)
+
 # %% ../nbs/report.ipynb #ef0b9409
 def _run_faults(run, option=''): return [option + o for o in attempt(run.open)[1]]
 
@@ -42,21 +58,6 @@ def _against_faults(before, run):
     if before.path.resolve() == run.path.resolve():
         return [f"--against '{before.path}' is the run itself: give another run of the same classes and val photos"]
     return [*filter(None, [comparison_fault(before, run)])]
-
-def _trained_with(run):
-    "The CSV of groups that the run was trained with, if it is still there."
-    file = attempt(run.open)[0] and run.config.options.get('groups')
-    if file is None or Path(file).exists(): return file
-    say(f"'{file}', the --groups of the training, does not exist here, so the intervals are by photo: give --groups")
-    return None
-
-def _group_faults(data, groups):
-    "The group of each val photo, by its file, and what is wrong with the CSV."
-    if groups is None or layout_faults(data): return None, []
-    table = list_photos(data)
-    val = table[table.split == 'val']
-    known, faults = attempt(known_groups, groups, val)
-    return (None, faults) if known is None else (known.set_axis(val.file), faults)
 
 def _photos_folder(run, before, data, out, workers, device, groups):
     "Find the folder of the photos, and their groups; raises all faults."
