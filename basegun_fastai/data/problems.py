@@ -170,8 +170,8 @@ def balance_problems(
         largest, smallest = f'train/{train.idxmax()}', f'train/{train.idxmin()}'
         problems.append(Problem('imbalance', 'warning', [largest, smallest],
             f'{largest} has {number_of(train.max())} and {smallest} {number_of(train.min())}, a factor above '
-            f'{MAX_IMBALANCE}: add photos to the small classes; --class-weights balanced helps only if val/ has as '
-            'many of them as of others'))
+            f'{MAX_IMBALANCE}: add photos to the small classes; --class-weights balanced raises their '
+            'recall, but costs accuracy if val/ is as unequal'))
     return problems + [Problem('few-val', 'warning', [f'val/{label}'],
                                f'val/{label} has {number_of(n)}: too few (under {MIN_VAL}) to measure precision and '
                                'recall; add photos that are not in train/')
