@@ -28,22 +28,6 @@ from .trust.judge import Judge
 from .trust.predictions import metrics, read_predictions
 from .trust.run_page import run_page
 
-# %% ../nbs/report.ipynb #2372a879
-def _trained_with(run):
-    "The CSV of groups that the run was trained with, if it still exists."
-    file = attempt(run.open)[0] and run.config.options.get('groups')
-    if file is None or Path(file).exists(): return file
-    say(f"'{file}', the --groups of the training, does not exist here, so the intervals are by photo: give --groups")
-    return None
-
-def _group_faults(data, groups):
-    "The group of each val photo, by its file, and what is wrong with the CSV."
-    if groups is None or layout_faults(data): return None, []
-    table = list_photos(data)
-    val = table[table.split == 'val']
-    known, faults = attempt(known_groups, groups, val)
-    return (None, faults) if known is None else (known.set_axis(val.file), faults)
-
 # %% ../nbs/report.ipynb #ef0b9409
 def _run_faults(run, option=''): return [option + o for o in attempt(run.open)[1]]
 
@@ -105,6 +89,21 @@ def _by_group(run, preds, numbers, known):
     return preds, numbers | dict(levels=numbers['levels'] | dict(bands=bands))
 
 # %% ../nbs/report.ipynb #2da6d654
+def _trained_with(run):
+    "The CSV of groups that the run was trained with, if it still exists."
+    file = attempt(run.open)[0] and run.config.options.get('groups')
+    if file is None or Path(file).exists(): return file
+    say(f"'{file}', the --groups of the training, does not exist here, so the intervals are by photo: give --groups")
+    return None
+
+def _group_faults(data, groups):
+    "The group of each val photo, by its file, and what is wrong with the CSV."
+    if groups is None or layout_faults(data): return None, []
+    table = list_photos(data)
+    val = table[table.split == 'val']
+    known, faults = attempt(known_groups, groups, val)
+    return (None, faults) if known is None else (known.set_axis(val.file), faults)
+
 def report(
     run: Path, # Folder made by `train`
     against: FOLDER = None, # Another run of the same classes and val photos, to compare with
