@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from fastai.callback.core import Callback  # noqa: E402
 from fastai.callback.mixup import CutMix, MixUp  # noqa: E402
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat  # noqa: E402
-from fastai.vision.augment import Brightness, Contrast, Saturation  # noqa: E402
+from fastai.vision.augment import Brightness, Contrast, Saturation, setup_aug_tfms  # noqa: E402
 from sklearn.metrics import recall_score  # noqa: E402
 from timm.layers import DropPath  # noqa: E402
 
@@ -124,9 +124,9 @@ def rates(body=1, head=1):
 def colour(amount):
     def change(case):
         pipeline = case.learn.dls.train.after_batch
-        kinds = [type(o) for o in pipeline.fs]
-        for transform in (o(amount, p=1.) for o in (Brightness, Contrast, Saturation)):
-            pipeline.fs[kinds.index(type(transform))] = transform
+        light = setup_aug_tfms([o(amount, p=1.) for o in (Brightness, Contrast, Saturation)])
+        others = [o for o in pipeline.fs if not isinstance(o, (Brightness, Contrast, Saturation))]
+        pipeline.fs = type(pipeline.fs)([*others[:-1], *light, others[-1]])  # before Normalize
     return change
 
 
