@@ -115,11 +115,7 @@ def _read_bank(run):
 
 def _with_groups(preds, known):
     "Predictions with the groups of the column `group`, so that intervals are by group."
-    if 'group' not in known: return preds
-    groups = group_numbers(known.group.loc[preds.files])
-    if groups is None: say("--groups has no group in its column 'group', so the intervals are by photo")
-    else: say(f"intervals are by group: {number_of(groups.max() + 1, 'group')} of {number_of(len(groups))}")
-    return replace(preds, groups=groups)
+    return replace(preds, groups=group_numbers(known.group.loc[preds.files])) if 'group' in known else preds
 
 def _predict(run, data, table, workers, device, ood_photos):
     "Predictions for the photos and for photos without guns, and what the contact sheets show under each photo."

@@ -55,6 +55,7 @@ def test_a_page_with_groups_has_their_intervals(mine, pretrained, tmp_path):
     for name, groups in (('photo', ()), ('weapon', ('--groups', tmp_path/'g.csv'))):
         result = typed('report', mine.path, *options, *groups, '--out', tmp_path/f'{name}.html')
         assert result.returncode == 0, result.stderr
+        assert ('intervals are by group: ' in result.stderr) == (name == 'weapon')
     by_photo, by_weapon = (BeautifulSoup((tmp_path/f'{o}.html').read_text(), 'html.parser').get_text()
                            for o in ('photo', 'weapon'))
     n = -(-len(files) // 6)

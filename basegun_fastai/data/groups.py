@@ -158,10 +158,14 @@ def group_links(
 def group_numbers(
     groups: pd.Series, # As `known_groups` returns them
 ) -> np.ndarray|None: # A number for each group and for each photo without one, shape `(n,)`; None if none is known
-    "Number the groups."
-    if not (groups != '').any(): return None
+    "Number the groups, and say how many there are."
+    if not (groups != '').any():
+        say('--groups has no group of these photos, so the intervals are by photo')
+        return None
     own = pd.Series([f'\0{o}' for o in range(len(groups))], groups.index)  # no cell of a CSV has a zero character
-    return pd.factorize(groups.map(partial(normalize, 'NFC')).where(groups != '', own))[0]
+    numbers = pd.factorize(groups.map(partial(normalize, 'NFC')).where(groups != '', own))[0]
+    say(f"intervals are by group: {number_of(numbers.max() + 1, 'group')} of {number_of(len(numbers))}")
+    return numbers
 
 # %% ../../nbs/data/groups.ipynb #b526506e
 GROUP_PATTERN = text('REGEX')

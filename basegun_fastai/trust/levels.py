@@ -205,8 +205,9 @@ def refusal(
     if n < needed:
         return f'to promise {rate:.4g}, val/ needs at least {number_of(needed)} without a mistake{reach} (it has {n})'
     wrong = int((~right[np.argsort(-confidences, kind='stable')[:needed]]).sum())
-    if not wrong: return (f'to promise {rate:.4g}, val/ needs at least {number_of(needed)} without a mistake{reach}, '
-                          'and photos of one group, all of them right, count as one')
+    if groups is not None and not wrong:
+        return (f'to promise {rate:.4g}, val/ needs at least {number_of(needed)} without a mistake{reach}, and photos '
+                'of one group, all of them right, count as one')
     enough = photos_enough(confidences, right, rate, groups)
     return (f"{rate:.4g} cannot be promised with {number_of(wrong, 'mistake')} among the "
             f"{number_of(needed, 'most confident val prediction')}"

@@ -223,3 +223,8 @@ def test_the_promise_holds_for_familiar_photos_and_costs_no_more_than_it_has_to(
         kept.append(actual is None or chances[shown].mean() >= rate)
         lower.append(actual is not None and (plain is None or actual < plain))
     assert np.mean(kept) >= .95 and np.mean(lower) > .95
+
+
+def test_a_refusal_names_groups_only_if_there_are_any():
+    confidences, right = np.ones(100), np.arange(100) < 80  # equal confidences: the mistakes come with the others
+    assert threshold(confidences, right, .9) is None and 'group' not in refusal(confidences, right, .9)
