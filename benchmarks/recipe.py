@@ -176,7 +176,7 @@ CHANGES = {
     'wd 0.01, head 0.3': callback(lambda: Decay(.01, .3)),
     'label smoothing 0.1': loss(lambda _: LabelSmoothingCrossEntropyFlat(eps=.1)),
     'drop path 0.2': drop_path(.2),
-    '3 epochs': stage(epochs=3), '10 epochs': stage(epochs=10),
+    '3 epochs': stage(epochs=3), '10 epochs': stage(epochs=10), '20 epochs': stage(epochs=20),
     'body × 2': rates(body=2), 'body ÷ 2': rates(body=.5), 'both ÷ 2': rates(.5, .5), 'both × 2': rates(2, 2),
     'colour 0.4': colour(.4), 'tilt 0.2': tilt(.2), 'all tilted': tilt(.1, 1.), 'zoom out to ÷ 1.3': zoom_out(1.3),
     'CutMix': callback(lambda: CutMix(1.)), 'MixUp': callback(lambda: MixUp(.2)),

@@ -660,8 +660,15 @@ class TestInABrowser:
         files = [data/o.file for o in read_list(data, folder).suspects]
         with reviewing(data, folder) as url, opened(chromium, url) as page:
             page.wait_for_function('() => views.size >= 5')
+            page.evaluate('async () => { await Promise.all(views.values()) }')  # loaded, not only asked for
             for o in files[:2]: Image.new('RGB', (9, 9)).save(o)
-            for key in 'kkk': page.keyboard.press(key)
+            waiting = []
+            page.route('**/decision', lambda o: o.continue_() if waiting else waiting.append(o))  # the first one waits
+            for number in range(3):
+                until_shown(page, number)
+                page.keyboard.press('k')
+            until_shown(page, 3)
+            waiting[0].continue_()
             until_said(page, 'And 1 more.')
             until_decided(page, 1)
             for number in (0, 1):
