@@ -482,6 +482,11 @@ def until_decided(page, n):
     page.wait_for_function('n => document.querySelector("#bar").value === n', arg=n)
 
 
+def until_loaded_ahead(page):
+    page.wait_for_function('() => views.size >= 5')
+    page.evaluate('async () => { await Promise.all(views.values()) }')  # they have been asked for only
+
+
 PRESS = "o => document.body.dispatchEvent(new KeyboardEvent('keydown', { bubbles: true, ...o }))"
 
 
@@ -587,7 +592,7 @@ class TestInABrowser:
     def test_decisions_wait_for_a_server_that_is_away(self, small, chromium):
         data, folder = small
         with reviewing(data, folder) as url, opened(chromium, url) as page:
-            page.wait_for_function('() => views.size >= 5')
+            until_loaded_ahead(page)
             page.context.set_offline(True)
             page.keyboard.press('k')
             until_said(page, 'cannot be reached')
@@ -646,8 +651,9 @@ class TestInABrowser:
             until_shown(other, 1)
             other.keyboard.press('k')
             until_decided(page, 2)  # a window learns what another one saves
-            for key in 'uu':  # photos 1 and 2; this window still shows photo 1
-                page.keyboard.press(key)
+            page.keyboard.press('u')  # photo 1, which this window still shows
+            until_shown(page, 2)
+            page.keyboard.press('u')
             until_decided(page, 3)
             until_shown(page, 3)
             until_said(page, 'has been decided in another window')
@@ -659,8 +665,7 @@ class TestInABrowser:
         data, folder = small
         files = [data/o.file for o in read_list(data, folder).suspects]
         with reviewing(data, folder) as url, opened(chromium, url) as page:
-            page.wait_for_function('() => views.size >= 5')
-            page.evaluate('async () => { await Promise.all(views.values()) }')  # loaded, not only asked for
+            until_loaded_ahead(page)
             for o in files[:2]: Image.new('RGB', (9, 9)).save(o)
             waiting = []
             page.route('**/decision', lambda o: o.continue_() if waiting else waiting.append(o))  # the first one waits
@@ -714,7 +719,9 @@ class TestInABrowser:
             until_said(page, 'has no suggestion')
             page.keyboard.press('ArrowRight')
             until_shown(page, 1)
-            for key in 'kk': page.keyboard.press(key)
+            page.keyboard.press('k')
+            until_shown(page, 2)
+            page.keyboard.press('k')
             until_decided(page, 2)
             until_shown(page, 0)  # it was passed over
             page.keyboard.press('k')
