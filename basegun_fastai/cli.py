@@ -51,13 +51,15 @@ COMMANDS = {  # command: (module, function, what it does, two examples of its ar
                 ('served photo.jpg', 'served photos/ --out rows.csv')),
     'report': ('report', 'report', 'write a report of a run as one HTML page',
                ('runs/night', 'runs/night --against runs/before --out night.html')),
+    'compare': ('compare', 'compare', 'rank runs, and recommend the cheapest of the best',
+                ('runs/*', 'runs/b0 runs/b1 runs/b3 --out compare.html --csv compare.csv')),
     'serve': ('serve', 'serve', 'serve predictions over HTTP, with a page; needs no torch',
               ('served', 'served --host 0.0.0.0 --port 8080 --api-key-file key.txt')),
     'cache': ('data.cache', 'cache', 'list or clear the cache of decoded photos', ('', '--clear')),
 }
 
 # they, or modules that they import, need temporary files
-_TEMPORARY = ('check', 'split', 'review', 'lr-find', 'train', 'evaluate', 'export', 'report')
+_TEMPORARY = ('check', 'split', 'review', 'lr-find', 'train', 'evaluate', 'export', 'report', 'compare')
 
 # %% ../nbs/cli.ipynb #39538ada
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -1,0 +1,244 @@
+"`compare` ranks runs, recommends one, and names those that cannot be compared with the reason."
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from conftest import tree, typed
+from safetensors.numpy import save_file
+from scipy.stats import beta
+
+from basegun_fastai.base.record import Run
+from basegun_fastai.trust.calibration import confidence_report
+from basegun_fastai.trust.comparison import gains, sign_flip_test
+from basegun_fastai.trust.leaderboard import difference_interval, holm, leaderboard, read_entry, recommend
+from basegun_fastai.trust.leaderboard import recommendation
+from basegun_fastai.trust.levels import Levels
+from basegun_fastai.trust.predictions import Predictions, csv_rows, metrics
+
+pytestmark = pytest.mark.slow
+
+
+def predictions(right, classes, seed=0):
+    "`Predictions` for as many photos as `right` has, correct where it is true."
+    rng = np.random.default_rng(seed)
+    n, c = len(right), len(classes)
+    labels = np.arange(n) % c
+    predicted = np.where(right, labels, (labels + 1 + rng.integers(0, c - 1, n)) % c)
+    logits = rng.normal(0, .3, (n, c))
+    logits[np.arange(n), predicted] += np.where(right, 4, 3) + rng.random(n)
+    files = [f'val/{classes[label]}/{i:05}.jpg' for i, label in enumerate(labels)]
+    return Predictions(files, list(classes), labels, logits)
+
+
+def write_run(path, like, preds, weights=1000, report=True, size=None, **changes):
+    "A finished run with these predictions; the rest is that of the run `like`."
+    path.mkdir(parents=True)
+    run, config = Run(path), like.config
+    numbers = metrics(preds) | (confidence_report(preds) if report else {})
+    levels = Levels(None, None)
+    if report: levels = Levels(*(numbers['levels'][o] for o in ('low', 'high', 'unfamiliar_rate')))
+    csv_rows(preds, levels).to_csv(run.predictions, index=False)
+    run.metrics.write_text(json.dumps(numbers))
+    shutil.copyfile(like.history, run.history)
+    save_file({'body.weight': np.zeros(weights, np.float32), 'bn.running_mean': np.zeros(7, np.float32)}, run.weights)
+    resolved = replace(config.resolved, size=size or config.resolved.size)
+    run.save_config(replace(config, **dict(classes=preds.classes, resolved=resolved) | changes))
+    return run
+
+
+def draw(n, accuracy, seed=0): return np.random.default_rng(seed).random(n) < accuracy
+
+
+def exchange(right, lost, won):
+    "Other answers: fewer photos right in one place, more in another."
+    other = right.copy()
+    other[np.flatnonzero(right)[:lost]], other[np.flatnonzero(~right)[:won]] = False, True
+    return other
+
+
+CLASSES = ['autre_pistolet', 'fusil', 'revolver']
+
+
+@pytest.fixture
+def four(run, tmp_path):
+    "The best, one that is as good and small, one that is worse, and a twin of the first with another seed."
+    base = draw(600, .9)
+    worse = base & (np.arange(600) % 8 > 0)
+    parts = dict(large=(base, 9000, run.config.seed), petit=(exchange(base, 9, 5), 100, run.config.seed),
+                 worse=(worse, 10, run.config.seed), twin=(exchange(base, 4, 2), 9000, 7))
+    return {name: write_run(tmp_path/'les runs'/name, run, predictions(right, CLASSES, i), weights, seed=seed,
+                            options=run.config.options | dict(seed=seed, name=name, head='linear' if i in (0, 3)
+                                                              else 'bn-dropout'))
+            for i, (name, (right, weights, seed)) in enumerate(parts.items())}
+
+
+def paths(runs): return [o.path for o in runs.values()]
+
+
+def test_numbers_are_those_of_each_run_and_one_is_recommended(four, tmp_path):
+    before = tree(tmp_path)
+    result = typed('compare', *paths(four), '--json', '--csv', tmp_path/'all.csv')
+    assert result.returncode == 0, result.stderr
+    assert {k: v for k, v in tree(tmp_path).items() if not k.endswith('all.csv')} == before
+    numbers = json.loads(result.stdout)
+    assert numbers['not_compared'] == []
+    accuracies = [o['accuracy'] for o in numbers['runs']]
+    assert accuracies == sorted(accuracies, reverse=True)
+    for row in numbers['runs']:
+        metrics_of = json.loads(Run(row['path']).metrics.read_text())
+        for o in ('accuracy', 'recall', 'loss'): assert row[o] == metrics_of[o]
+        assert row['calibration_error'] == metrics_of['calibration']['after']['ece']
+        assert row['high'] == metrics_of['levels']['bands']['high']['share']
+        assert (row['accuracy_low'], row['accuracy_high']) == pytest.approx(metrics_of['intervals']['accuracy'])
+    standing = {o['run']: o['standing'] for o in numbers['runs']}
+    assert standing['worse'] == 'worse' and sorted(standing.values()) == ['best', 'undecided', 'undecided', 'worse']
+    assert numbers['recommended'] == str(four['petit'].path)
+    assert {o['run']: o['parameters'] for o in numbers['runs']} == dict(large=9000, petit=100, worse=10, twin=9000)
+    (seeds,) = numbers['seeds']
+    assert {*seeds['runs']} == {'large', 'twin'} and seeds['low'] < seeds['mean'] < seeds['high']
+    with open(tmp_path/'all.csv', encoding='utf-8', newline='') as file: rows = list(csv.DictReader(file))
+    assert [float(o['accuracy']) for o in rows] == accuracies and rows[0]['p_value'] == ''
+
+
+def test_the_table_is_80_columns_wide_and_says_which_run_to_take(four):
+    result = typed('compare', *paths(four))
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines[:-1])) <= 80 and result.stderr == ''
+    assert lines[-1].startswith("Take 'petit': it is the cheapest of the 3 runs that are not significantly worse than")
+    assert 'weights × pixels, because not all of them are exported' in lines[-1]
+    assert sum(o.startswith('petit ') for o in lines) == 2
+
+
+def test_the_page(four, data, tmp_path):
+    page_file = tmp_path/'la page.html'
+    result = typed('compare', *paths(four), '--out', page_file)
+    assert result.returncode == 0 and "wrote '" in result.stderr, result.stderr
+    page = BeautifulSoup(page_file.read_text(), 'html.parser')
+    assert "Take 'petit'" in page.find(id='recommendation').get_text()
+    assert [o['data-run'] for o in page.select('#runs tr[data-run]')][0] in ('large', 'twin')
+    assert len(page.select('#recalls tr')) == 1 + len(CLASSES) and page.find('svg')
+    options = page.find(id='options').get_text()
+    assert 'seed' in options and 'head' in options and 'arch' not in options
+    photos = page.select('.pair')
+    assert 0 < len(photos) <= 60 and all(len(o.select('span')) == 4 for o in photos)
+    assert all(o.select('.error') for o in photos)
+
+
+def test_what_cannot_be_compared_is_named_and_the_others_are_compared(four, run, tmp_path):
+    right = draw(600, .9)
+    preds = predictions(right, CLASSES)
+    fewer = write_run(tmp_path/'fewer', run, preds.part(slice(300)))
+    others = write_run(tmp_path/'classes', run, predictions(right, [*CLASSES[:2], 'sabre']))
+    labels = write_run(tmp_path/'labels', run, replace(preds, labels=(preds.labels + 1) % 3, logits=np.roll(
+        preds.logits, 1, 1)))
+    contents = write_run(tmp_path/'contents', run, preds, dataset=replace(
+        run.config.dataset, parts=run.config.dataset.parts | dict(val='another')))
+    unfinished = write_run(tmp_path/'unfinished', run, preds, state='running')
+    damaged, torn = (write_run(tmp_path/o, run, preds) for o in ('damaged', 'torn'))
+    damaged.metrics.write_text('{')
+    torn.predictions.write_text('\n'.join(torn.predictions.read_text().split('\n')[:50]) + '\n')
+    old = write_run(tmp_path/'old', run, preds, report=False, dataset=replace(run.config.dataset, parts={}))
+    (tmp_path/'empty').mkdir()
+    wrong = [fewer.path, others.path, labels.path, contents.path, unfinished.path, damaged.path, torn.path,
+             tmp_path/'empty', tmp_path/'absent', four['large'].path]
+    result = typed('compare', *paths(four), *wrong, old.path)
+    assert result.returncode == 0, result.stderr
+    said = result.stderr.splitlines()
+    for path, words in zip(wrong, ('300 of its 300 photos are among the 600', 'has different classes: only one of',
+                                   'labels or contents are not', 'labels or contents are not', 'is not finished',
+                                   'missing or damaged', 'are not of the same val photos', 'has no config.json',
+                                   'does not exist', 'is compared once'), strict=True):
+        assert [o for o in said if str(path) in o and words in o], (path, words, said)
+    assert len(said) == len(wrong)
+    assert 'old ' in result.stdout
+
+
+@pytest.mark.parametrize('n', [0, 1])
+def test_fewer_than_two_runs(four, tmp_path, n):
+    result = typed('compare', *paths(four)[:n], tmp_path/'absent')
+    assert result.returncode == 1 and result.stdout == ''
+    assert 'Give at least two finished runs' in result.stderr.splitlines()[-1]
+    assert ('is the only run that can be compared' in result.stderr) == (n == 1)
+
+
+def test_all_faults_of_options_at_once(four, tmp_path):
+    result = typed('compare', *paths(four), '--out', tmp_path/'page.htm', '--csv', tmp_path, '--data',
+                   tmp_path/'absent')
+    assert result.returncode == 1
+    for words in ('ends in .html', 'is a folder', '--data: '): assert words in result.stderr, result.stderr
+
+
+def test_groups_make_intervals_wider_and_need_more_to_call_a_run_worse(four, tmp_path):
+    files = pd.read_csv(four['large'].predictions).file
+    pd.DataFrame(dict(file=files, group=np.arange(600) // 100)).to_csv(tmp_path/'g.csv', index=False)
+    plain, grouped_numbers = (json.loads(typed('compare', *paths(four), '--json', *more).stdout)
+                              for more in ((), ('--groups', tmp_path/'g.csv')))
+    assert {o['standing'] for o in plain['runs']} == {'best', 'undecided', 'worse'}
+    assert {o['standing'] for o in grouped_numbers['runs']} == {'best', 'undecided'}  # six groups: p is at least 1/32
+
+
+def test_an_export_is_timed_if_it_belongs_to_its_run(run, exported, tmp_path):
+    first, second, third = (Run(shutil.copytree(run.path, tmp_path/o)) for o in ('a', 'b', 'c'))
+    for o in (first, second): shutil.copytree(exported, o.exported)
+    shutil.copytree(exported, third.exported)
+    content = third.weights.read_bytes()
+    third.weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    result = typed('compare', first.path, second.path, third.path, '--json')
+    assert result.returncode == 0, result.stderr
+    numbers = json.loads(result.stdout)
+    times = {o['run']: o['milliseconds'] for o in numbers['runs']}
+    assert times['c'] is None and times['a'] > 0 and .5 < times['a'] / times['b'] < 2
+    assert 'was exported from other weights' in numbers['not_compared'][0]
+    assert all((o['megabytes'] is None) == (o['run'] == 'c') for o in numbers['runs'])
+
+
+def test_runs_with_the_same_name_are_called_by_their_paths(four, tmp_path):
+    other = Run(shutil.copytree(four['large'].path, tmp_path/'others'/'large'))
+    numbers = json.loads(typed('compare', four['large'].path, other.path, four['petit'].path, '--json').stdout)
+    assert {o['run'] for o in numbers['runs']} == {str(four['large'].path), str(other.path), 'petit'}
+
+
+def test_adjusted_p_values_are_those_of_an_independent_computation():
+    for seed in range(50):
+        p = np.random.default_rng(seed).random(7) ** 3
+        ranked = sorted(range(7), key=lambda i: p[i])
+        expected, highest = [0] * 7, 0
+        for k, i in enumerate(ranked):
+            highest = max(highest, (7 - k) * p[i])
+            expected[i] = min(1, highest)
+        assert holm(p) == pytest.approx(expected)
+
+
+def test_the_interval_of_a_difference_contains_the_truth():
+    def contains(seed, size):
+        rng = np.random.default_rng(seed)
+        shared = np.repeat(rng.choice([-1, 0, 1], 400 // size, p=[.06, .84, .1]), size)
+        low, high = difference_interval(shared, np.repeat(np.arange(400 // size), size) if size > 1 else None)
+        return low <= .04 <= high
+    for size in (1, 5):
+        assert np.mean([contains(o, size) for o in range(400)]) > .9
+
+
+def test_two_seeds_of_one_network_are_hardly_ever_called_different_and_five_points_are_seen():
+    def p_value(seed, first, second, n):
+        rng = np.random.default_rng(seed)
+        easiness = rng.random(n)  # of each photo, shared by both networks
+        a, b = (rng.random(n) < beta.ppf(easiness, o / 2, (1 - o) / 2) for o in (first, second))
+        return sign_flip_test(gains(a, b))
+    assert np.mean([p_value(o, .9, .9, 1000) < .05 for o in range(200)]) <= .07
+    assert np.mean([p_value(o, .85, .9, 1000) < .05 for o in range(200)]) >= .8
+
+
+def test_a_recommendation_with_times(four):
+    entries = [read_entry(o.path) for o in four.values()]
+    rows = leaderboard(entries)
+    times = dict(large=50., petit=20., twin=19., worse=1.)
+    rows = recommend([replace(o, milliseconds=times[o.run]) for o in rows])
+    (chosen,) = [o.run for o in rows if o.recommended]
+    assert chosen == max(('petit', 'twin'), key=lambda o: next(r.accuracy for r in rows if r.run == o))
+    assert 'ms per photo' in recommendation(rows) and 'not all of them are exported' not in recommendation(rows)
