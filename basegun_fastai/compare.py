@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compare']
 
-# %% ../nbs/compare.ipynb #72de59af
+# %% ../nbs/compare.ipynb #7de03f64
 import json as json_format
 import os
 from dataclasses import asdict, replace
@@ -20,7 +20,7 @@ from .base.errors import BasegunError, attempt, raise_faults
 from .base.files import file_faults, write_whole
 from .base.parameters import FILE, FOLDER, whole
 from .base.processes import forget_cluster, say, worker_faults
-from .base.text import csv_text, printable
+from .base.text import csv_text, number_of, printable
 from .data.folders import layout_faults
 from .data.groups import group_numbers, known_groups
 from .latency import milliseconds
@@ -29,7 +29,7 @@ from .trust.compare_page import compare_page
 from .trust.leaderboard import as_json, comparable, leaderboard, read_entry
 from .trust.leaderboard import recommend, recommendation, seed_groups
 
-# %% ../nbs/compare.ipynb #7a388a13
+# %% ../nbs/compare.ipynb #23b722e0
 def _entries(paths):
     "The runs that can be compared, and a message for each other folder."
     entries, apart, known = [], [], {}
@@ -48,7 +48,7 @@ def _entries(paths):
     reasons = [f"'{chosen[0].run.path}' is the only run that can be compared", *apart] if chosen else apart
     raise BasegunError('\n'.join([*reasons, 'Give at least two finished runs with the same val photos and classes']))
 
-# %% ../nbs/compare.ipynb #6550a93b
+# %% ../nbs/compare.ipynb #fc4deaf2
 def _export_fault(entry):
     "Open the export of a run; raises `BasegunError` if it is damaged or not of this run."
     model, weights = load(entry.run.exported, threads=1), sha256(entry.run.weights.read_bytes()).hexdigest()
@@ -64,13 +64,13 @@ def _with_times(rows, entries):
         faults = attempt(_export_fault, o)[1]
         apart += faults
         if not faults: folders[str(o.run.path)] = o.run.exported
-    if folders: say(f'timing {len(folders)} of {len(rows)} runs: those that are exported')
+    if folders: say(f"timing the exports of {number_of(len(folders), 'run')}")
     times = dict(zip(folders, milliseconds([*folders.values()]), strict=True))
     def size(path): return sum(os.stat(o).st_size for o in folders[path].iterdir()) / 1e6
     return [replace(o, milliseconds=times[o.path], megabytes=size(o.path)) if o.path in times else o
             for o in rows], apart
 
-# %% ../nbs/compare.ipynb #efa4c3ed
+# %% ../nbs/compare.ipynb #1a2a88d9
 def _number(value, form): return '-' if value is None else format(value, form)
 
 def _table(header, lines):
@@ -95,11 +95,11 @@ def _text(rows, seeds):
              f'{o.seconds / 60:.1f}', _number(o.megabytes, '.1f'), _number(o.milliseconds, '.1f')] for o in rows]
     lines = [*_table(['run', '', 'accuracy', '95 %', 'recall', 'loss', 'cal.', 'high', 'right'], quality), '',
              *_table(['run', 'network', 'pixels', 'M weights', 'epochs', 'minutes', 'MB', 'ms'], cost)]
-    if seeds: lines += ['', *(f'{len(o.runs)} seeds of {_short(o.runs[0])}: accuracy {o.mean:.4f} on average, '
-                              f'{o.low:.4f} to {o.high:.4f}' for o in seeds)]
+    if seeds: lines += ['', *(f'{number_of(len(o.runs), "seed")} of {_short(o.runs[0])}: accuracy {o.mean:.4f} '
+                              f'on average, {o.low:.4f} to {o.high:.4f}' for o in seeds)]
     return '\n'.join([*lines, '', recommendation(rows)])
 
-# %% ../nbs/compare.ipynb #e2265233
+# %% ../nbs/compare.ipynb #f5365539
 def _groups(entries, file):
     "The group of each photo, as a number."
     if file is None: return None
@@ -111,7 +111,7 @@ def _photos_folder(entries, data):
     if data: return data
     folder = next((Path(o.run.config.options['data']) for o in entries
                    if (Path(o.run.config.options['data'])/o.files[0]).is_file()), None)
-    if folder is None: say('the photos are not where they were trained on, so the page shows none: give --data')
+    if folder is None: say('the photos have moved since the training, so the page shows none: give --data')
     return folder
 
 def _faults(out, csv, data, workers):
@@ -121,7 +121,7 @@ def _faults(out, csv, data, workers):
     return faults + worker_faults(workers) + [*file_faults(out, inside, '--out', '.html', 'compare'),
                                               *file_faults(csv, inside, '--csv', '.csv', 'compare')]
 
-# %% ../nbs/compare.ipynb #aacc02b7
+# %% ../nbs/compare.ipynb #93c3ead5
 def compare(
     runs: Annotated[list[Path], {'nargs': '+', 'type': Path}], # Folders made by `train`, such as runs/*
     out: FILE = None, # HTML page to write

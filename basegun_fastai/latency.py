@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROUNDS', 'SECONDS', 'milliseconds']
 
-# %% ../nbs/latency.ipynb #c6cd3fac
+# %% ../nbs/latency.ipynb #c1ab1578
 import time
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from .base.progress import progress
 from .data.demo import draw_photo
 from .predict import load
 
-# %% ../nbs/latency.ipynb #7f3ba29c
+# %% ../nbs/latency.ipynb #759d2aa2
 ROUNDS, SECONDS = (9, 60), 2.  # of one model: fewest and most turns, and the time after which no turn is added
 
 def _photo():

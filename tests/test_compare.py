@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def predictions(right, classes, seed=0):
-    "`Predictions` for as many photos as `right` has, correct where it is true."
+    "`Predictions` for as many photos as `right` has, correct if it is true."
     rng = np.random.default_rng(seed)
     n, c = len(right), len(classes)
     labels = np.arange(n) % c
@@ -109,7 +109,7 @@ def test_the_table_is_80_columns_wide_and_says_which_run_to_take(four):
     result = typed('compare', *paths(four))
     lines = result.stdout.splitlines()
     assert max(map(len, lines[:-1])) <= 80 and result.stderr == ''
-    assert lines[-1].startswith("Take 'petit': it is the cheapest of the 3 runs that are not significantly worse than")
+    assert lines[-1].startswith("Take 'petit': it is the cheapest of 3 runs not significantly worse than")
     assert 'weights × pixels, because not all of them are exported' in lines[-1]
     assert sum(o.startswith('petit ') for o in lines) == 2
 
@@ -148,13 +148,13 @@ def test_what_cannot_be_compared_is_named_and_the_others_are_compared(four, run,
              tmp_path/'empty', tmp_path/'absent', four['large'].path]
     result = typed('compare', *paths(four), *wrong, old.path)
     assert result.returncode == 0, result.stderr
-    said = result.stderr.splitlines()
-    for path, words in zip(wrong, ('300 of its 300 photos are among the 600', 'has different classes: only one of',
+    lines = result.stderr.splitlines()
+    for path, words in zip(wrong, ('has 300 of its 300 photos, and 600 in all', 'has different classes: only one of',
                                    'labels or contents are not', 'labels or contents are not', 'is not finished',
                                    'missing or damaged', 'are not of the same val photos', 'has no config.json',
                                    'does not exist', 'is compared once'), strict=True):
-        assert [o for o in said if str(path) in o and words in o], (path, words, said)
-    assert len(said) == len(wrong)
+        assert [o for o in lines if str(path) in o and words in o], (path, words, lines)
+    assert len(lines) == len(wrong)
     assert 'old ' in result.stdout
 
 

@@ -39,6 +39,7 @@ def sign_flip_test(
     sums = np.abs(np.arange(len(chances)) - len(chances) // 2)
     return float(min(1, chances[sums >= abs(differences.sum())].sum()))
 
+# %% ../../nbs/trust/comparison.ipynb #e354ad5c
 def gains(
     before: np.ndarray, # Does the first model predict each photo correctly? `bool` of shape `(n,)`
     after: np.ndarray, # Does the second one? `bool` of shape `(n,)`
