@@ -46,8 +46,8 @@ def _name_fault(name):
             f'another one, such as {WHEEL_NAME}')
 
 def wheel_faults(
-    wheel: bool, # --wheel
-    name: str|None, # --wheel-name; None if it was not given
+    wheel: bool, # Is a wheel made?
+    name: str|None, # Of its package; None if it was not given
 ) -> list[str]: # At most one message
     "Say what is wrong with the options of a wheel."
     if name is None: return []
@@ -63,7 +63,7 @@ def _imported(file):
         if isinstance(node, ast.ImportFrom) and node.level:
             yield file.parents[node.level - 1].joinpath(*node.module.split('.')).with_suffix('.py')
 
-def serving_code() -> dict[str, bytes]: # Content of each file, by its path in the package; `__init__.py` is missing
+def serving_code() -> dict[str, bytes]: # Content of each file, by its path in a package that has its own __init__.py
     "Read the modules that predictions need."
     pending, modules = [_ROOT/'predict.py'], set()
     while pending:
@@ -97,6 +97,13 @@ _ABOUT = '''Model `{id}`, exported by basegun-fastai. The licence is that of the
 in index order, `model.id` the id above, and `model(photo)` also the familiarity, the reason for a low level and the
 probability of every class. Photos in HEIC need `pip install pi-heif`, or the extra `heic`.
 '''
+
+# %% ../nbs/model_wheel.ipynb #c601ad34
+def _day(started):
+    try: day = date.fromisoformat(started[:10])
+    except ValueError as err: raise BasegunError(
+        f"config.json gives no date as the start of the training, but '{printable(started):.80}': train again") from err
+    return f'{day.year}.{day.month}.{day.day}'
 
 # %% ../nbs/model_wheel.ipynb #116cc1f9
 MIN_NUMPY = '1.24'  # the oldest that was tried; predictions are the same
@@ -142,12 +149,7 @@ def _package(folder, name):
     parts = serving_code() | {'__init__.py': _INIT.encode()} | model
     return {f'{name}/{path}': content for path, content in parts.items()}
 
-def _day(started):
-    try: day = date.fromisoformat(started[:10])
-    except ValueError as err: raise BasegunError(
-        f"config.json gives no date as the start of the training, but '{printable(started):.80}': train again") from err
-    return f'{day.year}.{day.month}.{day.day}'
-
+# %% ../nbs/model_wheel.ipynb #ac43e4c1
 def write_wheel(
     folder: Path, # An exported model; the wheel is written beside its files
     name: str, # Of the package; `wheel_faults` finds no fault in it

@@ -1,4 +1,4 @@
-"A wheel holds what was exported and the code that predicts with it; pip installs it where this package is missing."
+"A wheel holds what was exported and the code that predicts with it; pip installs it without this package."
 import ast
 import errno
 import importlib
@@ -232,7 +232,7 @@ print(json.dumps(dict(
 '''
 
 
-def test_it_predicts_where_this_package_is_missing(environment, exported, data, tmp_path):
+def test_it_predicts_without_this_package(environment, exported, data, tmp_path):
     photos, model = sorted((data/'val').glob('*/*'))[::3], load(exported)
     left = dict(HOME=str(tmp_path), TMPDIR=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
     result = subprocess.run([environment.python, '-I', '-c', PROGRAM, *photos], capture_output=True, text=True,
