@@ -46,7 +46,7 @@ COMMANDS = {  # command: (module, function, what it does, two examples of its ar
     'evaluate': ('evaluate', 'evaluate', 'evaluate a run on any folder of class folders',
                  ('runs/night photos-of-2026/', 'runs/night photos-of-2026/ --groups cameras.csv --out judged')),
     'export': ('export', 'export', 'export a run to files for serving, and check them',
-               ('runs/night', 'runs/night --out served')),
+               ('runs/night', 'runs/night --out served --wheel')),
     'predict': ('predict', 'predict', 'predict the classes of photos, as a table; needs no torch',
                 ('served photo.jpg', 'served photos/ --out rows.csv')),
     'report': ('report', 'report', 'write a report of a run as one HTML page',

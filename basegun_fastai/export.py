@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 
 from .base.errors import BasegunError, raise_faults
 from .base.files import hold, out_faults, whole_folder, write_whole
-from .base.parameters import FOLDER
+from .base.parameters import FOLDER, text
 from .base.processes import forget_cluster, say
 from .base.record import Run
 from .base.text import name_some, number_of
@@ -28,6 +28,7 @@ from .data.demo import draw_photo
 from .data.photo import DECODER, NEUTRAL, UnreadablePhoto, pixels
 from .exported import FORMAT, essentials, make_probe, seal
 from .model.archs import run_architecture
+from .model_wheel import WHEEL_NAME, wheel_faults, write_wheel
 from .predict import load
 from .trust.evidence import MAX_ERROR
 from .trust.familiarity import MAX_SIMILARITY_DIFFERENCE, N_NEIGHBORS, Bank, read_bank
@@ -240,7 +241,7 @@ def _write_model(run, folder, network, bank):
         bytes=len(content)))))
 
 # %% ../nbs/export.ipynb #27e57841
-def _make_export(run, data, out):
+def _make_export(run, data, out, name):
     bank = read_bank(run)
     preds = _predictions_to_compare(run, data, bank)
     say(f'making {out}')
@@ -253,6 +254,7 @@ def _make_export(run, data, out):
             f"'{run.path}' is not exported, because its predictions differ:", *faults,
             'If photos were changed after the training, give the photos of the training as --data. Otherwise, report '
             'this and do not serve the run']))
+        wheel = name and write_wheel(folder, name, run.config.started)
     say(f'compared {number_of(len(preds.files))}: the training, model.safetensors and model.onnx give the same '
         f'predictions; probabilities differ by {largest:.1g} at most')
     if network.layer is None:
@@ -260,13 +262,16 @@ def _make_export(run, data, out):
             'predictions cannot be explained')
     if bank is None: say(why_no_familiarity(run))
     print(out)
+    if name: print(out/wheel.name)
 
 # %% ../nbs/export.ipynb #7667827e
 def export(
     run: Path, # Folder made by `train`
     out: FOLDER = None, # New folder for model.onnx and model.json (default: RUN/exported)
     data: FOLDER = None, # Folder with the photos of the training (default: the folder used then)
-) -> None: # Prints the folder, raises `BasegunError` if predictions differ
+    wheel: bool = False, # Also make a wheel of the model in that folder, which pip installs in a backend
+    wheel_name: text('NAME') = None, # Name of the package in the wheel (default: basegun_model)
+) -> None: # Prints the folder and the wheel, raises `BasegunError` if predictions differ
     "Make files that can be served, and compare their predictions with the training."
     forget_cluster()
     run = Run(run)
@@ -275,5 +280,6 @@ def export(
         raise BasegunError(f"'{run.path}' was trained with decoder {then}, but this version has decoder "
             f'{DECODER}: export with the version of basegun-fastai in its config.json, or train again')
     data, out = Path(data or config.options['data']), Path(out or run.exported)
-    raise_faults(out_faults(out, data))
-    with hold(out, new=True): _make_export(run, data, out)
+    raise_faults(out_faults(out, data) + wheel_faults(wheel, wheel_name))
+    name = (wheel_name or WHEEL_NAME) if wheel else None
+    with hold(out, new=True): _make_export(run, data, out, name)

@@ -17,7 +17,7 @@ WINGS = {
              'evidence comparison steadiness judge listing inspection run_page leaderboard compare_page',
     'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup finish '
                 'training',
-    'commands': 'exported check split apply evaluate train predict latency report compare export',
+    'commands': 'exported check split apply evaluate train predict latency report compare model_wheel export',
     'serving': 'policy worker processes bodies measures middleware application server review_list review_session '
                'review',
     'cli': 'serve review cli',
