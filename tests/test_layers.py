@@ -15,8 +15,8 @@ WINGS = {
     'model': 'archs folding device optimiser augment workers loaders hub weights learner',
     'trust': 'familiarity levels predictions intervals calibration suspects ood captions mistakes groups tables '
              'evidence comparison steadiness judge listing inspection run_page',
-    'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup finish '
-                'training',
+    'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup hparams '
+                'finish training',
     'commands': 'exported check split apply evaluate train predict report export',
     'serving': 'policy worker processes bodies measures middleware application server review_list review_session '
                'review',

@@ -132,7 +132,7 @@ class Run(Tables):
         self.checkpoints, self.exported = self.path/'checkpoint', self.path/'exported'
         self.weights, self.learner = self.path/'model.safetensors', self.path/'learner.pkl'
         self.report, self.familiarity = self.path/'report.html', self.path/'familiarity.safetensors'
-        self.train_photos = self.path/'train-photos.npy'
+        self.train_photos, self.hparams = self.path/'train-photos.npy', self.path/'hparams'
         self.rates, self.rates_picture = self.path/'lr-find.csv', self.path/'lr-find.png'
 
     @property
@@ -159,7 +159,8 @@ class Run(Tables):
 
     def tidy(self) -> None:
         "Remove the unfinished files of a killed process."
-        for file in [*self.path.glob('.*.tmp'), *self.checkpoints.glob('.*.tmp')]: file.unlink(missing_ok=True)
+        for folder in (self.path, self.checkpoints, self.hparams):
+            for file in folder.glob('.*.tmp'): file.unlink(missing_ok=True)
 
 # %% ../../nbs/base/record.ipynb #214bf275
 @patch(as_prop=True)
