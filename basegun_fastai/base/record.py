@@ -157,16 +157,17 @@ class Run(Tables):
         write_whole(self.config_file, json.dumps(config.to_json(), indent=2, ensure_ascii=False) + '\n')
         self.config = config
 
-    def tidy(self) -> None:
-        "Remove the unfinished files of a killed process."
-        for folder in (self.path, self.checkpoints, self.hparams):
-            for file in folder.glob('.*.tmp'): file.unlink(missing_ok=True)
-
 # %% ../../nbs/base/record.ipynb #214bf275
 @patch(as_prop=True)
 def resume_hint(self: Run) -> str: # A clause without a full stop
     "Say how to continue an interrupted training."
     return f'the same command with --name {self.path.name} --resume continues'
+
+@patch
+def tidy(self: Run) -> None:
+    "Remove the unfinished files of a killed process."
+    for folder in (self.path, self.checkpoints, self.hparams):
+        for file in folder.glob('.*.tmp'): file.unlink(missing_ok=True)
 
 @patch
 def open(self: Run) -> Config: # The content of `config.json`
