@@ -172,7 +172,8 @@ def _known_features(setup, memory, best, files, bank):
 def _write_report(run, setup, saved, preds, numbers, known):
     say('writing report.html; --no-report leaves it to the command `report`')
     train = setup.photos[setup.photos.split == 'train']
-    inspection = inspect_run(saved, preds, train, known, _forwards(setup) // PAGE_SHARE)
+    p_affine = run.config.resolved.p_affine
+    inspection = inspect_run(saved, preds, train, known, _forwards(setup) // PAGE_SHARE, p_affine)
     write_whole(run.report, run_page(run, setup.options.data, preds, numbers, inspection))
 
 # %% ../../nbs/training/finish.ipynb #9056b17f
