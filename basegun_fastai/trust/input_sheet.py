@@ -85,7 +85,7 @@ def _val_inputs(judge, preds):
     return [PhotoInputs(file, label, [o]) for file, label, o in zip(files, labels, pictures, strict=True)]
 
 def input_sheet(
-    judge: Judge, # Of the run
+    judge: Judge, # Gives the size and the loaders; its network is not used
     preds: Predictions, # Of its val photos
     train: pd.DataFrame, # Train photos, as `list_photos` lists them; empty if they have changed
     p_affine: float, # Probability that a train photo is rotated and tilted, as the run's `config.json` has it

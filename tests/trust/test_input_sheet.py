@@ -56,8 +56,8 @@ def marked(tmp_path):
 def ends(picture):
     "The middle of the red end and of the blue end, as shares of width and height, and the pixels of each."
     levels = decoded(picture)
-    for near, far in ((0, 2), (2, 0)):
-        rows, columns = np.nonzero(levels[..., near] - levels[..., far] > 100)
+    for channel, other in ((0, 2), (2, 0)):
+        rows, columns = np.nonzero(levels[..., channel] - levels[..., other] > 100)
         yield columns.mean() / len(levels), rows.mean() / len(levels), len(rows)
 
 
