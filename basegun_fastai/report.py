@@ -70,8 +70,8 @@ def _run_photos(run, data):
         raise BasegunError(f"the val photos in '{data}' are not those that '{run.path}' was judged on: give --data "
                            'with a folder that has them')
     if part_fingerprint(train) == parts.get('train', part_fingerprint(train)): return val, train
-    say(f"the train photos in '{data}' have changed since the training, so the page does not show which of them each "
-        'val photo resembles')
+    say(f"the train photos in '{data}' have changed since the training, so the page shows none of them: "
+        'neither those that each val photo resembles, nor what the network sees of them')
     return val, train[:0]
 
 def _predictions_and_metrics(run, val):
@@ -123,6 +123,7 @@ def report(
     val, train = _run_photos(run, data)
     preds, numbers = _by_group(run, *_predictions_and_metrics(run, val), known)
     comparison = compare(read_predictions(before, before.config.classes), preds) if before else None
-    inspection = inspect_run(Judge.of_run(run, data, val, workers, device), preds, train)
+    judge = Judge.of_run(run, data, val, workers, device)
+    inspection = inspect_run(judge, preds, train, p_affine=run.config.resolved.p_affine)
     write_whole(out, run_page(run, data, preds, numbers, inspection, before and (before, comparison)))
     print(out)

@@ -110,7 +110,9 @@ def test_the_photos_have_to_be_those_of_the_run(run, copy, tmp_path):
     Image.new('RGB', (90, 60), 'red').save(extra)
     result = typed('report', run.path, '--data', copy, '--out', page, '--workers', 0)
     assert result.returncode == 0 and 'have changed since the training' in result.stderr
-    assert 'photos were not compared' in page.read_text() and not extra.with_suffix('.html').exists()
+    assert 'photos were not compared' in page.read_text() and 'so none are shown' in page.read_text()
+    assert len(BeautifulSoup(page.read_text(), 'html.parser').find_all(attrs={'data-input': True})) == 6
+    assert not extra.with_suffix('.html').exists()
     page.unlink()
     extra.rename(copy/'val'/'revolver'/'new.png')
     result = typed('report', run.path, '--data', copy, '--out', page, '--workers', 0)

@@ -23,7 +23,7 @@ from basegun_fastai.training.training import Training
 
 pytestmark = pytest.mark.slow
 
-FILES = {'config.json', 'history.csv', 'train', 'val', 'model.safetensors', 'learner.pkl', 'metrics.json',
+FILES = {'config.json', 'history.csv', 'train', 'val', 'hparams', 'model.safetensors', 'learner.pkl', 'metrics.json',
          'confusion-matrix.csv', 'confusion-matrix-normalized.csv', 'confusion-matrix.png', 'confidence.png',
          'predictions-val.csv', 'report.html', 'familiarity.safetensors', 'train-photos.npy'}
 

@@ -132,7 +132,7 @@ class Run(Tables):
         self.checkpoints, self.exported = self.path/'checkpoint', self.path/'exported'
         self.weights, self.learner = self.path/'model.safetensors', self.path/'learner.pkl'
         self.report, self.familiarity = self.path/'report.html', self.path/'familiarity.safetensors'
-        self.train_photos = self.path/'train-photos.npy'
+        self.train_photos, self.hparams = self.path/'train-photos.npy', self.path/'hparams'
         self.rates, self.rates_picture = self.path/'lr-find.csv', self.path/'lr-find.png'
 
     @property
@@ -157,15 +157,17 @@ class Run(Tables):
         write_whole(self.config_file, json.dumps(config.to_json(), indent=2, ensure_ascii=False) + '\n')
         self.config = config
 
-    def tidy(self) -> None:
-        "Remove the unfinished files of a killed process."
-        for file in [*self.path.glob('.*.tmp'), *self.checkpoints.glob('.*.tmp')]: file.unlink(missing_ok=True)
-
 # %% ../../nbs/base/record.ipynb #214bf275
 @patch(as_prop=True)
 def resume_hint(self: Run) -> str: # A clause without a full stop
     "Say how to continue an interrupted training."
     return f'the same command with --name {self.path.name} --resume continues'
+
+@patch
+def tidy(self: Run) -> None:
+    "Remove the unfinished files of a killed process."
+    for folder in (self.path, self.checkpoints, self.hparams):
+        for file in folder.glob('.*.tmp'): file.unlink(missing_ok=True)
 
 @patch
 def open(self: Run) -> Config: # The content of `config.json`

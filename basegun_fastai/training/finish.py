@@ -29,6 +29,7 @@ from ..model.loaders import evaluation_loaders
 from ..model.workers import broadcast_weights, from_first
 from ..model.weights import fold_temperature, plain_state, trained_model, weights_bytes
 from .callbacks import Memory
+from .hparams import save_hparams
 from .setup import Setup
 from ..trust.calibration import fit_temperature
 from ..trust.familiarity import MAX_BANK, MAX_SIMILARITY_DIFFERENCE, Bank, bank_fault, no_familiarity
@@ -171,7 +172,8 @@ def _known_features(setup, memory, best, files, bank):
 def _write_report(run, setup, saved, preds, numbers, known):
     say('writing report.html; --no-report leaves it to the command `report`')
     train = setup.photos[setup.photos.split == 'train']
-    inspection = inspect_run(saved, preds, train, known, _forwards(setup) // PAGE_SHARE)
+    p_affine = run.config.resolved.p_affine
+    inspection = inspect_run(saved, preds, train, known, _forwards(setup) // PAGE_SHARE, p_affine)
     write_whole(run.report, run_page(run, setup.options.data, preds, numbers, inspection))
 
 # %% ../../nbs/training/finish.ipynb #9056b17f
@@ -199,6 +201,7 @@ def finish(
     run.save_config(replace(config, best=best))
     known = _known_features(setup, memory, best, files, bank) if same_features else None
     if not options.no_report: _write_report(run, setup, saved, preds, numbers, known)
+    save_hparams(run, run.config, numbers)
     run.save_config(replace(config, state='finished', best=best))
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return numbers

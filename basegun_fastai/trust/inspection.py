@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .input_sheet import InputSheet, input_sheet
 from .judge import Judge, has_features
 from .mistakes import suspect_labels
 from .predictions import Predictions
@@ -94,6 +95,7 @@ class Inspection:
     n_varied: int  # Number of photos that the steadiness is of
     neighbours: pd.DataFrame  # As `neighbours` lists them, with a `train_label`; empty without train photos
     n_compared: tuple[int, int]  # Number of val and train photos that were compared for `neighbours`
+    inputs: InputSheet|None = None  # Photos as they reach the network; empty leaves them out of the page
 
 def _sample(files, size, first=()):
     "At most `size` of `files`, including those in `first`, always the same ones."
@@ -118,6 +120,7 @@ def inspect_run(
     train: pd.DataFrame, # Train photos, with `file` and `label`; empty leaves the neighbours out
     known: KnownFeatures|None = None, # Of some train photos
     max_forwards: int|None = None, # Most train photos and variations that the network sees; empty for no limit
+    p_affine: float|None = None, # As `input_sheet.input_sheet` takes it; empty leaves the sheet out
 ) -> Inspection: # For the page
     "Ask a trained network again."
     index, suspects = preds.index, suspect_labels(preds).iloc[:MAX_SHOWN]
@@ -133,4 +136,5 @@ def inspect_run(
     rows = neighbours(judge, queries, unknown, known) if n else pd.DataFrame(columns=['file', 'train_file', 'cosine'])
     labels = pd.Series(train.label.to_numpy(object), train.file)
     rows.insert(2, 'train_label', labels.reindex(rows.train_file).to_numpy(object))
-    return Inspection(worst, strange, suspects, overlays, table, len(varied), rows, (len(queries), n))
+    inputs = None if p_affine is None else input_sheet(judge, preds, train, p_affine)
+    return Inspection(worst, strange, suspects, overlays, table, len(varied), rows, (len(queries), n), inputs)

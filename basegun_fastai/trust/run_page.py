@@ -5,8 +5,7 @@
 # %% ../../nbs/trust/run_page.ipynb #f8da6624
 from __future__ import annotations
 
-from base64 import b64encode
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from ..data.pages import pictures, render, review_command, smallest_classes
 from .calibration import level_promises, plot_confidence
 from .comparison import Comparison
 from .familiarity import Bank, familiarity, read_bank
+from .input_sheet import jpeg_base64
 from .intervals import intervals
 from .inspection import MAX_SHOWN, Inspection
 from .predictions import MAX_COLUMNS, MAX_DRAWN, Predictions, confusion_matrix, most_changed
@@ -149,18 +149,12 @@ def _pairs(preds):
         rows.append(dict(i=int(i), j=int(j), title=title, photos=photos, more=len(at) - len(shown)))
     return rows, len(pairs) - len(rows)
 
-# %% ../../nbs/trust/run_page.ipynb #f98f7675
-def _jpeg(image):
-    out = BytesIO()
-    image.save(out, 'JPEG', quality=70)
-    return b64encode(out.getvalue()).decode()
-
 # %% ../../nbs/trust/run_page.ipynb #284a0cf8
 def _case(preds, index, inspection, message):
     file, overlays, rows = preds.files[index], inspection.overlays, inspection.neighbours
     resembled = rows[rows.file == file]
     return dict(file=file, label=preds.classes[preds.labels[index]], answer=preds.classes[preds.predicted[index]],
-                overlay=_jpeg(overlays[file]) if file in overlays else None, message=message,
+                overlay=jpeg_base64(overlays[file]) if file in overlays else None, message=message,
                 resembled=[(o.train_file, o.train_label, o.cosine) for o in resembled.itertuples()])
 
 def _mistakes(preds, inspection):
@@ -245,6 +239,7 @@ def run_page(
     files += [file for _, part, _ in differences for file in part]
     files += [file for o in cases for file in (o['file'], *(file for file, _, _ in o['resembled']))]
     files += [file for o in mistakes['closest'] for file in (o['file'], o['train_file'])]
+    if inputs := inspection.inputs: files += [o.file for o in (*inputs.train, *inputs.val)]
     return render('run.html', pictures(data, sorted({*files})), kind='report', **values)
 
 def _values(run, data, preds, numbers, inspection, before, comparison):
@@ -261,4 +256,4 @@ def _values(run, data, preds, numbers, inspection, before, comparison):
         confidence_chart=svg(plot_confidence(preds, numbers)), familiarity=_familiarity(run, numbers),
         mistakes=_mistakes(preds, inspection), review=_review(data, config.options),
         steadiness=_steadiness(inspection.steadiness, inspection.n_varied), facts=_facts(config, history),
-        augmentation=augmentation_text(config))
+        augmentation=augmentation_text(config), inputs=inspection.inputs)

@@ -159,7 +159,8 @@ def judged(run, data, preds, out, split):
     other, photos = Run(out), list_photos(data)
     judge = Judge.of_run(other, data, photos[photos.split == 'val'], 0, 'cpu')
     numbers = write_tables(preds, out)
-    return run_page(other, data, preds, numbers, inspect_run(judge, preds, photos[photos.split == split]))
+    inspection = inspect_run(judge, preds, photos[photos.split == split], p_affine=1.)
+    return run_page(other, data, preds, numbers, inspection)
 
 
 def test_a_run_without_mistakes_says_so(two, tmp_path):
@@ -169,7 +170,8 @@ def test_a_run_without_mistakes_says_so(two, tmp_path):
     text = page.get_text()
     assert 'No val photo is predicted wrongly.' in text and 'No label is suspicious.' in text
     assert not page.find(id='confusion').find_all('a') and not page.find_all(attrs={'data-file': True})
-    assert 'photos were not compared' in text and page.find(id='accuracy')['data-value'] == '1.0'
+    assert 'photos were not compared' in text and 'so none are shown' in text
+    assert page.find(id='accuracy')['data-value'] == '1.0'
 
 
 def test_a_page_of_twelve_classes_and_2000_val_photos_is_small(twelve, tmp_path):
@@ -188,6 +190,7 @@ def test_a_page_of_twelve_classes_and_2000_val_photos_is_small(twelve, tmp_path)
     text = judged(twelve, data, preds, tmp_path/'run', 'train')
     page = BeautifulSoup(text, 'html.parser')
     assert len(page.find(id='confusion').find_all('a')) > 100 and len(page.find_all('img')) > 300
+    assert len(page.find_all('img', alt='input')) == 12 * 3 + 6
     assert len(text.encode()) < 5e6
 
 
