@@ -68,7 +68,7 @@ def test_light_modules_import_nothing_heavy_at_the_top(name):
     assert not heavy
 
 
-LEAN = ('cli', 'exported', 'predict', 'check', 'split', 'apply', 'serve')
+LEAN = ('cli', 'exported', 'predict', 'check', 'split', 'apply', 'serve', 'latency', 'compare', 'model_wheel')
 
 
 @pytest.mark.parametrize('name', [o for o in ORDER if o in LEAN or o.startswith(('base.', 'data.', 'serving.'))])
