@@ -2261,6 +2261,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'basegun_fastai/trust/leaderboard.py'),
                                                   'basegun_fastai.trust.leaderboard._parameters': ( 'trust/leaderboard.html#_parameters',
                                                                                                     'basegun_fastai/trust/leaderboard.py'),
+                                                  'basegun_fastai.trust.leaderboard._read_numbers': ( 'trust/leaderboard.html#_read_numbers',
+                                                                                                      'basegun_fastai/trust/leaderboard.py'),
                                                   'basegun_fastai.trust.leaderboard._row': ( 'trust/leaderboard.html#_row',
                                                                                              'basegun_fastai/trust/leaderboard.py'),
                                                   'basegun_fastai.trust.leaderboard._same_photos': ( 'trust/leaderboard.html#_same_photos',

@@ -114,12 +114,14 @@ def _photos_folder(entries, data):
     if folder is None: say('the photos have moved since the training, so the page shows none: give --data')
     return folder
 
-def _faults(out, csv, data, workers):
-    "All that is wrong with the options."
-    faults = [f'--data: {o}' for o in layout_faults(data)] if data else []
-    inside = data or Path(os.devnull)
-    return faults + worker_faults(workers) + [*file_faults(out, inside, '--out', '.html', 'compare'),
-                                              *file_faults(csv, inside, '--csv', '.csv', 'compare')]
+def _faults(out, csv, data, workers, entries):
+    "All that is wrong with the options; nothing may be written among the photos of any run."
+    faults = ([f'--data: {o}' for o in layout_faults(data)] if data else []) + worker_faults(workers)
+    folders = [data] if data else [Path(o.run.config.options['data']) for o in entries]
+    for folder in folders or [Path(os.devnull)]:
+        faults += file_faults(out, folder, '--out', '.html', 'compare')
+        faults += file_faults(csv, folder, '--csv', '.csv', 'compare')
+    return [*dict.fromkeys(faults)]
 
 # %% ../nbs/compare.ipynb #93c3ead5
 def compare(
@@ -134,10 +136,9 @@ def compare(
     "Compare runs, and recommend the cheapest of those that are not significantly worse than the best."
     forget_cluster()
     out, csv, data = (o and Path(o) for o in (out, csv, data))
-    faults = _faults(out, csv, data, workers)
-    pair, more = attempt(_entries, [Path(o) for o in runs])
-    raise_faults(faults + more)
-    entries, apart = pair
+    pair, faults = attempt(_entries, [Path(o) for o in runs])
+    entries, apart = pair or ([], [])
+    raise_faults(_faults(out, csv, data, workers, entries) + faults)
     numbers = _groups(entries, groups)
     rows, unusable = _with_times(leaderboard(entries, numbers), entries)
     rows, seeds, apart = recommend(rows), seed_groups(entries), apart + unusable

@@ -114,7 +114,7 @@ def test_the_table_is_80_columns_wide_and_says_which_run_to_take(four):
     assert sum(o.startswith('petit ') for o in lines) == 2
 
 
-def test_the_page(four, data, tmp_path):
+def test_the_page(four, tmp_path):
     page_file = tmp_path/'la page.html'
     result = typed('compare', *paths(four), '--out', page_file)
     assert result.returncode == 0 and "wrote '" in result.stderr, result.stderr
@@ -171,6 +171,19 @@ def test_all_faults_of_options_at_once(four, tmp_path):
                    tmp_path/'absent')
     assert result.returncode == 1
     for words in ('ends in .html', 'is a folder', '--data: '): assert words in result.stderr, result.stderr
+
+
+def test_nothing_is_written_among_the_photos_of_a_run(four, data):
+    result = typed('compare', *paths(four), '--out', data/'page.html')
+    assert result.returncode == 1 and 'page.html' in result.stderr and not (data/'page.html').exists()
+
+
+@pytest.mark.parametrize('change', [dict(loss=float('nan')), dict(recall=None), dict(accuracy='high'), [1]])
+def test_metrics_that_are_no_numbers(four, change):
+    file = four['twin'].metrics
+    file.write_text(json.dumps(json.loads(file.read_text()) | change if isinstance(change, dict) else change))
+    result = typed('compare', *paths(four))
+    assert result.returncode == 0 and 'missing or damaged' in result.stderr and 'twin' not in result.stdout
 
 
 def test_groups_make_intervals_wider_and_need_more_to_call_a_run_worse(four, tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import BasegunError
+from ..base.parameters import is_number
 from ..base.record import Run
 from ..base.text import name_some, number_of
 from .comparison import SIGNIFICANCE, gains, sign_flip_test
@@ -55,6 +56,14 @@ _UNFINISHED = ("'{}' is not finished: its training still runs, was interrupted o
                'again with --resume')
 _DAMAGED = "'{}' cannot be compared, because a file of it is missing or damaged: {}. Give another run"
 
+def _read_numbers(file):
+    numbers = json.loads(file.read_bytes())
+    if not isinstance(numbers, dict): raise ValueError(f"'{file}' holds no metrics")
+    absent = [o for o in ('accuracy', 'recall', 'loss', 'n') if not is_number(numbers.get(o))]
+    if absent: raise ValueError(f"'{file}' has no number for {name_some(absent)}")
+    if not np.isfinite(numbers['loss']): raise ValueError(f"the loss in '{file}' is {numbers['loss']}")
+    return numbers
+
 def read_entry(
     path: Path, # Folder of a run
 ) -> Entry: # Raises `BasegunError` if it is no finished run
@@ -63,15 +72,14 @@ def read_entry(
     run = Run(path)
     if not run.finished: raise BasegunError(_UNFINISHED.format(path))
     try:
-        numbers, history = json.loads(run.metrics.read_bytes()), pd.read_csv(run.history)
+        numbers, history = _read_numbers(run.metrics), pd.read_csv(run.history)
         seconds, parameters = float(history.seconds.sum()), _parameters(run.weights)
-        accuracy = numbers['accuracy']
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as err:
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as err:
         raise BasegunError(_DAMAGED.format(path, err)) from err
     preds = read_predictions(run, run.config.classes)
     order = np.argsort(np.array(preds.files, object), kind='stable')
     preds = preds.part(order)
-    if len(preds.files) != numbers['n'] or abs(preds.right.mean() - accuracy) > 1e-9: raise BasegunError(
+    if len(preds.files) != numbers['n'] or abs(preds.right.mean() - numbers['accuracy']) > 1e-9: raise BasegunError(
         f"'{run.predictions}' and '{run.metrics}' are not of the same val photos: give another run")
     return Entry(run, run.path.resolve().name, numbers, preds.files, preds.labels, preds.predicted,
                  preds.confidences, parameters, len(history), seconds)
