@@ -20,13 +20,13 @@ from .base.errors import BasegunError, attempt, raise_faults
 from .base.files import file_faults, write_whole
 from .base.parameters import FILE, FOLDER, whole
 from .base.processes import forget_cluster, say, worker_faults
-from .base.text import csv_text, number_of, printable
+from .base.text import csv_text, number_of, short_name
 from .data.folders import layout_faults
 from .data.groups import group_numbers, known_groups
 from .latency import milliseconds
 from .predict import load
 from .trust.compare_page import compare_page
-from .trust.leaderboard import as_json, comparable, leaderboard, read_entry
+from .trust.leaderboard import as_json, cautions, comparable, leaderboard, read_entry
 from .trust.leaderboard import recommend, recommendation, seed_groups
 
 # %% ../nbs/compare.ipynb #23b722e0
@@ -66,7 +66,7 @@ def _with_times(rows, entries):
         if not faults: folders[str(o.run.path)] = o.run.exported
     if folders: say(f"timing the exports of {number_of(len(folders), 'run')}")
     times = dict(zip(folders, milliseconds([*folders.values()]), strict=True))
-    def size(path): return sum(os.stat(o).st_size for o in folders[path].iterdir()) / 1e6
+    def size(path): return sum(os.stat(folders[path]/o).st_size for o in ('model.onnx', 'model.json')) / 1e6
     return [replace(o, milliseconds=times[o.path], megabytes=size(o.path)) if o.path in times else o
             for o in rows], apart
 
@@ -79,25 +79,19 @@ def _table(header, lines):
     return [' '.join([o[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(o[1:], widths[1:], strict=True))])
             .rstrip() for o in [header, *lines]]
 
-_MAX_NAME = 21
-
-def _short(name):
-    "A name that leaves room for the numbers."
-    return printable(name if len(name) <= _MAX_NAME else f'{name[:10]}…{name[-10:]}')
-
 def _text(rows, seeds):
     "What is printed."
-    quality = [[_short(o.run), o.standing, f'{o.accuracy:.4f}',
+    quality = [[short_name(o.run), o.standing, f'{o.accuracy:.4f}',
                 f'{o.accuracy_low:.3f} to {o.accuracy_high:.3f}', f'{o.recall:.3f}', f'{o.loss:.3f}',
-                _number(o.calibration_error, '.3f'), _number(o.high, '.0%'), _number(o.high_right, '.3f')]
+                _number(o.high, '.0%'), _number(o.shown, '.0%')]
                for o in rows]
-    cost = [[_short(o.run), _short(o.network), f'{o.size}', f'{o.parameters / 1e6:.1f}', f'{o.epochs}',
+    cost = [[short_name(o.run), short_name(o.network), f'{o.size}', f'{o.parameters / 1e6:.1f}', f'{o.epochs}',
              f'{o.seconds / 60:.1f}', _number(o.megabytes, '.1f'), _number(o.milliseconds, '.1f')] for o in rows]
-    lines = [*_table(['run', '', 'accuracy', '95 %', 'recall', 'loss', 'cal.', 'high', 'right'], quality), '',
+    lines = [*_table(['run', '', 'accuracy', '95 %', 'recall', 'loss', 'high', 'shown'], quality), '',
              *_table(['run', 'network', 'pixels', 'M weights', 'epochs', 'minutes', 'MB', 'ms'], cost)]
-    if seeds: lines += ['', *(f'{number_of(len(o.runs), "seed")} of {_short(o.runs[0])}: accuracy {o.mean:.4f} '
+    if seeds: lines += ['', *(f'{number_of(len(o.runs), "seed")} of {short_name(o.runs[0])}: accuracy {o.mean:.4f} '
                               f'on average, {o.low:.4f} to {o.high:.4f}' for o in seeds)]
-    return '\n'.join([*lines, '', recommendation(rows)])
+    return '\n'.join(lines)
 
 # %% ../nbs/compare.ipynb #f5365539
 def _groups(entries, file):
@@ -109,16 +103,15 @@ def _groups(entries, file):
 def _photos_folder(entries, data):
     "The folder with the photos of the page; None if it is not here."
     if data: return data
-    folder = next((Path(o.run.config.options['data']) for o in entries
-                   if (Path(o.run.config.options['data'])/o.files[0]).is_file()), None)
-    if folder is None: say('the photos have moved since the training, so the page shows none: give --data')
+    folder = next((o.data for o in entries if (o.data/o.files[0]).is_file()), None)
+    if folder is None: say(f"the page shows no photos, because '{entries[0].data}' does not have them here: give "
+                           '--data')
     return folder
 
 def _faults(out, csv, data, workers, entries):
-    "All that is wrong with the options; nothing may be written among the photos of any run."
+    "All that is wrong with the options; nothing may be written in a run or among its photos."
     faults = ([f'--data: {o}' for o in layout_faults(data)] if data else []) + worker_faults(workers)
-    folders = [data] if data else [Path(o.run.config.options['data']) for o in entries]
-    for folder in folders or [Path(os.devnull)]:
+    for folder in [data or Path(os.devnull), *(o.data for o in entries), *(o.run.path for o in entries)]:
         faults += file_faults(out, folder, '--out', '.html', 'compare')
         faults += file_faults(csv, folder, '--csv', '.csv', 'compare')
     return [*dict.fromkeys(faults)]
@@ -141,11 +134,16 @@ def compare(
     raise_faults(_faults(out, csv, data, workers, entries) + faults)
     numbers = _groups(entries, groups)
     rows, unusable = _with_times(leaderboard(entries, numbers), entries)
-    rows, seeds, apart = recommend(rows), seed_groups(entries), apart + unusable
+    rows, seeds = recommend(rows), seed_groups(entries)
+    n_groups = None if numbers is None else len(np.unique(numbers))
+    warned, n_apart, apart = cautions(entries, rows, n_groups), len(apart), apart + unusable
     if csv: write_whole(csv, csv_text([asdict(o) for o in rows]))
-    if out: write_whole(out, compare_page(entries, rows, seeds, apart, _photos_folder(entries, data),
-                                          None if numbers is None else len(np.unique(numbers)), workers))
+    if out:
+        folder, notes = _photos_folder(entries, data), (warned, apart)
+        write_whole(out, compare_page(entries, rows, seeds, notes, folder, n_groups, workers))
     for o in apart: say(o)
-    if json: print(json_format.dumps(as_json(rows, seeds, apart), indent=2, ensure_ascii=False))
-    else: print(_text(rows, seeds))
+    if json: print(json_format.dumps(as_json(rows, seeds, apart, warned), indent=2, ensure_ascii=False))
+    else:
+        print(_text(rows, seeds), '', recommendation(rows), *warned, sep='\n')
+        if n_apart: print(f'{n_apart} of {number_of(len(runs), "folder")} could not be compared: see above')
     for o in filter(None, (out, csv)): say(f"wrote '{o}'")

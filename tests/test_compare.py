@@ -109,7 +109,7 @@ def test_the_table_is_80_columns_wide_and_says_which_run_to_take(four):
     result = typed('compare', *paths(four))
     lines = result.stdout.splitlines()
     assert max(map(len, lines[:-1])) <= 80 and result.stderr == ''
-    assert lines[-1].startswith("Take 'petit': it is the cheapest of 3 runs not significantly worse than")
+    assert lines[-1].startswith("Take 'petit': it is the cheapest of 3 runs not significantly worse than the best")
     assert 'weights × pixels, because not all of them are exported' in lines[-1]
     assert sum(o.startswith('petit ') for o in lines) == 2
 
@@ -183,7 +183,71 @@ def test_metrics_that_are_no_numbers(four, change):
     file = four['twin'].metrics
     file.write_text(json.dumps(json.loads(file.read_text()) | change if isinstance(change, dict) else change))
     result = typed('compare', *paths(four))
-    assert result.returncode == 0 and 'missing or damaged' in result.stderr and 'twin' not in result.stdout
+    assert result.returncode == 0 and 'missing or damaged' in result.stderr and 'twin ' not in result.stdout
+
+
+def damage(run, what):
+    "Break a run as a full disk or a hand does."
+    numbers, config = json.loads(run.metrics.read_text()), json.loads(run.config_file.read_text())
+    if what == 'a row that ends early':
+        text = run.predictions.read_text()
+        run.predictions.write_text(text[:text.rindex(',')])
+    if what == 'a history that ends early': run.history.write_text(run.history.read_text().rsplit('\n', 2)[0] + '\n')
+    if what == 'levels': numbers['levels'] = [1]
+    if what == 'a share': numbers['levels']['bands']['low']['share'] = None
+    if what == 'data': del config['options']['data']
+    if what in ('versions', 'classes', 'options'): config[what] = None
+    if what == 'timm_name': del config['architecture']['timm_name']
+    if what == 'size': config['resolved']['size'] = 'large'
+    if what == 'parts': config['dataset']['parts'] = None
+    run.metrics.write_text(json.dumps(numbers))
+    run.config_file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize('what', ['a row that ends early', 'a history that ends early', 'levels', 'a share', 'data',
+                                  'versions', 'classes', 'options', 'timm_name', 'size', 'parts'])
+def test_a_damaged_run_does_not_stop_the_comparison(four, tmp_path, what):
+    damage(four['twin'], what)
+    result = typed('compare', *paths(four), '--out', tmp_path/'page.html')
+    assert result.returncode == 0, result.stderr
+    assert [o for o in result.stderr.splitlines() if str(four['twin'].path) in o], result.stderr
+    assert result.stdout.splitlines()[-1] == '1 of 4 folders could not be compared: see above'
+
+
+def test_many_good_runs_do_not_make_a_worse_one_eligible(run, tmp_path):
+    base = draw(600, .9)
+    cheap = exchange(base, 14, 3)  # p is 0.013 before it is adjusted for 13 runs
+    rights = dict(best=base, cheap=cheap) | {f'other{i}': exchange(base, 9, 8) for i in range(12)}
+    runs = [write_run(tmp_path/k, run, predictions(v, CLASSES), 10 if k == 'cheap' else 500, report=False)
+            for k, v in rights.items()]
+    numbers = json.loads(typed('compare', *(o.path for o in runs), '--json').stdout)
+    (row,) = [o for o in numbers['runs'] if o['run'] == 'cheap']
+    assert row['standing'] == 'undecided' and row['difference_low'] > 0
+    assert numbers['recommended'] == str(tmp_path/'best')
+
+
+def test_what_the_accuracy_hides_is_said(run, tmp_path):
+    base = np.ones(300, bool)
+    base[::10] = False
+    lost = base.copy()
+    lost[np.flatnonzero(np.arange(300) % 3 == 2)[:8]] = False  # of the last class only
+    lost[np.flatnonzero(~base)[:6]] = True
+    few = predictions(base, CLASSES).part(np.flatnonzero((np.arange(300) % 3 < 2) | (np.arange(300) < 60)))
+    fewer = predictions(lost, CLASSES).part(np.flatnonzero((np.arange(300) % 3 < 2) | (np.arange(300) < 60)))
+    runs = [write_run(tmp_path/k, run, preds, n, report=False) for k, preds, n in
+            (('large', few, 500), ('small', fewer, 5))]
+    lines = typed('compare', *(o.path for o in runs)).stdout.splitlines()
+    assert lines[-1].startswith("caution: 'small' has a lower recall than 'large' for revolver from"), lines
+    chance = [write_run(tmp_path/k, run, predictions(draw(300, .3, i), CLASSES), report=False)
+              for i, k in enumerate(('one', 'two'))]
+    assert 'may be no better than always answering' in typed('compare', *(o.path for o in chance)).stdout
+
+
+def test_no_file_of_a_run_is_replaced(four):
+    file = four['large'].predictions
+    before = file.read_bytes()
+    result = typed('compare', *paths(four), '--csv', file)
+    assert result.returncode == 1 and file.read_bytes() == before and '--csv' in result.stderr
 
 
 def test_groups_make_intervals_wider_and_need_more_to_call_a_run_worse(four, tmp_path):

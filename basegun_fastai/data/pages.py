@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ..base.progress import progress
-from ..base.text import name_some, number_of, printable
+from ..base.text import name_some, number_of, printable, short_name
 from .problems import Problem
 from .reading import answers
 
@@ -47,7 +47,8 @@ def sort_by_appearance(
 # %% ../../nbs/data/pages.ipynb #c954caaf
 _ENVIRONMENT = Environment(loader=PackageLoader('basegun_fastai'), autoescape=True, trim_blocks=True,
                            undefined=StrictUndefined)
-_ENVIRONMENT.filters |= dict(printable=printable, name_some=name_some, number_of=number_of, share='{:.3f}'.format)
+_ENVIRONMENT.filters |= dict(printable=printable, name_some=name_some, number_of=number_of, short_name=short_name,
+                              share='{:.3f}'.format)
 
 def render(
     template: str, # The name of a file in `templates/`

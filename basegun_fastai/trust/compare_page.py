@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..base.text import short_name
 from ..data.pages import pictures, render
 from .leaderboard import Entry, Row, Seeds, recommendation
 from .predictions import most_changed
@@ -32,8 +33,10 @@ def plot_costs(
         colour = 'tab:green' if o.recommended else '0.6' if o.standing == 'worse' else 'tab:blue'
         below, above = o.accuracy - o.accuracy_low, o.accuracy_high - o.accuracy
         axes.errorbar(x, o.accuracy, [[below], [above]], fmt='o', color=colour, ms=6, lw=1, capsize=3)
-        if i < MAX_NAMED or o.recommended:
-            axes.annotate(o.run, (x, o.accuracy), (6, 4), textcoords='offset points', fontsize=8, parse_math=False)
+        if i < MAX_NAMED or o.recommended: axes.annotate(
+            short_name(o.run), (x, o.accuracy), (6, 10 if i % 2 else -14), textcoords='offset points', fontsize=8,
+            parse_math=False)
+    axes.margins(x=.12)
     axes.set(xlabel='milliseconds per photo, one thread' if timed else 'weights × pixels, in billions',
              ylabel='accuracy', xscale='log')
     axes.xaxis.set_major_formatter('{x:g}')
@@ -102,13 +105,13 @@ def compare_page(
     entries: list[Entry], # Runs on the same photos
     rows: list[Row], # Of these runs, as `leaderboard.recommend` returns them
     seeds: list[Seeds], # As `leaderboard.seed_groups` returns them
-    apart: list[str], # Messages about runs that are not compared
+    notes: tuple[list[str], list[str]], # Cautions, and messages about runs that are not compared
     data: Path|None, # The folder that all files are relative to; empty shows no photos
     n_groups: int|None = None, # Number of groups, if the intervals are by group
     workers: int|None = None, # Processes that read photos; empty means one per core
 ) -> str: # HTML, with everything in it
     "Write runs side by side as one page."
-    shown = side_by_side(entries, rows)
+    (warned, apart), shown = notes, side_by_side(entries, rows)
     table, (photos, n_split) = recall_table(shown), disagreements(shown)
     spread = table[[o.name for o in shown]]
     spread = spread.max(axis=1) - spread.min(axis=1)
@@ -117,7 +120,8 @@ def compare_page(
     options = differing_options(entries)
     return render(
         'compare.html', images, name=f'{len(rows)} runs', kind='compare', rows=rows[:MAX_RUNS], n_rows=len(rows),
-        sentence=recommendation(rows), chart=svg(plot_costs(rows)), seeds=seeds, apart=apart[:MAX_APART],
+        sentence=recommendation(rows), cautions=warned, chart=svg(plot_costs(rows)),
+        seeds=seeds, apart=apart[:MAX_APART],
         n_apart=len(apart), n=len(entries[0].files), n_groups=n_groups, columns=[o.name for o in shown],
         recalls=recalls, n_classes=len(table), photos=photos, n_split=n_split, options=options[:MAX_RUNS],
         n_options=len(options))
