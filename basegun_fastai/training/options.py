@@ -46,7 +46,7 @@ class Network:
 class Learning(Network):
     "The options that change the numbers of a training."
     head_epochs: whole(0) = option(None, train_only=True)  # Epochs of the head (default: 10, or 0 with --weights none)
-    fine_tune_epochs: whole(0) = option(5, train_only=True)  # Epochs that then train the whole network
+    fine_tune_epochs: whole(0) = option(10, train_only=True)  # Epochs that then train the whole network
     lr: RATE = option(.005, train_only=True)  # Peak learning rate; auto: from lr-find (too low for pretrained weights)
     batch_size: whole(1, word='auto') = 'auto'  # Photos per batch; auto: 32 on a CPU, as many as fit on a GPU
     head: one_of(HEADS) = 'linear'  # bn-dropout adds BatchNorm and Dropout before the dense layer

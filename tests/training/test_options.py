@@ -51,7 +51,7 @@ def test_the_options_of_a_server_are_judged_alike(value, sound):
 
 
 BEFORE = dict(  # the options in the config.json of a run by a version in which `train` had 28 parameters
-    data='data', arch='efficientnet_b3', head_epochs=10, fine_tune_epochs=5, lr=.005, batch_size='auto',
+    data='data', arch='efficientnet_b3', head_epochs=10, fine_tune_epochs=10, lr=.005, batch_size='auto',
     weights='imagenet', head='linear', size=None, class_weights='none', out='runs', name='night', seed=42, workers=None,
     device='auto', head_views=2, precision='auto', compile=False, cache='auto', high_rate=.99, shown_rate=.9,
     not_a_gun='things', skip_unreadable=False, resume=False, gpus=1, other_gpus=False, unfamiliar_rate=.02,
