@@ -163,11 +163,12 @@ def _answer_faults(preds, weights, model, photos):
     probs, files = {'the training': preds.probabilities}, np.array(preds.files, object)
     probs |= {f'model.onnx{how}': np.array([list(o.probabilities.values()) for o in answers]) for how, answers in
               (('', [model(o) for o in photos]), (' with several photos at once', model.batch(photos)))}
-    labels, faults, largest = weights.argmax(1), [], 0.
+    labels, highest, rows, faults, largest = weights.argmax(1), weights.max(1), np.arange(len(weights)), [], 0.
     for how, others in probs.items():
         difference = np.abs(others - weights).max(1)
         largest = max(largest, float(difference.max()))
-        is_bad = (others.argmax(1) != labels) | ~(difference <= MAX_DIFFERENCE)
+        is_tied = highest - weights[rows, others.argmax(1)] <= MAX_DIFFERENCE  # two classes are as probable
+        is_bad = ~is_tied | ~(difference <= MAX_DIFFERENCE)
         faults += [f"'{file}' is predicted as {model.classes[a]} by {how}, as {model.classes[b]} by model.safetensors; "
                    f'probabilities differ by {by:.2g}'
                    for file, a, b, by in zip(files[is_bad], others.argmax(1)[is_bad], labels[is_bad],

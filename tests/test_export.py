@@ -146,6 +146,22 @@ def test_what_answers_otherwise_is_not_exported(copied, tmp_path, spoilt):
     assert sorted(o.name for o in tmp_path.iterdir()) == ['run']
 
 
+@pytest.mark.parametrize(('apart', 'n'), [(5e-8, 0), (.01, 6)])
+def test_classes_that_are_as_probable_may_change_places(apart, n):
+    from types import SimpleNamespace
+
+    from basegun_fastai.export import _answer_faults
+    one, other = np.array([[.4, .4 - apart, .2 + apart]] * 2), np.array([[.4 - apart, .4, .2 + apart]] * 2)
+    answer = SimpleNamespace(probabilities=dict(zip('abc', other[0], strict=True)))
+    class Model:
+        classes = [*'abc']
+        def __call__(self, _): return answer
+        def batch(self, photos): return [answer] * len(photos)
+    preds = SimpleNamespace(probabilities=other, files=['a.jpg', 'b.jpg'])
+    largest, faults = _answer_faults(preds, one, Model(), preds.files)
+    assert largest == pytest.approx(apart) and len(faults) == n
+
+
 def test_a_class_that_moved_in_the_network_alone_is_noticed(place, tmp_path, monkeypatch):
     from basegun_fastai import export as module
     plain = module.onnx_model
