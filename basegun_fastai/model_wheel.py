@@ -82,9 +82,13 @@ from pathlib import Path
 # before onnxruntime is imported: since 1.29 it tells its maker what it opens (microsoft/onnxruntime#27379)
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
 
+from .base.errors import BasegunError
 from .predict import MissingDecoder, NotAPhoto, PhotoTooLarge, UnreadablePhoto, load
 
-model = load(Path(__file__).parent)
+try: model = load(Path(__file__).parent)
+except BasegunError as err:
+    err.add_note('If a file of this package is damaged, type `pip install --force-reinstall --no-deps` and the wheel.')
+    raise
 get_typology, list_typologies = model.get_typology, model.list_typologies
 '''
 

@@ -268,7 +268,8 @@ def test_a_model_that_was_changed_after_its_installation_is_not_imported(importa
     content = bytearray((importable/name).read_bytes())
     content[content.index(b'0.')] ^= 1 if name == 'model.json' else 255
     (importable/name).write_bytes(content)
-    with pytest.raises(Exception, match=words): importlib.import_module('basegun_model')
+    with pytest.raises(Exception, match=words) as caught: importlib.import_module('basegun_model')
+    assert 'pip install --force-reinstall' in caught.value.__notes__[0]
 
 
 def backend():
