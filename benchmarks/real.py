@@ -1,20 +1,21 @@
 """Real photos, real weights: whole trainings through the package, beside a logistic regression and stock fastai.
 
 Three public sets and real firearms (typology), three seeds. The folder comes from BASEGUN_REAL (default: ../shared/real
-beside the checkout); if it is missing, nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 288 px`
-is the same with --size 288; `logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and
-`stock crop` are fastai's `vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirroring;
-`unequal` and `unequal, balanced` are `train` on train photos in which the rarest class has a tenth of the commonest,
-without and with --class-weights balanced; `split by photo` and `split by weapon` are `train` on all photos of a set
-after `split`, with and without photos of one weapon (typology: the name before the war) on both sides; `regression, by
-photo` and `regression, by weapon` are logistic regressions on the frozen body's features of all photos, in three folds;
-`before` is an earlier `train`, whose fine-tuning made networks worse, so that it kept the head's epochs; it was noted
-once from commit cabff89. Prints a table and writes real.json after each training. BASEGUN_ARMS="ours;stock pad",
-BASEGUN_SETS="trash" and BASEGUN_SEEDS="1" measure a part again; the other rows keep their noted values. All of it takes
-hours on two cores and minutes on a GPU. If glibc returns memory to the system after each step, a CPU spends half of its
-time on getting it back; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command keeps it. With
-these settings one training took 14.5 GB of memory at 288 px, and two processes of several seeds each took more than 24:
-run one command per seed.
+beside the checkout); if it is missing, nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 5 epochs`
+is the same with half of the fine-tuning, which was the default before; `ours, 288 px` is that with --size 288;
+`logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and `stock crop` are fastai's
+`vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirroring; `unequal` and `unequal,
+balanced` are `train` on train photos in which the rarest class has a tenth of the commonest, without and with --class-
+weights balanced; `split by photo` and `split by weapon` are `train` on all photos of a set after `split`, with and
+without photos of one weapon (typology: the name before the war) on both sides; `regression, by photo` and `regression,
+by weapon` are logistic regressions on the frozen body's features of all photos, in three folds; `split by photo`,
+`split by weapon` and both `unequal` have 5 epochs of fine-tuning too; `before` is an earlier `train`, whose fine-tuning
+made networks worse, so that it kept the head's epochs; it was noted once from commit cabff89. Prints a table and writes
+real.json after each training. BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and BASEGUN_SEEDS="1" measure a part
+again; the other rows keep their noted values. All of it takes hours on two cores and minutes on a GPU. If glibc returns
+memory to the system after each step, a CPU spends half of its time on getting it back; MALLOC_MMAP_MAX_=0
+MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command keeps it. With these settings one training took 14.5 GB of
+memory at 288 px, and two processes of several seeds each took more than 24: run one command per seed.
 """
 import json
 import os
@@ -78,7 +79,7 @@ def ours(name, seed, data=None, **options):
     "A whole training with the defaults: each epoch, and the weights that are kept."
     with TemporaryDirectory() as out, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         train(data or REAL/name, arch=ARCH, weights=str(WEIGHTS), batch_size=BATCH, seed=seed, out=out, name='run',
-              skip_unreadable=True, workers=0, **options)
+              skip_unreadable=True, workers=0, no_report=True, **options)
         run = Path(out)/'run'
         kept, best = json.loads((run/'metrics.json').read_text()), json.loads((run/'config.json').read_text())['best']
         rows = pd.read_csv(run/'history.csv').rename(columns=dict(val_loss='loss'))
@@ -96,7 +97,7 @@ def unequal(class_weights, name, seed):
             n = round(len(part) * .1 ** (labels.index(label) / (len(labels) - 1))) if split == 'train' else len(part)
             (Path(folder)/split/label).mkdir(parents=True)
             for file in sorted(part.file)[:n]: shutil.copyfile(REAL/name/file, Path(folder)/file)
-        return ours(name, seed, Path(folder), class_weights=class_weights)
+        return ours(name, seed, Path(folder), class_weights=class_weights, fine_tune_epochs=5)
 
 
 def split_again(by_weapon, name, seed):
@@ -110,7 +111,7 @@ def split_again(by_weapon, name, seed):
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             split(every, data, val=(table.split == 'val').mean(), seed=seed, link=True,
                   group_pattern='^(.*)_(?:ww1|ww2|vietnam)' if by_weapon else None)
-        return ours(name, seed, data)
+        return ours(name, seed, data, fine_tune_epochs=5)
 
 
 def features(name, table, labels):
@@ -172,7 +173,8 @@ def stock(method, name, seed):
     return dict(epochs=rows, kept=numbers(labels.numpy(), probabilities.double().numpy()))
 
 
-ARMS = {'ours': (ours, SEEDS, SETS), 'ours, 288 px': (partial(ours, size=288), SEEDS, SETS[:1]),
+ARMS = {'ours': (ours, SEEDS, SETS), 'ours, 5 epochs': (partial(ours, fine_tune_epochs=5), SEEDS, SETS),
+        'ours, 288 px': (partial(ours, size=288, fine_tune_epochs=5), SEEDS, SETS[:1]),
         'logistic regression': (logistic_regression, (0,), SETS),
         'stock pad': (partial(stock, ResizeMethod.Pad), SEEDS, SETS),
         'stock crop': (partial(stock, ResizeMethod.Crop), SEEDS, SETS),  # trash is square: no difference

@@ -2,7 +2,7 @@
 
 The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout); if it is missing, nothing is measured.
 Each set and seed trains its head once, with the defaults of `train`; every change then continues from there, so that a
-row differs from `default` in the fine-tuning only; those of class weights and logits train their own head. `kept` is
+row differs from `default`, five epochs of fine-tuning as they were the default then, in the fine-tuning only; those of class weights and logits train their own head. `kept` is
 the network that `train` would keep, judged on val: its accuracy, its macro recall, its loss and calibration error at a
 temperature from the other half of val. The changes that only choose among the weights of one training (`last epoch`,
 `no average`, `head`) come from that of `default`. BASEGUN_SETS="typology;trash", BASEGUN_SEEDS="1;2" and
@@ -194,7 +194,8 @@ class Start:
     def __init__(self, name, seed, folder, change=CHANGES['default']):
         data, _, size = name.rpartition(', ') if name.endswith(' px') else (name, '', '')
         options = Options(data=REAL/data, arch=ARCH, weights=str(WEIGHTS), batch_size=32, seed=seed, out=folder,
-                          name='run', skip_unreadable=True, workers=0, size=int(size.split()[0]) if size else None)
+                          name='run', skip_unreadable=True, workers=0, fine_tune_epochs=5,
+                          size=int(size.split()[0]) if size else None)
         training = Training(options, Run(folder/'run'))
         training.check([])
         training.read()
