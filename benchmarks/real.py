@@ -4,18 +4,18 @@ Three public sets and real firearms (typology), three seeds. The folder comes fr
 beside the checkout); if it is missing, nothing is measured. Arms: `ours` is `train` with its defaults; `ours, 5 epochs`
 is the same with half of the fine-tuning, which was the default before; `ours, 288 px` is that with --size 288;
 `logistic regression` is scikit-learn's on the features of the frozen body; `stock pad` and `stock crop` are fastai's
-`vision_learner(...).fine_tune` with as many epochs of the whole network, and no mirroring; `unequal` and `unequal,
-balanced` are `train` on train photos in which the rarest class has a tenth of the commonest, without and with --class-
-weights balanced; `split by photo` and `split by weapon` are `train` on all photos of a set after `split`, with and
-without photos of one weapon (typology: the name before the war) on both sides; `regression, by photo` and `regression,
-by weapon` are logistic regressions on the frozen body's features of all photos, in three folds; `split by photo`,
-`split by weapon` and both `unequal` have 5 epochs of fine-tuning too; `before` is an earlier `train`, whose fine-tuning
-made networks worse, so that it kept the head's epochs; it was noted once from commit cabff89. Prints a table and writes
-real.json after each training. BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and BASEGUN_SEEDS="1" measure a part
-again; the other rows keep their noted values. All of it takes hours on two cores and minutes on a GPU. If glibc returns
-memory to the system after each step, a CPU spends half of its time on getting it back; MALLOC_MMAP_MAX_=0
-MALLOC_TRIM_THRESHOLD_=17179869184 in front of the command keeps it. With these settings one training took 14.5 GB of
-memory at 288 px, and two processes of several seeds each took more than 24: run one command per seed.
+`vision_learner(...).fine_tune(5)` without mirroring; `unequal` and `unequal, balanced` are `train` on train photos in
+which the rarest class has a tenth of the commonest, without and with --class-weights balanced; `split by photo` and
+`split by weapon` are `train` on all photos of a set after `split`, with and without photos of one weapon (typology: the
+name before the war) on both sides; `regression, by photo` and `regression, by weapon` are logistic regressions on the
+frozen body's features of all photos, in three folds; `split by photo`, `split by weapon` and both `unequal` have 5
+epochs of fine-tuning too; `before` is an earlier `train`, whose fine-tuning made networks worse, so that it kept the
+head's epochs; it was noted once from commit cabff89. Prints a table and writes real.json after each training.
+BASEGUN_ARMS="ours;stock pad", BASEGUN_SETS="trash" and BASEGUN_SEEDS="1" measure a part again; the other rows keep
+their noted values. All of it takes hours on two cores and minutes on a GPU. If glibc returns memory to the system after
+each step, a CPU spends half of its time on getting it back; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in
+front of the command keeps it. With these settings one training took 14.5 GB of memory at 288 px, and two processes of
+several seeds each took more than 24: run one command per seed.
 """
 import json
 import os
