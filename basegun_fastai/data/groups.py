@@ -11,7 +11,6 @@ import csv
 import os
 import re
 import stat
-from functools import partial
 from pathlib import Path
 from unicodedata import normalize
 
@@ -21,7 +20,7 @@ import pandas as pd
 from ..base.errors import BasegunError, raise_faults
 from ..base.parameters import text
 from ..base.processes import say
-from ..base.text import csv_delimiter, is_utf8, number_of, printable, quote_names, shorten
+from ..base.text import csv_delimiter, is_utf8, name_some, number_of, printable, quote_names, shorten
 from .folders import SPLITS
 
 # %% ../../nbs/data/groups.ipynb #1f7e3ef4
@@ -75,7 +74,7 @@ class _Groups:
         if len(cells) != len(self.header):
             return self._fault('cells', f'line {line} has {number_of(len(cells), "cell")}, the header has '
                                         f'{len(self.header)}: quote a text that contains a separator')
-        name, values = cells[self.at], [*cells[:self.at], *cells[self.at + 1:]]
+        name, values = cells[self.at], [o.strip() for o in [*cells[:self.at], *cells[self.at + 1:]]]
         if name not in self.known: name = self.by_form.get(normalize('NFC', name), name)  # a Mac decomposes accents
         if not all(map(_is_text, values if name in self.known else cells)):
             return self._fault('text', f"line {line} is not UTF-8: save it as 'CSV UTF-8'")
@@ -132,6 +131,22 @@ def read_groups(
     names = [o for o in groups.header if o != 'file']
     return pd.DataFrame([groups.rows.get(o, [''] * len(names)) for o in files], columns=names, dtype=object)
 
+# %% ../../nbs/data/groups.ipynb #33327c5f
+def _group_names(groups):
+    "Groups as they are compared: composed, without white space around them."
+    return groups.map(lambda o: normalize('NFC', o).strip())
+
+def _similar_groups(groups):
+    "Groups that differ only in letter case or in spaces, each set of them as text."
+    similar = {}
+    for o in groups[groups != ''].unique(): similar.setdefault(''.join(o.casefold().split()), []).append(o)
+    return [' and '.join(f"'{shorten(o)}'" for o in own) for own in similar.values() if len(own) > 1]
+
+def _warn_of_similar_groups(groups):
+    if similar := _similar_groups(groups): say(
+        f'warning: {name_some(similar, _MAX_NAMED)} count as different groups, but differ only in letter case or in '
+        'spaces: write them alike if they are one weapon')
+
 # %% ../../nbs/data/groups.ipynb #0be50f17
 def known_groups(
     file: Path|None, # CSV with the columns `file` and `group`; without other columns the second may have any name
@@ -144,7 +159,9 @@ def known_groups(
     column = 'group' if 'group' in known else known.columns[0]
     if column != 'group' and len(known.columns) > 1: raise BasegunError(
         f"--groups '{file}' has no column 'group': name the column with the weapon or the place of each photo 'group'")
-    return known[column].map(partial(normalize, 'NFC')).set_axis(table.index)
+    groups = _group_names(known[column]).set_axis(table.index)
+    _warn_of_similar_groups(groups)
+    return groups
 
 # %% ../../nbs/data/groups.ipynb #5e238088
 def group_links(
@@ -163,7 +180,7 @@ def group_numbers(
         say('--groups has no group of these photos, so the intervals are by photo')
         return None
     own = pd.Series([f'\0{o}' for o in range(len(groups))], groups.index)  # no cell of a CSV has a zero character
-    numbers = pd.factorize(groups.map(partial(normalize, 'NFC')).where(groups != '', own))[0]
+    numbers = pd.factorize(_group_names(groups).where(groups != '', own))[0]
     say(f"intervals are by group: {number_of(numbers.max() + 1, 'group')} of {number_of(len(numbers))}")
     return numbers
 
@@ -195,7 +212,8 @@ def groups_by_pattern(
 ) -> pd.Series: # The first group of each match, or the whole match; empty without one; raises `BasegunError`
     "Find in the names of files which photos show the same weapon."
     compiled, option = re.compile(normalize('NFC', pattern)), f"--group-pattern '{shorten(pattern)}'"
-    groups = table.file.map(lambda o: _group_in_name(o, compiled)).astype(object)
+    groups = _group_names(table.file.map(lambda o: _group_in_name(o, compiled)).astype(object))
+    _warn_of_similar_groups(groups)
     if groups.any() or not len(groups): return groups
     names = [normalize('NFC', Path(o).name) for o in table.file]
     if matched := next(filter(compiled.search, names), None): raise BasegunError(

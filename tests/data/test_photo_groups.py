@@ -182,3 +182,24 @@ def test_how_many_groups_there_are(capsys):
     assert photo_groups(table, None, '(.)_').tolist() == ['x', 'x', 'y', '']
     assert capsys.readouterr().err == '2 groups of 3 photos; 1 photo without a group\n'
     assert photo_groups(table, None, None).tolist() == [''] * 4 and capsys.readouterr().err == ''
+
+
+def test_a_space_around_a_group_makes_no_other_weapon(tmp_path, capsys):
+    table = photos(*[f'a/{i}.jpg' for i in range(5)])
+    (tmp_path/'g.csv').write_text('file,group\na/0.jpg,Colt 1\na/1.jpg,Colt 1 \na/2.jpg,\u00a0Colt 1\na/3.jpg, \n'
+                                  'a/4.jpg,Luger\na/4.jpg, Luger\t\n')
+    assert known_groups(tmp_path/'g.csv', table).tolist() == ['Colt 1', 'Colt 1', 'Colt 1', '', 'Luger']
+    assert capsys.readouterr().err == ''
+    assert groups_by_pattern('^[^_]*', photos('a/Colt _1.jpg', 'a/Colt_2.jpg', 'a/ _3.jpg')).tolist() == [
+        'Colt', 'Colt', '']
+
+
+def test_groups_that_differ_only_in_letter_case_or_spaces_are_named(tmp_path, capsys):
+    groups = ['AK-47', 'ak-47', 'Mauser C96', 'Mauser  C96', 'MauserC96', 'Luger']
+    table = photos(*[f'a/{o}_1.jpg' for o in groups])
+    (tmp_path/'g.csv').write_text('file,group\n' + ''.join(f'a/{o}_1.jpg,{o}\n' for o in groups))
+    for find in (lambda: known_groups(tmp_path/'g.csv', table), lambda: groups_by_pattern('^([^_]+)_', table)):
+        assert find().tolist() == groups
+        assert capsys.readouterr().err == (
+            "warning: 'AK-47' and 'ak-47', 'Mauser C96' and 'Mauser  C96' and 'MauserC96' count as different groups, "
+            'but differ only in letter case or in spaces: write them alike if they are one weapon\n')
