@@ -87,6 +87,10 @@ def test_intervals_are_by_group_if_the_csv_has_groups(run, data, tmp_path):
         assert by_group['intervals'][name][0] <= by_group[name] <= by_group['intervals'][name][1]
     pd.DataFrame(dict(file=rows.file, group='')).to_csv(tmp_path/'g.csv', index=False)
     result = typed('evaluate', run.path, data, '--out', tmp_path/'more', '--groups', tmp_path/'g.csv', '--workers', 0)
+    assert result.returncode == 1 and "column 'group' is empty in every row: write the weapon" in result.stderr
+    assert not (tmp_path/'more').exists()
+    (tmp_path/'g.csv').write_text(f'file,group\n{rows.file[0]},\nelsewhere/1.jpg,Luger\n')
+    result = typed('evaluate', run.path, data, '--out', tmp_path/'more', '--groups', tmp_path/'g.csv', '--workers', 0)
     assert result.returncode == 0 and 'so the intervals are by photo' in result.stderr
     assert json.loads((tmp_path/'more'/'metrics.json').read_text())['intervals']['groups'] is None
 

@@ -203,3 +203,14 @@ def test_groups_that_differ_only_in_letter_case_or_spaces_are_named(tmp_path, ca
         assert capsys.readouterr().err == (
             "warning: 'AK-47' and 'ak-47', 'Mauser C96' and 'Mauser  C96' and 'MauserC96' count as different groups, "
             'but differ only in letter case or in spaces: write them alike if they are one weapon\n')
+
+
+def test_a_column_without_any_group_is_refused(tmp_path):
+    table = photos('a/1.jpg', 'a/2.jpg')
+    for content, column in (('file,group,camera\na/1.jpg,,x\na/2.jpg, ,y\n', 'group'),
+                            ('file,weapon\na/1.jpg,\n', 'weapon')):
+        (tmp_path/'g.csv').write_text(content)
+        with pytest.raises(BasegunError, match=f"column '{column}' is empty in every row: write the weapon of each"):
+            known_groups(tmp_path/'g.csv', table)
+    (tmp_path/'g.csv').write_text('file,group\na/1.jpg,\nelsewhere/2.jpg,Luger\n')  # of the photos of another folder
+    assert known_groups(tmp_path/'g.csv', table).tolist() == ['', '']
