@@ -22,7 +22,7 @@ from .base.text import name_some, number_of, printable
 from .data.contents import keep_readable, known_contents, part_fingerprint, trained_photos
 from .data.contents import were_trained_on
 from .data.folders import ignored_lines, list_photos
-from .data.groups import group_numbers, read_groups
+from .data.groups import group_numbers, group_of_each, read_groups
 from .data.names import confusable, difference
 from .data.photo import DECODER
 from .training.options import DEVICES
@@ -113,9 +113,12 @@ def _read_bank(run):
     if bank is None: say(why_no_familiarity(run))
     return bank
 
-def _with_groups(preds, known):
-    "Predictions with the groups of the column `group`, so that intervals are by group."
-    return replace(preds, groups=group_numbers(known.group.loc[preds.files])) if 'group' in known else preds
+def _numbers_of_groups(known, file):
+    "The number of each photo's group, by file, so that intervals are by group; None if they are by photo."
+    groups = group_of_each(known, file)
+    if groups is None: say(f"--groups '{printable(str(file))}' has no column 'group', so the intervals are by photo")
+    numbers = None if groups is None else group_numbers(groups)
+    return numbers if numbers is None else pd.Series(numbers, known.index)
 
 def _predict(run, data, table, workers, device, ood_photos):
     "Predictions for the photos and for photos without guns, and what the contact sheets show under each photo."
@@ -137,7 +140,7 @@ def evaluate(
     workers: whole(0) = None, # Processes that read photos (default: one per core, at most 16)
     device: one_of(DEVICES) = 'auto', # Device of the network; auto uses the GPU if there is one
     not_a_gun: FOLDER = None, # Folder of photos without guns; the model should give them low confidence
-    groups: FILE = None, # CSV with a column `file`: metrics per value of its other columns; intervals by `group`
+    groups: FILE = None, # CSV with `file`: metrics per value of its other columns; intervals by `group`, or by the only one
 ) -> None: # Prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
     forget_cluster()
@@ -148,11 +151,12 @@ def evaluate(
     with hold_out(out) as out:
         table = _readable_photos(data, table, skip_unreadable)
         _say_what_differs(run, config, data, table)
+        numbers_of_groups = None if known is None else _numbers_of_groups(known.loc[table.file], groups)
         ood_photos = None if not_a_gun is None else read_ood_photos(not_a_gun, skip_unreadable, {*table.digest})
         temperature, levels, rates = run_confidence(run)
         preds, ood, overlays = _predict(run, data, table, workers, device, ood_photos)
+        if numbers_of_groups is not None: preds = replace(preds, groups=numbers_of_groups[preds.files].to_numpy())
         with whole_folder(out) as folder:
-            if known is not None: preds = _with_groups(preds, known)
             numbers = write_tables(preds, folder, ood, temperature=temperature, levels=levels, **rates)
             write_mistakes(preds, data, folder, overlays)
             if known is not None: write_groups(preds, known.loc[table.file], folder, levels.unfamiliar_rate)

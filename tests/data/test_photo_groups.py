@@ -140,10 +140,11 @@ def test_the_file_of_a_folder_is_read_for_the_data_set_made_of_it(tmp_path, caps
         known_groups(csv, table)
 
 
-def test_the_column_of_the_group(tmp_path):
+def test_the_column_of_the_group(tmp_path, capsys):
     table = photos('a/1.jpg', 'a/2.jpg')
     (tmp_path/'g.csv').write_text('weapon,file\nx,a/1.jpg\n')
     assert known_groups(tmp_path/'g.csv', table).tolist() == ['x', '']
+    assert "column 'weapon' is the only one besides 'file'" in capsys.readouterr().err
     (tmp_path/'g.csv').write_text('weapon,file,group\nx,a/1.jpg,y\n')
     assert known_groups(tmp_path/'g.csv', table).tolist() == ['y', '']
     (tmp_path/'g.csv').write_text('weapon,file,camera\nx,a/1.jpg,y\n')
