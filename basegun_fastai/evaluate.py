@@ -140,7 +140,7 @@ def evaluate(
     workers: whole(0) = None, # Processes that read photos (default: one per core, at most 16)
     device: one_of(DEVICES) = 'auto', # Device of the network; auto uses the GPU if there is one
     not_a_gun: FOLDER = None, # Folder of photos without guns; the model should give them low confidence
-    groups: FILE = None, # CSV with `file`: metrics per value of its other columns; intervals by `group`, or by the only one
+    groups: FILE = None, # CSV with `file`: metrics per value of the other columns; intervals by `group` or the only one
 ) -> None: # Prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
     forget_cluster()

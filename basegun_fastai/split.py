@@ -52,6 +52,10 @@ def _one_group_faults(table):
     return [f"class '{label}' cannot be split: all photos are of one group, {_quote(groups)}; add photos of another "
             'group' for label, groups in names.items() if len(groups) == 1 and groups[0]]
 
+def _warn_of_photos_without_group(table):
+    if n := int((table.known_group == '').sum()): say(
+        f'warning: {number_of(n)} without a group: each is placed by how it looks, so its weapon may be on both sides')
+
 def _say_groups_of_several_classes(table):
     n_labels = table[table.known_group != ''].groupby('known_group').label.nunique()
     several = sorted(n_labels.index[n_labels > 1])
@@ -124,6 +128,7 @@ def split(
         for line in ignored_lines(photos): say(line)
         table = table.assign(known_group=photo_groups(table, groups, group_pattern))
         raise_faults(_one_group_faults(table))
+        if table.known_group.any(): _warn_of_photos_without_group(table)
         say(f'reading {number_of(len(table))}')
         with CropRecords(len(table)) as records:
             table = examine(photos, table, workers, records)

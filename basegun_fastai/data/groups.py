@@ -22,7 +22,7 @@ from ..base.errors import BasegunError, raise_faults
 from ..base.parameters import text
 from ..base.processes import say
 from ..base.text import csv_delimiter, is_utf8, name_some, number_of, printable, quote_names, shorten
-from .folders import SPLITS
+from .paths import PhotoPaths
 
 # %% ../../nbs/data/groups.ipynb #1f7e3ef4
 MAX_GROUPS_BYTES = 2**30  # of the CSV
@@ -56,76 +56,78 @@ def group_column(
     "Which column says which photos belong together?"
     return 'group' if 'group' in names else names[0] if len(names) == 1 else None
 
-def _short_names(files):
-    "The names that photos of train/ and val/ have without these folders, if only one photo has the name."
-    names = {}
-    for o in files:
-        split, _, name = o.partition('/')
-        if split in SPLITS: names.setdefault(normalize('NFC', name), []).append(o)
-    return {name: same[0] for name, same in names.items() if len(same) == 1}
+# %% ../../nbs/data/groups.ipynb #30820769
+class _LineFaults:
+    "What is wrong with the lines; of each kind, the first ones are kept."
+    def __init__(self): self.of_kind = {}
 
-# %% ../../nbs/data/groups.ipynb #7e62f435
-class _Groups:
-    def __init__(self, header, files, short_names):
-        self.header, self.at, self.known = header, header.index('file'), set(files)
-        self.by_form = {normalize('NFC', o): o for o in files}
-        for short, name in short_names.items(): self.by_form.setdefault(normalize('NFC', short), name)
-        self.rows, self.n_unknown, self.faults, self.first_unknown = {}, 0, {}, None
-        names = [o for o in header if o != 'file']
-        self.column, self.has_groups = group_column(names), False
-        self.group_at = None if self.column is None else names.index(self.column)
-
-    def _fault(self, kind, text):
-        messages = self.faults.setdefault(kind, [])
+    def add(self, kind, text):
+        messages = self.of_kind.setdefault(kind, [])
         if len(messages) <= _MAX_NAMED: messages.append(text)
-
-    def add(self, cells, line):
-        if not cells: return
-        if len(cells) != len(self.header):
-            return self._fault('cells', f'line {line} has {number_of(len(cells), "cell")}, the header has '
-                                        f'{len(self.header)}: quote a text that contains a separator')
-        name, values = cells[self.at], [o.strip() for o in [*cells[:self.at], *cells[self.at + 1:]]]
-        if name not in self.known: name = self.by_form.get(normalize('NFC', name), name)  # a Mac decomposes accents
-        if not all(map(_is_text, values if name in self.known else cells)):
-            return self._fault('text', f"line {line} is not UTF-8: save it as 'CSV UTF-8'")
-        if self.group_at is not None and values[self.group_at]: self.has_groups = True
-        if name not in self.known:
-            self.n_unknown += 1
-            if self.first_unknown is None: self.first_unknown = name
-        elif self.rows.setdefault(name, values) != values:
-            self._fault('twice', f"line {line} names '{shorten(name)}' again with other values: keep one of them")
-        return None
 
     def messages(self):
         messages = []
-        for lines in self.faults.values():
+        for lines in self.of_kind.values():
             messages += lines[:_MAX_NAMED]
             if len(lines) > _MAX_NAMED: messages.append('has more lines like that')
         return messages
 
+# %% ../../nbs/data/groups.ipynb #7e62f435
+class _Groups:
+    def __init__(self, header, files):
+        self.header, self.at, self.paths = header, header.index('file'), PhotoPaths(files)
+        self.n_by_end, self.first_by_end = 0, None
+        self.rows, self.n_unknown, self.faults, self.first_unknown = {}, 0, _LineFaults(), None
+        names = [o for o in header if o != 'file']
+        self.column, self.has_groups = group_column(names), False
+        self.group_at = None if self.column is None else names.index(self.column)
+
+    def add(self, cells, line):
+        if not cells: return
+        if len(cells) != len(self.header):
+            return self.faults.add('cells', f'line {line} has {number_of(len(cells), "cell")}, the header has '
+                                            f'{len(self.header)}: quote a text that contains a separator')
+        name, values = cells[self.at], [o.strip() for o in [*cells[:self.at], *cells[self.at + 1:]]]
+        photo = self.paths.find(name)
+        by_end = self.paths.find_by_end(name) if photo is None else None
+        if not all(map(_is_text, cells if photo is None and by_end is None else values)):
+            return self.faults.add('text', f"line {line} is not UTF-8: save it as 'CSV UTF-8'")
+        if self.group_at is not None and values[self.group_at]: self.has_groups = True
+        if by_end is not None:
+            self.n_by_end += 1
+            self.first_by_end = self.first_by_end or (name, by_end)
+            photo = by_end
+        if photo is None:
+            self.n_unknown += 1
+            if self.first_unknown is None: self.first_unknown = name
+        elif self.rows.setdefault(photo, values) != values:
+            self.faults.add('twice', f"line {line} names '{shorten(photo)}' again with other values: keep one of them")
+        return None
+
 # %% ../../nbs/data/groups.ipynb #f829aa8a
-def _read_lines(file, files, short_names):
+def _read_lines(file, files):
     with open(file, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
         delimiter = csv_delimiter(f.readline(2**16), ['file'])
         f.seek(0)
         lines, groups = csv.reader(f, delimiter=delimiter, strict=True), None
         try:
             if faults := _header_faults(header := next(lines, []), files): return faults, None
-            groups = _Groups(header, files, short_names)
+            groups = _Groups(header, files)
             for cells in lines: groups.add(cells, lines.line_num)
         except csv.Error as err:
-            messages = groups.messages() if groups else []
+            messages = groups.faults.messages() if groups else []
             return [*messages, f'is not a CSV from line {lines.line_num} on ({err}): close its quotes'], None
-    return [*groups.messages(), *_match_faults(groups, files)], groups
+    return [*groups.faults.messages(), *_match_faults(groups, files)], groups
 
 def _match_faults(groups, files):
     if groups.rows and groups.column is not None and not groups.has_groups: return [
         f"column '{shorten(groups.column)}' is empty in every row: write the weapon of each photo"]
-    if groups.rows or groups.faults: return []
+    if groups.rows or groups.faults.of_kind: return []
     if groups.first_unknown is None or not files: return ['names none of the photos: give a row for each']
     return [f"names none of the photos: it has '{shorten(groups.first_unknown)}', the data has "
             f"'{shorten(files[0])}'; write the paths as the data has them"]
 
+# %% ../../nbs/data/groups.ipynb #334f0038
 def read_groups(
     file: Path, # A CSV with a column `file` and others
     files: list[str], # Paths of the photos, relative to the data
@@ -133,9 +135,12 @@ def read_groups(
     "Read what is known about the photos besides their class; raises `BasegunError` for a CSV that cannot be used."
     option = f"--groups '{printable(str(file))}'"
     if fault := _file_fault(file): raise BasegunError(f'{option} {fault}')
-    try: faults, groups = _read_lines(file, list(files), _short_names(files))
+    try: faults, groups = _read_lines(file, list(files))
     except OSError as err: raise BasegunError(f'{option} cannot be read ({err.strerror}): give a readable CSV') from err
     raise_faults([f'{option} {o}' for o in faults])
+    if groups.n_by_end: say(
+        f"{option} has {number_of(groups.n_by_end, 'row')} with another path, such as "
+        f"{quote_names(groups.first_by_end[:1])} for {quote_names(groups.first_by_end[1:])}: the last two parts agree")
     n_missing, n_unknown = sum(o not in groups.rows for o in files), groups.n_unknown
     if n_missing: say(f'{option} has no row for {n_missing} of {number_of(len(files))}')
     if n_unknown:

@@ -31,7 +31,7 @@ FAULTS = {
     b'file,camera\nval/a/1.jpg,"x': ['is not a CSV from line 2 on', 'close its quotes'],
     b'file;camera\nval/a/1.jpg,x\n': ['line 2 has 1 cell, the header has 2'],
     b'file,camera\nval/a/1.jpg,"x"y\n': ['is not a CSV from line 2 on'],
-    b'file,camera\nphotos/a/1.jpg,x\na/20.jpg,x\n': ["it has 'photos/a/1.jpg', the data has 'val/a/1.jpg'"],
+    b'file,camera\nphotos/b/1.jpg,x\na/20.jpg,x\n': ["it has 'photos/b/1.jpg', the data has 'val/a/1.jpg'"],
     b'file,camera\n': ['names none of the photos: give a row for each'],
     b'file,camera\n' + b'val/a/1.jpg\n' * 9: ['line 6 has 1 cell,', 'has more lines like that'],
     ','.join(f'c{i}' for i in range(40)).encode(): ["no column 'file'", "'c19' and 20 more"],
@@ -215,3 +215,40 @@ def test_a_column_without_any_group_is_refused(tmp_path):
             known_groups(tmp_path/'g.csv', table)
     (tmp_path/'g.csv').write_text('file,group\na/1.jpg,\nelsewhere/2.jpg,Luger\n')  # of the photos of another folder
     assert known_groups(tmp_path/'g.csv', table).tolist() == ['', '']
+
+
+def matched(tmp_path, names, files):
+    "The photo that each path in a CSV finds, by its group."
+    rows = ''.join(f'{o},g{i}\n' for i, o in enumerate(names))
+    (tmp_path/'g.csv').write_text(f'file,group\n{rows}', encoding='utf-8')
+    return dict(zip(files, read_groups(tmp_path/'g.csv', files).group, strict=True))
+
+
+@pytest.mark.parametrize('name', ['./train/a/1.jpg', 'train\\a\\1.jpg', '.\\train\\a\\1.jpg', ' train/a/1.jpg',
+                                  '/home/photos/train/a/1.jpg', 'C:\\photos\\train\\a\\1.jpg', 'photos/a/1.jpg',
+                                  'a\\1.jpg', './a/1.jpg', 'photos//a/./1.jpg'])
+def test_a_path_in_another_form_finds_its_photo(name, tmp_path):
+    assert matched(tmp_path, [name], ['train/a/1.jpg', 'val/b/1.jpg', 'val/a/2.jpg'])['train/a/1.jpg'] == 'g0'
+
+
+def test_a_path_that_may_be_of_two_photos_or_of_another_side_finds_none(tmp_path):
+    files = ['train/a/1.jpg', 'val/a/1.jpg', 'val/a/2.jpg', 'val/c/3.jpg']
+    wrong = ['1.jpg', 'c/1.jpg', 'photos/a/1.jpg', 'a/1.jpg', 'train/a/2.jpg', 'photos\\train\\a\\2.jpg', '2.jpg',
+             'a/b/3.jpg', '../2.jpg', '', '/', './3.jpg', 'c/']
+    expected = dict.fromkeys(files, '') | {'val/c/3.jpg': f'g{len(wrong)}'}
+    assert matched(tmp_path, [*wrong, 'val/c/3.jpg'], files) == expected
+    with pytest.raises(BasegunError, match='names none of the photos'): matched(tmp_path, wrong, files)
+
+
+def test_the_paths_of_a_data_set_find_the_photos_of_one_of_its_folders(tmp_path, capsys):
+    assert matched(tmp_path, ['val/a/1.jpg', 'photos/val/b/1.jpg'], ['a/1.jpg', 'b/1.jpg']) == {
+        'a/1.jpg': 'g0', 'b/1.jpg': 'g1'}
+    assert capsys.readouterr().err == (f"--groups '{tmp_path/'g.csv'}' has 2 rows with another path, such as "
+                                       "'val/a/1.jpg' for 'a/1.jpg': the last two parts agree\n")
+    with pytest.raises(BasegunError, match="line 3 names 'a/1.jpg' again with other values"):
+        matched(tmp_path, ['val/a/1.jpg', 'train/a/1.jpg'], ['a/1.jpg'])
+
+
+def test_a_photo_with_a_backslash_in_its_name_is_found_as_it_is(tmp_path):
+    files = ['a/1\\2.jpg', '1/2.jpg', 'c/ 3.jpg', 'c/3.jpg']
+    assert matched(tmp_path, ['a/1\\2.jpg', 'c/ 3.jpg'], files) == dict(zip(files, ['g0', '', 'g1', ''], strict=True))
