@@ -143,7 +143,7 @@ def read_groups(
         f"{quote_names(groups.first_by_end[:1])} for {quote_names(groups.first_by_end[1:])}: the last two parts agree")
     n_missing, n_unknown = sum(o not in groups.rows for o in files), groups.n_unknown
     if n_missing: say(f'{option} has no row for {n_missing} of {number_of(len(files))}')
-    if n_unknown:
+    if n_missing and n_unknown:
         say(f"{option} has {number_of(n_unknown, 'row')} for files that are not among the photos, the first one for "
             f"'{shorten(groups.first_unknown)}'")
     names = [o for o in groups.header if o != 'file']

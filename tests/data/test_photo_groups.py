@@ -54,8 +54,11 @@ def test_groups_go_beside_the_photos(tmp_path, capsys):
     actual = read_groups(csv, FILES)
     assert actual.columns.tolist() == ['camera', 'year'] and actual.index.tolist() == [0, 1, 2]
     assert actual.values.tolist() == [['', 'NA'], ['Nikon', '007'], ['Léica', '2']]
-    assert (capsys.readouterr().err
-            == f"--groups '{csv}' has 1 row for files that are not among the photos, the first one for 'nowhere'\n")
+    assert capsys.readouterr().err == ''  # each photo has its row, so the one of another photo is no news
+    read_groups(csv, [*FILES, 'val/a/3.jpg'])
+    assert capsys.readouterr().err == (
+        f"--groups '{csv}' has no row for 1 of 4 photos\n"
+        f"--groups '{csv}' has 1 row for files that are not among the photos, the first one for 'nowhere'\n")
 
 
 def test_a_french_spreadsheet_writes_semicolons(tmp_path, capsys):
