@@ -83,7 +83,7 @@ def test_intervals_are_by_group_if_the_csv_has_groups(run, data, tmp_path):
     assert result.returncode == 0, result.stderr
     by_photo, by_group = (json.loads((o/'metrics.json').read_text()) for o in (run.path, tmp_path/'out'))
     assert by_photo['intervals']['groups'] is None and by_group['intervals']['groups'] == -(-len(rows) // 6)
-    assert f"intervals are by group: {-(-len(rows) // 6)} groups" in result.stderr
+    assert f"intervals are by group: {len(rows)} photos in {-(-len(rows) // 6)} groups\n" in result.stderr
     for name in ('accuracy', 'precision', 'recall'):
         assert np.ptp(by_group['intervals'][name]) >= np.ptp(by_photo['intervals'][name]) - 1e-9
         assert by_group['intervals'][name][0] <= by_group[name] <= by_group['intervals'][name][1]

@@ -200,6 +200,13 @@ def group_links(
     return [(a, b) for _, part in known.groupby(known) for a, b in zip(part.index, part.index[1:], strict=False)]
 
 # %% ../../nbs/data/groups.ipynb #a8ce0c6b
+def _count_groups(groups):
+    "How many photos have a group and how many have none, as text."
+    known = groups[groups != '']
+    n_without = len(groups) - len(known)
+    rest = f', and {number_of(n_without)} without a group' if n_without else ''
+    return f"{number_of(len(known))} in {number_of(known.nunique(), 'group')}{rest}"
+
 def group_numbers(
     groups: pd.Series, # As `known_groups` returns them
 ) -> np.ndarray|None: # A number for each group and for each photo without one, shape `(n,)`; None if none is known
@@ -209,7 +216,9 @@ def group_numbers(
         return None
     own = pd.Series([f'\0{o}' for o in range(len(groups))], groups.index)  # no cell of a CSV has a zero character
     numbers = pd.factorize(_group_names(groups).where(groups != '', own))[0]
-    say(f"intervals are by group: {number_of(numbers.max() + 1, 'group')} of {number_of(len(numbers))}")
+    counts = _count_groups(groups)
+    if (groups == '').any(): say(f'intervals are by group: {counts}, counted as independent')
+    else: say(f'intervals are by group: {counts}')
     return numbers
 
 # %% ../../nbs/data/groups.ipynb #b526506e
@@ -258,8 +267,5 @@ def photo_groups(
 ) -> pd.Series: # The group of each photo, empty if unknown; raises `BasegunError`
     "Find the group of each photo in a CSV or in its name, and say how many there are."
     groups = known_groups(file, table) if pattern is None else groups_by_pattern(pattern, table)
-    known = groups[groups != '']
-    if file is not None or pattern is not None: say(
-        f"{number_of(known.nunique(), 'group')} of {number_of(len(known))}; {number_of(len(groups) - len(known))} "
-        'without a group')
+    if file is not None or pattern is not None: say(_count_groups(groups))
     return groups

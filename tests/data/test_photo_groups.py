@@ -7,7 +7,14 @@ import pytest
 from conftest import prediction_table
 
 from basegun_fastai.base.errors import BasegunError
-from basegun_fastai.data.groups import group_option_faults, groups_by_pattern, known_groups, photo_groups, read_groups
+from basegun_fastai.data.groups import (
+    group_numbers,
+    group_option_faults,
+    groups_by_pattern,
+    known_groups,
+    photo_groups,
+    read_groups,
+)
 
 FILES = ['val/a/1.jpg', 'val/a/2, "x".jpg', 'val/é/\udce9\n.jpg']
 FAULTS = {
@@ -184,8 +191,18 @@ def test_only_one_of_both_options(tmp_path):
 def test_how_many_groups_there_are(capsys):
     table = photos('a/x_1.jpg', 'a/x_2.jpg', 'a/y_1.jpg', 'a/z.jpg')
     assert photo_groups(table, None, '(.)_').tolist() == ['x', 'x', 'y', '']
-    assert capsys.readouterr().err == '2 groups of 3 photos; 1 photo without a group\n'
+    assert capsys.readouterr().err == '3 photos in 2 groups, and 1 photo without a group\n'
+    photo_groups(table[:2], None, '(.)_')
+    assert capsys.readouterr().err == '2 photos in 1 group\n'
     assert photo_groups(table, None, None).tolist() == [''] * 4 and capsys.readouterr().err == ''
+
+
+def test_what_the_intervals_are_by(capsys):
+    assert group_numbers(pd.Series(['x', '', 'x', 'y', ''])).tolist() == [0, 1, 0, 2, 3]
+    assert capsys.readouterr().err == (
+        'intervals are by group: 3 photos in 2 groups, and 2 photos without a group, counted as independent\n')
+    group_numbers(pd.Series(['x', 'x']))
+    assert capsys.readouterr().err == 'intervals are by group: 2 photos in 1 group\n'
 
 
 def test_a_space_around_a_group_makes_no_other_weapon(tmp_path, capsys):
