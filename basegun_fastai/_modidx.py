@@ -634,6 +634,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'basegun_fastai/data/groups.py'),
                                             'basegun_fastai.data.groups._warn_of_similar_groups': ( 'data/groups.html#_warn_of_similar_groups',
                                                                                                     'basegun_fastai/data/groups.py'),
+                                            'basegun_fastai.data.groups._warn_of_single_photos': ( 'data/groups.html#_warn_of_single_photos',
+                                                                                                   'basegun_fastai/data/groups.py'),
                                             'basegun_fastai.data.groups.group_column': ( 'data/groups.html#group_column',
                                                                                          'basegun_fastai/data/groups.py'),
                                             'basegun_fastai.data.groups.group_links': ( 'data/groups.html#group_links',

@@ -63,7 +63,7 @@ def _checked(options, faults):
     "The photos of the data set, the group of each, the architecture and the device; raises all faults."
     from basegun_fastai.data.cache import cache_faults
     from basegun_fastai.data.folders import SPLITS, classes, ignored_lines, layout_faults, list_photos, missing_folders
-    from basegun_fastai.data.groups import known_groups
+    from basegun_fastai.data.groups import photo_groups
     from basegun_fastai.model.device import set_threads
     from basegun_fastai.training.setup import check_network
     training_options = _training_options(options)
@@ -76,7 +76,7 @@ def _checked(options, faults):
         f"'{options.data}' has a single class, '{labels.pop()}': nothing can be compared; add photos of another class")
     set_threads()
     table = None if faults else list_photos(options.data, strict=False)  # what a training refuses may be repaired here
-    groups = None if faults else known_groups(options.groups, table)
+    groups = None if faults else photo_groups(table, options.groups, None)
     arch, device = check_network(training_options, faults)
     for line in layout_faults(options.data): say(f'warning: {line}')
     for line in ignored_lines(options.data): say(line)

@@ -260,6 +260,16 @@ def groups_by_pattern(
                        "the names of the files, such as '^([^_]+)_'")
 
 # %% ../../nbs/data/groups.ipynb #dca97edb
+def _warn_of_single_photos(groups, file, pattern):
+    known = groups[groups != '']
+    if len(known) < 2 or known.duplicated().any(): return
+    if pattern is None: say(
+        f"warning: --groups '{printable(str(file))}' gives each photo a group of its own, so nothing stays together: "
+        'give all photos of one weapon the same group')
+    else: say(
+        f"warning: --group-pattern '{shorten(pattern)}' gives each photo a group of its own, so nothing stays "
+        "together: put brackets around the part that names the weapon, as in '^([^_]+)_'")
+
 def photo_groups(
     table: pd.DataFrame, # Photos, as `list_photos` lists them
     file: Path|None, # The option `--groups`
@@ -267,5 +277,7 @@ def photo_groups(
 ) -> pd.Series: # The group of each photo, empty if unknown; raises `BasegunError`
     "Find the group of each photo in a CSV or in its name, and say how many there are."
     groups = known_groups(file, table) if pattern is None else groups_by_pattern(pattern, table)
-    if file is not None or pattern is not None: say(_count_groups(groups))
+    if file is None and pattern is None: return groups
+    say(_count_groups(groups))
+    _warn_of_single_photos(groups, file, pattern)
     return groups

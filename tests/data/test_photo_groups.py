@@ -272,3 +272,17 @@ def test_the_paths_of_a_data_set_find_the_photos_of_one_of_its_folders(tmp_path,
 def test_a_photo_with_a_backslash_in_its_name_is_found_as_it_is(tmp_path):
     files = ['a/1\\2.jpg', '1/2.jpg', 'c/ 3.jpg', 'c/3.jpg']
     assert matched(tmp_path, ['a/1\\2.jpg', 'c/ 3.jpg'], files) == dict(zip(files, ['g0', '', 'g1', ''], strict=True))
+
+
+def test_a_group_for_each_photo_is_a_warning(tmp_path, capsys):
+    table, end = photos('a/x_1.jpg', 'a/x_2.jpg', 'a/y_1.jpg'), 'gives each photo a group of its own, so nothing stays'
+    photo_groups(table, None, '.*')
+    assert f"warning: --group-pattern '.*' {end} together: put brackets around" in capsys.readouterr().err
+    csv = tmp_path/'g.csv'
+    csv.write_text('file,group\na/x_1.jpg,1\na/x_2.jpg,2\n')
+    photo_groups(table, csv, None)
+    assert f"warning: --groups '{csv}' {end} together: give all photos of one weapon the same group" in (
+        capsys.readouterr().err)
+    photo_groups(table, None, '^(.)_')
+    photo_groups(table[:1], None, '.*')
+    assert 'warning' not in capsys.readouterr().err
