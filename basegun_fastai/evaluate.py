@@ -25,6 +25,7 @@ from .data.folders import ignored_lines, list_photos
 from .data.groups import group_numbers, group_of_each, read_groups
 from .data.names import confusable, difference
 from .data.photo import DECODER
+from .data.split_table import say_split_groups
 from .training.options import DEVICES
 from .trust.calibration import run_confidence
 from .trust.familiarity import read_bank, why_no_familiarity
@@ -151,6 +152,7 @@ def evaluate(
     with hold_out(out) as out:
         table = _readable_photos(data, table, skip_unreadable)
         _say_what_differs(run, config, data, table)
+        if groups is None: say_split_groups(data)
         numbers_of_groups = None if known is None else _numbers_of_groups(known.loc[table.file], groups)
         ood_photos = None if not_a_gun is None else read_ood_photos(not_a_gun, skip_unreadable, {*table.digest})
         temperature, levels, rates = run_confidence(run)

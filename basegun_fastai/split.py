@@ -23,6 +23,7 @@ from .data.groups import GROUP_PATTERN, group_links, group_option_faults, photo_
 from .data.near_duplicates import group_ids, near_duplicate_pairs
 from .data.problems import same_photos, same_problems
 from .data.shares import balance_val, choose_val
+from .data.split_table import train_command
 
 # %% ../nbs/split.ipynb #5fd397fb
 CONFLICTS = ('error', 'leave-out')
@@ -139,4 +140,5 @@ def split(
     for label, n in counts.iloc[:MAX_LINES].iterrows(): say(f'{printable(label)}: {n.train} train and {n.val} val')
     if len(counts) > MAX_LINES: say(
         f"{number_of(len(counts) - MAX_LINES, 'more class', 'more classes')}: see split.csv")
+    if table.known_group.any(): say(f'next: {train_command(out)}')
     print(out)

@@ -250,8 +250,10 @@ def test_photos_without_a_group_are_a_warning(photos, weapons, tmp_path):
     assert 'warning: 60 photos without a group: each is placed by how it looks, so its weapon may be' in result.stderr
     rows = csv.DictReader((tmp_path/'a'/'split.csv').open())
     assert {o['file']: o['group'] for o in rows if not o['group'].startswith('sha256:')} == known
-    assert 'warning' not in typed('split', photos, tmp_path/'b', '--group-pattern', '^(.+)_').stderr
-    assert 'warning' not in typed('split', photos, tmp_path/'c').stderr
+    by_name, plain = (typed('split', photos, tmp_path/out, *options).stderr
+                      for out, options in (('b c', ['--group-pattern', '^(.+)_']), ('d', [])))
+    assert 'warning' not in by_name + plain and 'next: ' not in plain
+    assert by_name.endswith(f"next: basegun-fastai train '{tmp_path/'b c'}' --groups '{tmp_path/'b c'/'split.csv'}'\n")
 
 
 def test_groups_of_one_photo_and_no_groups_change_nothing(photos, tmp_path):

@@ -192,6 +192,18 @@ def test_levels_and_intervals_are_by_group_if_groups_are_known(data, tmp_path, c
     for o in ("has no column 'file'", "--arch 'efficientnet_b33'"): assert o in result.stderr, result.stderr
 
 
+def test_groups_that_split_knows_are_offered_to_train_and_evaluate(run, copy, tmp_path, capsys):
+    from basegun_fastai.evaluate import evaluate
+    from basegun_fastai.training.options import Options
+    (copy/'split.csv').write_text('file,split,label,group,sha256\nrevolver/0000.jpg,train,revolver,Nagant,0f\n')
+    offer = f"the photos have groups: for intervals by group, add --groups {copy/'split.csv'}\n"
+    training = Training(Options(data=copy, out=tmp_path, name='new', **TINY), Run(tmp_path/'new'))
+    for step in (lambda: training.check([]), training.read, training.open): step()
+    assert capsys.readouterr().err.count(offer) == 1
+    evaluate(run.path, copy, tmp_path/'judged', workers=0)
+    assert capsys.readouterr().err.count(offer) == 1
+
+
 def test_another_seed_gives_another_run(run, data, tmp_path):
     best, kept = fitted(data, tmp_path, seed=1, **WHOLE).memory.best['weights'], load_file(run.weights)
     assert not all(torch.equal(best[f'0.model.{k}'], v) for k, v in kept.items() if not k.startswith('classifier.'))

@@ -29,6 +29,7 @@ from ..data.folders import folder_fault, ignored_lines, layout_faults, list_phot
 from ..data.groups import known_groups
 from ..data.photo import DECODER, UnreadablePhoto
 from ..data.problems import readable_photos
+from ..data.split_table import say_split_groups
 from ..model.archs import EFFICIENTNETS
 from .options import Options
 from ..trust.ood import read_ood_photos
@@ -130,6 +131,7 @@ def _versions():
 @patch
 def _begin(self: Training):
     options, photos, command = self.options, self.photos, [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if options.groups is None: say_split_groups(options.data)
     config = Config('running', datetime.now().isoformat(), options.to_json(), self.setup.resolve(),
                     asdict(self.architecture), sorted(photos.label.unique()), self.skipped, describe_photos(photos),
                     options.seed, _versions(), command)
