@@ -22,7 +22,7 @@ from .base.text import name_some, number_of, printable
 from .data.contents import keep_readable, known_contents, part_fingerprint, trained_photos
 from .data.contents import were_trained_on
 from .data.folders import ignored_lines, list_photos
-from .data.groups import group_numbers, group_of_each, read_groups
+from .data.groups import group_numbers, group_of_each, read_groups, say_what_intervals_are_by
 from .data.names import confusable, difference
 from .data.photo import DECODER
 from .data.split_table import say_split_groups
@@ -117,8 +117,11 @@ def _read_bank(run):
 def _numbers_of_groups(known, file):
     "The number of each photo's group, by file, so that intervals are by group; None if they are by photo."
     groups = group_of_each(known, file)
-    if groups is None: say(f"--groups '{printable(str(file))}' has no column 'group', so the intervals are by photo")
-    numbers = None if groups is None else group_numbers(groups)
+    if groups is None:
+        say(f"--groups '{printable(str(file))}' has no column 'group', so the intervals are by photo")
+        return None
+    say_what_intervals_are_by(groups)
+    numbers = group_numbers(groups)
     return numbers if numbers is None else pd.Series(numbers, known.index)
 
 def _predict(run, data, table, workers, device, ood_photos):

@@ -17,7 +17,7 @@ from .base.parameters import FILE, FOLDER, one_of, whole
 from .base.processes import forget_cluster, say, worker_faults
 from .base.record import Run
 from .data.contents import known_contents, part_fingerprint
-from .data.groups import group_numbers, known_groups
+from .data.groups import group_numbers, known_groups, say_what_intervals_are_by
 from .data.folders import layout_faults, list_photos
 from .training.options import DEVICES
 from .trust.calibration import level_counts, run_confidence
@@ -84,7 +84,9 @@ def _predictions_and_metrics(run, val):
 def _by_group(run, preds, numbers, known):
     "Predictions with their groups, and numbers with the intervals of these groups."
     if known is None: return preds, numbers
-    preds = replace(preds, groups=group_numbers(known.loc[preds.files]))
+    groups = known.loc[preds.files]
+    say_what_intervals_are_by(groups)
+    preds = replace(preds, groups=group_numbers(groups))
     bands = level_counts(run_confidence(run)[1], preds)
     return preds, numbers | dict(levels=numbers['levels'] | dict(bands=bands))
 

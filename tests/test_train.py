@@ -182,7 +182,8 @@ def test_levels_and_intervals_are_by_group_if_groups_are_known(data, tmp_path, c
     pd.DataFrame(dict(file=files, group=groups)).to_csv(tmp_path/'g.csv', index=False)
     train(data, fine_tune_epochs=1, out=tmp_path, name='run', groups=tmp_path/'g.csv', **QUICK)
     warning = '1 group in both train/ and val/, so the results will look too good: Luger on both sides'
-    assert warning in capsys.readouterr().err
+    err, by_group = capsys.readouterr().err, f"intervals are by group: 24 photos in {groups[sides == 'val'].nunique()}"
+    assert warning in err and err.count(by_group) == 1 and err.index(by_group) < err.index('batches of')
     numbers = json.loads((tmp_path/'run'/'metrics.json').read_text())['intervals']
     assert numbers['groups'] == groups[sides == 'val'].nunique()
     (tmp_path/'g.csv').write_text('photo\n')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_GROUPS_BYTES', 'GROUP_PATTERN', 'group_column', 'read_groups', 'group_of_each', 'known_groups', 'group_links',
-           'group_numbers', 'group_option_faults', 'groups_by_pattern', 'photo_groups']
+           'say_what_intervals_are_by', 'group_numbers', 'group_option_faults', 'groups_by_pattern', 'photo_groups']
 
 # %% ../../nbs/data/groups.ipynb #b8636060
 import csv
@@ -207,19 +207,22 @@ def _count_groups(groups):
     rest = f', and {number_of(n_without)} without a group' if n_without else ''
     return f"{number_of(len(known))} in {number_of(known.nunique(), 'group')}{rest}"
 
+def say_what_intervals_are_by(
+    groups: pd.Series, # As `known_groups` returns them
+) -> None:
+    "Say how many groups there are, before anything slow."
+    counts = _count_groups(groups)
+    if not (groups != '').any(): say('--groups has no group of these photos, so the intervals are by photo')
+    elif (groups == '').any(): say(f'intervals are by group: {counts}, counted as independent')
+    else: say(f'intervals are by group: {counts}')
+
 def group_numbers(
     groups: pd.Series, # As `known_groups` returns them
 ) -> np.ndarray|None: # A number for each group and for each photo without one, shape `(n,)`; None if none is known
-    "Number the groups, and say how many there are."
-    if not (groups != '').any():
-        say('--groups has no group of these photos, so the intervals are by photo')
-        return None
+    "Number the groups."
+    if not (groups != '').any(): return None
     own = pd.Series([f'\0{o}' for o in range(len(groups))], groups.index)  # no cell of a CSV has a zero character
-    numbers = pd.factorize(_group_names(groups).where(groups != '', own))[0]
-    counts = _count_groups(groups)
-    if (groups == '').any(): say(f'intervals are by group: {counts}, counted as independent')
-    else: say(f'intervals are by group: {counts}')
-    return numbers
+    return pd.factorize(_group_names(groups).where(groups != '', own))[0]
 
 # %% ../../nbs/data/groups.ipynb #b526506e
 GROUP_PATTERN = text('REGEX')

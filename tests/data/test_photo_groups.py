@@ -14,6 +14,7 @@ from basegun_fastai.data.groups import (
     known_groups,
     photo_groups,
     read_groups,
+    say_what_intervals_are_by,
 )
 
 FILES = ['val/a/1.jpg', 'val/a/2, "x".jpg', 'val/é/\udce9\n.jpg']
@@ -198,10 +199,13 @@ def test_how_many_groups_there_are(capsys):
 
 
 def test_what_the_intervals_are_by(capsys):
-    assert group_numbers(pd.Series(['x', '', 'x', 'y', ''])).tolist() == [0, 1, 0, 2, 3]
+    some = pd.Series(['x', '', 'x', 'y', ''])
+    assert group_numbers(some).tolist() == [0, 1, 0, 2, 3] and group_numbers(some[1:2]) is None
+    assert capsys.readouterr().err == ''
+    say_what_intervals_are_by(some)
     assert capsys.readouterr().err == (
         'intervals are by group: 3 photos in 2 groups, and 2 photos without a group, counted as independent\n')
-    group_numbers(pd.Series(['x', 'x']))
+    say_what_intervals_are_by(pd.Series(['x', 'x']))
     assert capsys.readouterr().err == 'intervals are by group: 2 photos in 1 group\n'
 
 
