@@ -909,6 +909,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'basegun_fastai/data/shares.py')},
             'basegun_fastai.data.split_table': { 'basegun_fastai.data.split_table.has_groups': ( 'data/split_table.html#has_groups',
                                                                                                  'basegun_fastai/data/split_table.py'),
+                                                 'basegun_fastai.data.split_table.moved_rows': ( 'data/split_table.html#moved_rows',
+                                                                                                 'basegun_fastai/data/split_table.py'),
                                                  'basegun_fastai.data.split_table.read_split_table': ( 'data/split_table.html#read_split_table',
                                                                                                        'basegun_fastai/data/split_table.py'),
                                                  'basegun_fastai.data.split_table.say_split_groups': ( 'data/split_table.html#say_split_groups',

@@ -90,8 +90,8 @@ def _by_group(run, preds, numbers, known, trained_with):
     n_then = numbers.get('intervals', {}).get('groups', by_group.n_groups)  # an older version did not count them
     if trained_with is not None and by_group.n_groups != n_then:
         n_now = by_group.n_groups or 0
-        say(f"'{trained_with}', the --groups of the training, now has {number_of(n_now, 'group')} of the val photos and "
-            f'not {n_then or 0} as in the training, so the intervals are by photo: give --groups')
+        say(f"'{trained_with}', the --groups of the training, now has {number_of(n_now, 'group')} of the val photos "
+            f'and not {n_then or 0} as in the training, so the intervals are by photo: give --groups')
         return preds, numbers
     say_what_intervals_are_by(groups)
     bands = level_counts(run_confidence(run)[1], by_group)

@@ -3,7 +3,7 @@ from shlex import quote
 
 import pytest
 
-from basegun_fastai.data.split_table import COLUMNS, has_groups, read_split_table, say_split_groups
+from basegun_fastai.data.split_table import COLUMNS, has_groups, moved_rows, read_split_table, say_split_groups
 
 HEADER = ','.join(COLUMNS) + '\n'
 
@@ -34,3 +34,15 @@ def test_digests_of_photos_that_look_alike_are_no_groups(tmp_path, capsys):
         assert has_groups(rows) == known
         say_split_groups(tmp_path)
         assert (f"by group, add --groups {quote(str(tmp_path/'split.csv'))}\n" in capsys.readouterr().err) == known
+
+
+def test_rows_follow_their_photos():
+    rows = [dict(zip(COLUMNS, o, strict=True)) for o in (
+        ('a/1.jpg', 'train', 'a', 'x', '0'), ('cafe\u0301/2.jpg', 'val', 'caf\u00e9', 'y', '1'),
+        ('a/3.jpg', 'val', 'a', 'z', '2'),
+        ('a/4.jpg', 'left-out', 'a', '', '3'), ('val/a/5.jpg', 'val', 'a', 'x', '4'))]
+    places = {'train/a/1.jpg': 'train/b/1_2.jpg', 'val/caf\u00e9/2.jpg': 'val/caf\u00e9/2.jpg', 'val/a/3.jpg': '',
+              'train/a/4.jpg': 'train/a/4.jpg', 'val/a/5.jpg': 'val/b/5.jpg'}
+    assert [tuple(o.values()) for o in moved_rows(rows, places)] == [
+        ('train/b/1_2.jpg', 'train', 'b', 'x', '0'), ('val/caf\u00e9/2.jpg', 'val', 'caf\u00e9', 'y', '1'),
+        ('val/b/5.jpg', 'val', 'b', 'x', '4')]
