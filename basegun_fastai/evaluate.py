@@ -17,15 +17,15 @@ from .base.errors import BasegunError, attempt, raise_faults
 from .base.files import first_free, hold, hold_first, out_faults, whole_folder
 from .base.parameters import FILE, FOLDER, one_of, whole
 from .base.processes import forget_cluster, say, worker_faults
-from .base.record import Config, Run
-from .base.text import name_some, number_of, printable
+from .base.record import Config, Run, Tables
+from .base.text import name_some, number_of, printable, quote_names
 from .data.contents import keep_readable, known_contents, part_fingerprint, trained_photos
 from .data.contents import were_trained_on
 from .data.folders import ignored_lines, list_photos
 from .data.groups import group_numbers, group_of_each, read_groups, say_what_intervals_are_by
 from .data.names import confusable, difference
 from .data.photo import DECODER
-from .data.split_table import say_split_groups
+from .data.split_table import say_split_groups, without_split_columns
 from .training.options import DEVICES
 from .trust.calibration import run_confidence
 from .trust.familiarity import read_bank, why_no_familiarity
@@ -92,7 +92,7 @@ def _photos_and_groups(run, data, out, workers, not_a_gun, groups):
         known, group_faults = attempt(read_groups, groups, table.file.tolist())
         faults += group_faults
     raise_faults(faults)
-    return table, known if known is None else known.set_axis(table.file)
+    return table, known if known is None else without_split_columns(known).set_axis(table.file)
 
 def _say_what_differs(run, config, data, table):
     for line in ignored_lines(data/'val' if (data/'val').is_dir() else data): say(line)
@@ -164,5 +164,8 @@ def evaluate(
         with whole_folder(out) as folder:
             numbers = write_tables(preds, folder, ood, temperature=temperature, levels=levels, **rates)
             write_mistakes(preds, data, folder, overlays)
-            if known is not None: write_groups(preds, known.loc[table.file], folder, levels.unfamiliar_rate)
+            if known is not None:
+                by_value = write_groups(preds, known.loc[table.file], folder, levels.unfamiliar_rate)
+    if known is not None: say(f"'{printable(str(Tables(out).groups))}' has the numbers per value of "
+                              f'{quote_names([*by_value.column.unique()])}')
     print(summary(numbers, out))

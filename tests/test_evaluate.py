@@ -101,6 +101,19 @@ def test_intervals_are_by_group_if_the_csv_has_groups(run, data, tmp_path):
         assert json.loads((tmp_path/f'by {name}'/'metrics.json').read_text())['intervals']['groups'] is None
 
 
+def test_numbers_by_group_leave_out_what_split_added_to_its_table(run, data, tmp_path):
+    rows = pd.read_csv(run.path/'predictions-val.csv')
+    names, weapons = rows.file.str.removeprefix('val/'), np.arange(len(rows)) // 6
+    table = pd.DataFrame(dict(file=names, split='val', label=rows.label, group=weapons, sha256=range(len(rows))))
+    for name, more, columns in (('split', {}, {'group'}), ('more', dict(camera='Nikon'), {'group', 'camera'})):
+        table.assign(**more).to_csv(tmp_path/f'{name}.csv', index=False)
+        result = typed('evaluate', run.path, data, '--out', tmp_path/name, '--groups', tmp_path/f'{name}.csv',
+                       '--workers', 0)
+        assert result.returncode == 0, result.stderr
+        assert {*pd.read_csv(tmp_path/name/'metrics-groups.csv').column} == columns
+        assert f"'{tmp_path/name/'metrics-groups.csv'}' has the numbers per value of " in result.stderr
+
+
 def test_the_same_photos_are_as_familiar_as_after_the_training(run, data, tmp_path):
     result = typed('evaluate', run.path, data, '--out', tmp_path/'out', '--workers', 0)
     assert result.returncode == 0 and 'familiarity is left out' not in result.stderr
