@@ -2219,6 +2219,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'basegun_fastai/trust/levels.py'),
                                              'basegun_fastai.trust.levels._before': ( 'trust/levels.html#_before',
                                                                                       'basegun_fastai/trust/levels.py'),
+                                             'basegun_fastai.trust.levels._in_groups': ( 'trust/levels.html#_in_groups',
+                                                                                         'basegun_fastai/trust/levels.py'),
                                              'basegun_fastai.trust.levels._last_in_sequence': ( 'trust/levels.html#_last_in_sequence',
                                                                                                 'basegun_fastai/trust/levels.py'),
                                              'basegun_fastai.trust.levels._numbers': ( 'trust/levels.html#_numbers',
