@@ -614,6 +614,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'basegun_fastai/data/groups.py'),
                                             'basegun_fastai.data.groups._LineFaults.messages': ( 'data/groups.html#_linefaults.messages',
                                                                                                  'basegun_fastai/data/groups.py'),
+                                            'basegun_fastai.data.groups._column_names': ( 'data/groups.html#_column_names',
+                                                                                          'basegun_fastai/data/groups.py'),
                                             'basegun_fastai.data.groups._count_groups': ( 'data/groups.html#_count_groups',
                                                                                           'basegun_fastai/data/groups.py'),
                                             'basegun_fastai.data.groups._file_fault': ( 'data/groups.html#_file_fault',

@@ -107,17 +107,28 @@ class _Groups:
 # %% ../../nbs/data/groups.ipynb #f829aa8a
 def _read_lines(file, files):
     with open(file, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
-        delimiter = csv_delimiter(f.readline(2**16), ['file'])
-        f.seek(0)
-        lines, groups = csv.reader(f, delimiter=delimiter, strict=True), None
+        first = f.readline(2**16)
+        separator = re.fullmatch('"?sep=([,;|\t])"?\r?\n', first)  # Excel understands such a line before the header
+        if not separator: f.seek(0)
+        delimiter = separator[1] if separator else csv_delimiter(first, ['file'], ';\t')
+        lines, groups, n_before = csv.reader(f, delimiter=delimiter, strict=True), None, 1 if separator else 0
         try:
-            if faults := _header_faults(header := next(lines, []), files): return faults, None
+            header = _column_names(next(lines, []))
+            if faults := _header_faults(header, files): return faults, None
             groups = _Groups(header, files)
-            for cells in lines: groups.add(cells, lines.line_num)
+            for cells in lines: groups.add(cells, n_before + lines.line_num)
         except csv.Error as err:
             messages = groups.faults.messages() if groups else []
-            return [*messages, f'is not a CSV from line {lines.line_num} on ({err}): close its quotes'], None
+            return [*messages, f'is not a CSV from line {n_before + lines.line_num} on ({err}): close its quotes'], None
     return [*groups.faults.messages(), *_match_faults(groups, files)], groups
+
+def _column_names(header):
+    "The names of the columns, with `file` and `group` as they are written here."
+    names = [o.strip() for o in header]
+    for wanted in ('file', 'group'):
+        like = [i for i, o in enumerate(names) if o.casefold() == wanted]
+        if len(like) == 1: names[like[0]] = wanted
+    return names
 
 def _match_faults(groups, files):
     if groups.rows and groups.column is not None and not groups.has_groups: return [

@@ -24,7 +24,8 @@ FAULTS = {
     b'photo,camera\nval/a/1.jpg,x\n': [
         "no column 'file' with paths such as 'val/a/1.jpg'", "columns are 'photo', 'camera'"],
     b'photo;camera\nval/a/1.jpg;x\n': ["no column 'file'", "'photo;camera'; separate them by commas"],
-    b'File\nx\n': ["no column 'file'", "'File'"],
+    b'Files\nx\n': ["no column 'file'", "'Files'"],
+    b'File\nx\n': ["no column besides 'file'"],
     b',file,camera\n0,val/a/1.jpg,x\n': ['a column without a name'],
     b'file,a,a,file,\nval/a/1.jpg,1,2,x,\n': ["several columns named 'file', 'a'", 'a column without a name'],
     'file,é\n'.encode('utf-16'): ['is not a CSV in UTF-8'],
@@ -290,3 +291,21 @@ def test_a_group_for_each_photo_is_a_warning(tmp_path, capsys):
     photo_groups(table, None, '^(.)_')
     photo_groups(table[:1], None, '.*')
     assert 'warning' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('content', [
+    'file\tgroup\nval/a/1.jpg\tLuger, 1\n', '"File";"Group"\r\nval/a/1.jpg;"Luger, 1"\r\n',
+    'sep=;\r\nfile;group\r\nval/a/1.jpg;Luger, 1\r\n', 'sep=\t\nFILE\tGROUP\nval/a/1.jpg\tLuger, 1\n',
+    '"sep=|"\nfile|group\nval/a/1.jpg|Luger, 1\n', 'File , GROUP\nval/a/1.jpg,"Luger, 1"\n',
+    'sep=,\nfile,weapon\nval/a/1.jpg,"Luger, 1"\n'])
+def test_spreadsheets_write_csv_in_their_ways(content, tmp_path):
+    (tmp_path/'g.csv').write_bytes(b'\xef\xbb\xbf' + content.encode())
+    assert known_groups(tmp_path/'g.csv', photos('val/a/1.jpg', 'val/a/2.jpg')).tolist() == ['Luger, 1', '']
+
+
+def test_a_first_line_with_the_separator_counts_as_a_line(tmp_path):
+    (tmp_path/'g.csv').write_text('sep=;\nfile;group\nval/a/1.jpg;x\nval/a/1.jpg;y\n')
+    with pytest.raises(BasegunError, match='line 4 names'): read_groups(tmp_path/'g.csv', FILES)
+    (tmp_path/'g.csv').write_text('File,FILE,group\nval/a/1.jpg,x,y\n')
+    with pytest.raises(BasegunError, match="has no column 'file'.* its columns are 'File', 'FILE', 'group'"):
+        read_groups(tmp_path/'g.csv', FILES)
