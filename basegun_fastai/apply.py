@@ -26,6 +26,7 @@ from .data.dataset import write_data_set
 from .data.decisions import Decision, describe, read_decisions
 from .data.folders import ignored_lines, layout_faults, list_photos
 from .data.names import class_name, confusable, difference
+from .data.split_table import has_groups, moved_rows, read_split_table, train_command
 
 # %% ../nbs/apply.ipynb #0f7018c3
 _MAX_NAMED = 5  # photos with one kind of fault that are listed
@@ -249,5 +250,8 @@ def apply(
             write_data_set(data, unfinished, [(o['file'], o['to']) for o in rows if o['to']], link)
             n_twins = _count_twins(unfinished, [o['to'] for o in rows if o['to']])
             write_whole(unfinished/'applied.csv', csv_text(rows))
+            split_rows = moved_rows(read_split_table(data) or [], {o['file']: o['to'] for o in rows})
+            if split_rows: write_whole(unfinished/'split.csv', csv_text(split_rows))
     _say_result(out, rows, n_twins)
+    if has_groups(split_rows): say(f'after that, `{train_command(out)}` trains by the groups')
     print(out)

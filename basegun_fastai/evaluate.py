@@ -17,14 +17,15 @@ from .base.errors import BasegunError, attempt, raise_faults
 from .base.files import first_free, hold, hold_first, out_faults, whole_folder
 from .base.parameters import FILE, FOLDER, one_of, whole
 from .base.processes import forget_cluster, say, worker_faults
-from .base.record import Config, Run
-from .base.text import name_some, number_of, printable
+from .base.record import Config, Run, Tables
+from .base.text import name_some, number_of, printable, quote_names
 from .data.contents import keep_readable, known_contents, part_fingerprint, trained_photos
 from .data.contents import were_trained_on
 from .data.folders import ignored_lines, list_photos
-from .data.groups import group_numbers, read_groups
+from .data.groups import group_numbers, group_of_each, read_groups, say_what_intervals_are_by
 from .data.names import confusable, difference
 from .data.photo import DECODER
+from .data.split_table import say_split_groups, without_split_columns
 from .training.options import DEVICES
 from .trust.calibration import run_confidence
 from .trust.familiarity import read_bank, why_no_familiarity
@@ -91,7 +92,7 @@ def _photos_and_groups(run, data, out, workers, not_a_gun, groups):
         known, group_faults = attempt(read_groups, groups, table.file.tolist())
         faults += group_faults
     raise_faults(faults)
-    return table, known if known is None else known.set_axis(table.file)
+    return table, known if known is None else without_split_columns(known).set_axis(table.file)
 
 def _say_what_differs(run, config, data, table):
     for line in ignored_lines(data/'val' if (data/'val').is_dir() else data): say(line)
@@ -113,9 +114,15 @@ def _read_bank(run):
     if bank is None: say(why_no_familiarity(run))
     return bank
 
-def _with_groups(preds, known):
-    "Predictions with the groups of the column `group`, so that intervals are by group."
-    return replace(preds, groups=group_numbers(known.group.loc[preds.files])) if 'group' in known else preds
+def _numbers_of_groups(known, file):
+    "The number of each photo's group, by file, so that intervals are by group; None if they are by photo."
+    groups = group_of_each(known, file)
+    if groups is None:
+        say(f"--groups '{printable(str(file))}' has no column 'group', so the intervals are by photo")
+        return None
+    say_what_intervals_are_by(groups)
+    numbers = group_numbers(groups)
+    return numbers if numbers is None else pd.Series(numbers, known.index)
 
 def _predict(run, data, table, workers, device, ood_photos):
     "Predictions for the photos and for photos without guns, and what the contact sheets show under each photo."
@@ -137,7 +144,7 @@ def evaluate(
     workers: whole(0) = None, # Processes that read photos (default: one per core, at most 16)
     device: one_of(DEVICES) = 'auto', # Device of the network; auto uses the GPU if there is one
     not_a_gun: FOLDER = None, # Folder of photos without guns; the model should give them low confidence
-    groups: FILE = None, # CSV with a column `file`: metrics per value of its other columns; intervals by `group`
+    groups: FILE = None, # CSV with `file`: metrics per value of the other columns; intervals by `group` or the only one
 ) -> None: # Prints accuracy, precision, recall and the folder, raises `BasegunError`
     "Judge a trained run on any folder of class folders, and write the same tables as after training."
     forget_cluster()
@@ -148,12 +155,17 @@ def evaluate(
     with hold_out(out) as out:
         table = _readable_photos(data, table, skip_unreadable)
         _say_what_differs(run, config, data, table)
+        if groups is None: say_split_groups(data)
+        numbers_of_groups = None if known is None else _numbers_of_groups(known.loc[table.file], groups)
         ood_photos = None if not_a_gun is None else read_ood_photos(not_a_gun, skip_unreadable, {*table.digest})
         temperature, levels, rates = run_confidence(run)
         preds, ood, overlays = _predict(run, data, table, workers, device, ood_photos)
+        if numbers_of_groups is not None: preds = replace(preds, groups=numbers_of_groups[preds.files].to_numpy())
         with whole_folder(out) as folder:
-            if known is not None: preds = _with_groups(preds, known)
             numbers = write_tables(preds, folder, ood, temperature=temperature, levels=levels, **rates)
             write_mistakes(preds, data, folder, overlays)
-            if known is not None: write_groups(preds, known.loc[table.file], folder, levels.unfamiliar_rate)
+            if known is not None:
+                by_value = write_groups(preds, known.loc[table.file], folder, levels.unfamiliar_rate)
+    if known is not None: say(f"'{printable(str(Tables(out).groups))}' has the numbers per value of "
+                              f'{quote_names([*by_value.column.unique()])}')
     print(summary(numbers, out))

@@ -16,8 +16,9 @@ from .base.files import file_faults, write_whole
 from .base.parameters import FILE, FOLDER, one_of, whole
 from .base.processes import forget_cluster, say, worker_faults
 from .base.record import Run
+from .base.text import number_of
 from .data.contents import known_contents, part_fingerprint
-from .data.groups import group_numbers, known_groups
+from .data.groups import group_numbers, known_groups, say_what_intervals_are_by
 from .data.folders import layout_faults, list_photos
 from .training.options import DEVICES
 from .trust.calibration import level_counts, run_confidence
@@ -81,12 +82,20 @@ def _predictions_and_metrics(run, val):
                            'of another run')
     return preds, numbers
 
-def _by_group(run, preds, numbers, known):
+def _by_group(run, preds, numbers, known, trained_with):
     "Predictions with their groups, and numbers with the intervals of these groups."
     if known is None: return preds, numbers
-    preds = replace(preds, groups=group_numbers(known.loc[preds.files]))
-    bands = level_counts(run_confidence(run)[1], preds)
-    return preds, numbers | dict(levels=numbers['levels'] | dict(bands=bands))
+    groups = known.loc[preds.files]
+    by_group = replace(preds, groups=group_numbers(groups))
+    n_then = numbers.get('intervals', {}).get('groups', by_group.n_groups)  # an older version did not count them
+    if trained_with is not None and by_group.n_groups != n_then:
+        n_now = by_group.n_groups or 0
+        say(f"'{trained_with}', the --groups of the training, now has {number_of(n_now, 'group')} of the val photos "
+            f'and not {n_then or 0} as in the training, so the intervals are by photo: give --groups')
+        return preds, numbers
+    say_what_intervals_are_by(groups)
+    bands = level_counts(run_confidence(run)[1], by_group)
+    return by_group, numbers | dict(levels=numbers['levels'] | dict(bands=bands))
 
 # %% ../nbs/report.ipynb #2da6d654
 def _trained_with(run):
@@ -118,10 +127,11 @@ def report(
     run, before = Run(run), Run(against) if against else None
     again = run.path/f'report_{datetime.now():%Y-%m-%d_%H%M%S}.html'
     out = Path(out or (again if run.report.exists() else run.report))
-    data, known = _photos_folder(run, before, data, out, workers, device, groups or _trained_with(run))
+    trained_with = None if groups else _trained_with(run)
+    data, known = _photos_folder(run, before, data, out, workers, device, groups or trained_with)
     read_bank(run)  # the page needs it, so a damaged one is refused now
     val, train = _run_photos(run, data)
-    preds, numbers = _by_group(run, *_predictions_and_metrics(run, val), known)
+    preds, numbers = _by_group(run, *_predictions_and_metrics(run, val), known, trained_with)
     comparison = compare(read_predictions(before, before.config.classes), preds) if before else None
     judge = Judge.of_run(run, data, val, workers, device)
     inspection = inspect_run(judge, preds, train, p_affine=run.config.resolved.p_affine)

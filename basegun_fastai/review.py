@@ -63,7 +63,7 @@ def _checked(options, faults):
     "The photos of the data set, the group of each, the architecture and the device; raises all faults."
     from basegun_fastai.data.cache import cache_faults
     from basegun_fastai.data.folders import SPLITS, classes, ignored_lines, layout_faults, list_photos, missing_folders
-    from basegun_fastai.data.groups import known_groups
+    from basegun_fastai.data.groups import photo_groups
     from basegun_fastai.model.device import set_threads
     from basegun_fastai.training.setup import check_network
     training_options = _training_options(options)
@@ -76,7 +76,7 @@ def _checked(options, faults):
         f"'{options.data}' has a single class, '{labels.pop()}': nothing can be compared; add photos of another class")
     set_threads()
     table = None if faults else list_photos(options.data, strict=False)  # what a training refuses may be repaired here
-    groups = None if faults else known_groups(options.groups, table)
+    groups = None if faults else photo_groups(table, options.groups, None)
     arch, device = check_network(training_options, faults)
     for line in layout_faults(options.data): say(f'warning: {line}')
     for line in ignored_lines(options.data): say(line)
@@ -109,7 +109,7 @@ def _write(folder, options, table, suspects, neighbours):
     write_whole(folder/'review.json', json.dumps(about, indent=2, ensure_ascii=False) + '\n')
 
 def _list_suspects(options, out, faults):
-    "Make the folder `out` with the list."
+    "Make the folder `out` with the list; returns the number of suspects."
     table, groups, arch, device = _checked(options, faults)
     from basegun_fastai.trust.listing import all_features, rank_photos, read_photos
     say(f'reading {number_of(len(table))}')
@@ -119,7 +119,8 @@ def _list_suspects(options, out, faults):
     with whole_folder(out) as folder: _write(folder, options, table, suspects, neighbours)
     counts = suspects.kind.value_counts()
     kinds = ', '.join(f'{counts[o]} {o}' for o in SUSPECT_KINDS if o in counts)
-    say(f"{number_of(len(suspects), 'suspect')} of {number_of(len(table))}: {kinds}")
+    say(f"{number_of(len(suspects), 'suspect')} of {number_of(len(table))}: {kinds or 'nothing to decide on'}")
+    return len(suspects)
 
 # %% ../nbs/review.ipynb #5e917559
 @takes(ReviewOptions)
@@ -134,8 +135,9 @@ def review(
         place = options.out or first_free(Path(f'review_{datetime.now():%Y-%m-%d_%H%M%S}'))
         faults += out_faults(place, options.data)
         holding = hold(place, faults, new=True) if options.out else hold_first(place, faults)
-        with holding as out: _list_suspects(options, out, faults)
+        with holding as out: n_suspects = _list_suspects(options, out, faults)
         print(out, flush=True)
+        if not n_suspects: return
     raise_faults(faults)
     if options.list_only:
         say(f'decide on a page: basegun-fastai review {quote(str(options.data))} --from {quote(str(out))}')

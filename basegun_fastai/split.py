@@ -23,6 +23,7 @@ from .data.groups import GROUP_PATTERN, group_links, group_option_faults, photo_
 from .data.near_duplicates import group_ids, near_duplicate_pairs
 from .data.problems import same_photos, same_problems
 from .data.shares import balance_val, choose_val
+from .data.split_table import train_command
 
 # %% ../nbs/split.ipynb #5fd397fb
 CONFLICTS = ('error', 'leave-out')
@@ -51,6 +52,10 @@ def _one_group_faults(table):
     names = table.groupby('label').known_group.unique()
     return [f"class '{label}' cannot be split: all photos are of one group, {_quote(groups)}; add photos of another "
             'group' for label, groups in names.items() if len(groups) == 1 and groups[0]]
+
+def _warn_of_photos_without_group(table):
+    if n := int((table.known_group == '').sum()): say(
+        f'warning: {number_of(n)} without a group: each is placed by how it looks, so its weapon may be on both sides')
 
 def _say_groups_of_several_classes(table):
     n_labels = table[table.known_group != ''].groupby('known_group').label.nunique()
@@ -124,6 +129,7 @@ def split(
         for line in ignored_lines(photos): say(line)
         table = table.assign(known_group=photo_groups(table, groups, group_pattern))
         raise_faults(_one_group_faults(table))
+        if table.known_group.any(): _warn_of_photos_without_group(table)
         say(f'reading {number_of(len(table))}')
         with CropRecords(len(table)) as records:
             table = examine(photos, table, workers, records)
@@ -134,4 +140,5 @@ def split(
     for label, n in counts.iloc[:MAX_LINES].iterrows(): say(f'{printable(label)}: {n.train} train and {n.val} val')
     if len(counts) > MAX_LINES: say(
         f"{number_of(len(counts) - MAX_LINES, 'more class', 'more classes')}: see split.csv")
+    if table.known_group.any(): say(f'next: {train_command(out)}')
     print(out)

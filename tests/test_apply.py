@@ -350,3 +350,24 @@ def test_the_result_can_be_checked_and_reviewed_again(data, tmp_path):
     assert Image.open(tmp_path/'out'/row['to']).size == Image.open(data/moved).size
     refused(tmp_path/'out', [file], tmp_path/'again', ['(missing: 1, with another content: 0)'], 1)
     assert run_command('apply', data, file, Path(tmp_path)/'command').returncode == 0
+
+
+def test_the_groups_of_split_follow_the_photos(small, tmp_path):
+    from basegun_fastai.data.groups import read_groups
+    header, rows = 'file,split,label,group,sha256\n', ['a/1.jpg,train,a,Luger,0f\n', 'a/IMG.JPG,train,a,Luger,0f\n',
+                                                       'a/1.jpg,val,a,Nagant,0f\n', 'a/-rf.jpg,train,a,Colt,0f\n']
+    (small/'split.csv').write_text(header + ''.join(rows))
+    file = decide(tmp_path/'decisions.csv', small, ('train/a/1.jpg', 'move', CLASSES[2]),
+                  ('train/a/-rf.jpg', 'invalid', 'drawing'))
+    for data, out in ((small, tmp_path/'once'), (tmp_path/'once', tmp_path/'twice')):
+        result = typed('apply', data, file, out)
+        assert result.returncode == 0, shown(result.stderr)
+        assert f"`basegun-fastai train {out} --groups {out/'split.csv'}` trains by the groups" in result.stderr
+        file = decide(tmp_path/'more.csv', out, ('train/a/IMG.JPG', 'move', CLASSES[2])) if data == small else file
+    photos = ['train/c, "d"/1_2.jpg', 'train/c, "d"/IMG_2.JPG', 'val/a/1.jpg', 'train/a/2']
+    groups = read_groups(tmp_path/'twice'/'split.csv', photos)
+    assert groups.group.tolist() == ['Luger', 'Luger', 'Nagant', '']
+    assert (tmp_path/'twice'/'split.csv').read_text().count('\n') == 4
+    (small/'split.csv').write_text('file,weapon\n')  # of somebody else
+    applied(small, [tmp_path/'decisions.csv'], tmp_path/'other')
+    assert not (tmp_path/'other'/'split.csv').exists()

@@ -344,7 +344,7 @@ def test_a_weapon_in_train_and_val_is_an_error(clean, tmp_path):
     problem, = actual['problems']
     assert problem['message'].startswith("group 'Nagant 1': 7 photos in train/ and 2 photos in val/; move them")
     assert [o.split('/')[0] for o in problem['files']] == ['train', 'val'] * 2 + ['train'] * 5  # a page shows the first
-    assert '2 groups of 16 photos; 160 photos without a group' in result.stderr
+    assert '16 photos in 2 groups, and 160 photos without a group' in result.stderr
     assert checked(clean, tmp_path)[0] == 0  # nobody knows
 
 

@@ -62,6 +62,8 @@ def test_groups_have_numbers_of_their_own(run, data, tmp_path):
                                                       'scan'))).to_csv(tmp_path/'g.csv', index=False)
     result = typed('evaluate', run.path, data, '--out', tmp_path/'out', '--groups', tmp_path/'g.csv', '--workers', 0)
     assert result.returncode == 0, result.stderr
+    assert "column 'camera' is the only one besides 'file', so" in result.stderr
+    assert 'intervals are by group: ' in result.stderr
     table = pd.read_csv(tmp_path/'out'/'metrics-groups.csv').set_index('value')
     scans = rows[np.arange(len(rows)) % 3 == 0]
     assert table.loc['scan'].n == len(scans) and table.loc['scan'].accuracy == pytest.approx((scans.label
@@ -81,14 +83,35 @@ def test_intervals_are_by_group_if_the_csv_has_groups(run, data, tmp_path):
     assert result.returncode == 0, result.stderr
     by_photo, by_group = (json.loads((o/'metrics.json').read_text()) for o in (run.path, tmp_path/'out'))
     assert by_photo['intervals']['groups'] is None and by_group['intervals']['groups'] == -(-len(rows) // 6)
-    assert f"intervals are by group: {-(-len(rows) // 6)} groups" in result.stderr
+    assert f"intervals are by group: {len(rows)} photos in {-(-len(rows) // 6)} groups\n" in result.stderr
     for name in ('accuracy', 'precision', 'recall'):
         assert np.ptp(by_group['intervals'][name]) >= np.ptp(by_photo['intervals'][name]) - 1e-9
         assert by_group['intervals'][name][0] <= by_group[name] <= by_group['intervals'][name][1]
     pd.DataFrame(dict(file=rows.file, group='')).to_csv(tmp_path/'g.csv', index=False)
     result = typed('evaluate', run.path, data, '--out', tmp_path/'more', '--groups', tmp_path/'g.csv', '--workers', 0)
-    assert result.returncode == 0 and 'so the intervals are by photo' in result.stderr
-    assert json.loads((tmp_path/'more'/'metrics.json').read_text())['intervals']['groups'] is None
+    assert result.returncode == 1 and "column 'group' is empty in every row: write the weapon" in result.stderr
+    assert not (tmp_path/'more').exists()
+    (tmp_path/'g.csv').write_text(f'file,group\n{rows.file[0]},\nelsewhere/1.jpg,Luger\n')
+    (tmp_path/'two.csv').write_text(f'file,weapon,camera\n{rows.file[0]},Luger,Nikon\n')
+    for name, words in (('g', '--groups has no group of these photos, so the intervals are by photo'),
+                        ('two', "two.csv' has no column 'group', so the intervals are by photo")):
+        result = typed('evaluate', run.path, data, '--out', tmp_path/f'by {name}', '--groups', tmp_path/f'{name}.csv',
+                       '--workers', 0)
+        assert result.returncode == 0 and words in result.stderr
+        assert json.loads((tmp_path/f'by {name}'/'metrics.json').read_text())['intervals']['groups'] is None
+
+
+def test_numbers_by_group_leave_out_what_split_added_to_its_table(run, data, tmp_path):
+    rows = pd.read_csv(run.path/'predictions-val.csv')
+    names, weapons = rows.file.str.removeprefix('val/'), np.arange(len(rows)) // 6
+    table = pd.DataFrame(dict(file=names, split='val', label=rows.label, group=weapons, sha256=range(len(rows))))
+    for name, more, columns in (('split', {}, {'group'}), ('more', dict(camera='Nikon'), {'group', 'camera'})):
+        table.assign(**more).to_csv(tmp_path/f'{name}.csv', index=False)
+        result = typed('evaluate', run.path, data, '--out', tmp_path/name, '--groups', tmp_path/f'{name}.csv',
+                       '--workers', 0)
+        assert result.returncode == 0, result.stderr
+        assert {*pd.read_csv(tmp_path/name/'metrics-groups.csv').column} == columns
+        assert f"'{tmp_path/name/'metrics-groups.csv'}' has the numbers per value of " in result.stderr
 
 
 def test_the_same_photos_are_as_familiar_as_after_the_training(run, data, tmp_path):

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'basegun_fastai'
 WINGS = {
     'base': 'errors text parameters processes progress pool files record',
-    'data': 'colour formats tiff png photo names walk phash crops reading folders groups shares contents '
-            'near_duplicates problems decisions dataset pages demo cache',
+    'data': 'colour formats tiff png photo names walk phash crops reading folders paths groups split_table shares '
+            'contents near_duplicates problems decisions dataset pages demo cache',
     'model': 'archs folding device optimiser augment workers loaders hub weights learner',
     'trust': 'familiarity levels predictions intervals calibration suspects ood captions mistakes groups tables '
              'evidence comparison steadiness judge listing input_sheet inspection run_page leaderboard compare_page',

@@ -61,13 +61,19 @@ def test_a_page_with_groups_has_their_intervals(mine, pretrained, tmp_path):
     n = -(-len(files) // 6)
     assert f'{n} groups' in by_weapon and 'groups' not in by_photo.split('Compared with')[0]
     assert "exact test by group, p = " in by_weapon and "exact test, p = " in by_photo
-    config = json.loads(mine.config_file.read_text())  # as if it was trained with --groups
-    for file, kept in ((tmp_path/'g.csv', True), (tmp_path/'gone.csv', False)):
-        config['options']['groups'] = str(file)
+    # as if it was trained with --groups
+    config, numbers = (json.loads(o.read_text()) for o in (mine.config_file, mine.metrics))
+    pd.DataFrame(dict(file=files, weapon='x')).to_csv(tmp_path/'other.csv', index=False)
+    for name, kept, words in (('g', True, f'{len(files)} photos in {n} groups'),
+                              ('gone', False, 'does not exist here, so the intervals are by photo'),
+                              ('other', False, f'has 1 group of the val photos and not {n} as in the training, so')):
+        config['options']['groups'], numbers['intervals']['groups'] = str(tmp_path/f'{name}.csv'), n
         write_whole(mine.config_file, json.dumps(config))
-        result = typed('report', mine.path, '--out', tmp_path/f'{kept}.html', '--workers', 0)
-        assert result.returncode == 0 and ('so the intervals are by photo' in result.stderr) != kept, result.stderr
-        assert (f'{n} groups' in (tmp_path/f'{kept}.html').read_text()) == kept
+        write_whole(mine.metrics, json.dumps(numbers))
+        result = typed('report', mine.path, '--out', tmp_path/f'{name}.html', '--workers', 0)
+        assert result.returncode == 0 and words in result.stderr, result.stderr
+        assert ('intervals are by group' in result.stderr) == kept
+        assert (f'{n} groups' in (tmp_path/f'{name}.html').read_text()) == kept
     (tmp_path/'g.csv').write_text('file,weapon,camera\n')
     result = typed('report', mine.path, '--groups', tmp_path/'g.csv', '--workers', -1)
     assert result.returncode == 1 and 'names none of the photos' in result.stderr and '--workers -1' in result.stderr

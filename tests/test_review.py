@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from socket import socket
 from unicodedata import normalize
 
 import pandas as pd
@@ -138,3 +139,17 @@ def test_one_class_cannot_be_compared(tmp_path):
 def test_a_reviewer_has_a_name_for_a_file(data, name):
     done = typed('review', data, '--from', data, f'--reviewer={name}')
     assert done.returncode == 1 and 'give a name for a file that starts with a letter or a digit' in done.stderr
+
+
+def test_without_suspects_there_is_nothing_to_decide_on(data, tmp_path, options):
+    files = sorted(o.relative_to(data).as_posix() for o in data.rglob('*.*'))
+    groups = tmp_path/'weapons.csv'
+    groups.write_text('file,group\n' + ''.join(f'{o},one weapon\n' for o in files))
+    _, stderr = listed(data, tmp_path/'list', *options, '--groups', groups)
+    assert stderr.endswith('\n0 suspects of 72 photos: nothing to decide on\n') and '72 photos in 1 group\n' in stderr
+    with socket() as taken:  # a page would need this port
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        done = typed('review', data, '--out', tmp_path/'more', '--port', taken.getsockname()[1], '--groups', groups,
+                     *options)
+    assert done.returncode == 0 and done.stderr == stderr and done.stdout == f"{tmp_path/'more'}\n"

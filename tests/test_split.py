@@ -242,6 +242,20 @@ def test_a_group_and_photos_that_look_like_one_of_it_are_on_one_side(photos, wea
     assert rows['revolver/again.png']['group'].startswith('sha256:')
 
 
+def test_photos_without_a_group_are_a_warning(photos, weapons, tmp_path):
+    known = {k: o for i, (k, o) in enumerate(weapons.items()) if i % 2}
+    file = write_groups(tmp_path/'weapons.csv', {f'.\\{k}'.replace('/', '\\'): o for k, o in known.items()})
+    result = typed('split', photos, tmp_path/'a', '--groups', file)
+    assert result.returncode == 0, result.stderr
+    assert 'warning: 60 photos without a group: each is placed by how it looks, so its weapon may be' in result.stderr
+    rows = csv.DictReader((tmp_path/'a'/'split.csv').open())
+    assert {o['file']: o['group'] for o in rows if not o['group'].startswith('sha256:')} == known
+    by_name, plain = (typed('split', photos, tmp_path/out, *options).stderr
+                      for out, options in (('b c', ['--group-pattern', '^(.+)_']), ('d', [])))
+    assert 'warning' not in by_name + plain and 'next: ' not in plain
+    assert by_name.endswith(f"next: basegun-fastai train '{tmp_path/'b c'}' --groups '{tmp_path/'b c'/'split.csv'}'\n")
+
+
 def test_groups_of_one_photo_and_no_groups_change_nothing(photos, tmp_path):
     first = make_split(photos, tmp_path/'a')
     (tmp_path/'g.csv').write_text('file,group\nrevolver/none.jpg,x\n' + ''.join(f'"{o}",\n' for o in first))

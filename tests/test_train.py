@@ -182,7 +182,8 @@ def test_levels_and_intervals_are_by_group_if_groups_are_known(data, tmp_path, c
     pd.DataFrame(dict(file=files, group=groups)).to_csv(tmp_path/'g.csv', index=False)
     train(data, fine_tune_epochs=1, out=tmp_path, name='run', groups=tmp_path/'g.csv', **QUICK)
     warning = '1 group in both train/ and val/, so the results will look too good: Luger on both sides'
-    assert warning in capsys.readouterr().err
+    err, by_group = capsys.readouterr().err, f"intervals are by group: 24 photos in {groups[sides == 'val'].nunique()}"
+    assert warning in err and err.count(by_group) == 1 and err.index(by_group) < err.index('batches of')
     numbers = json.loads((tmp_path/'run'/'metrics.json').read_text())['intervals']
     assert numbers['groups'] == groups[sides == 'val'].nunique()
     (tmp_path/'g.csv').write_text('photo\n')
@@ -190,6 +191,18 @@ def test_levels_and_intervals_are_by_group_if_groups_are_known(data, tmp_path, c
                    *as_arguments(**TINY | dict(arch='efficientnet_b33')))
     assert result.returncode == 1 and not (tmp_path/'more').exists()
     for o in ("has no column 'file'", "--arch 'efficientnet_b33'"): assert o in result.stderr, result.stderr
+
+
+def test_groups_that_split_knows_are_offered_to_train_and_evaluate(run, copy, tmp_path, capsys):
+    from basegun_fastai.evaluate import evaluate
+    from basegun_fastai.training.options import Options
+    (copy/'split.csv').write_text('file,split,label,group,sha256\nrevolver/0000.jpg,train,revolver,Nagant,0f\n')
+    offer = f"the photos have groups: for intervals by group, add --groups {copy/'split.csv'}\n"
+    training = Training(Options(data=copy, out=tmp_path, name='new', **TINY), Run(tmp_path/'new'))
+    for step in (lambda: training.check([]), training.read, training.open): step()
+    assert capsys.readouterr().err.count(offer) == 1
+    evaluate(run.path, copy, tmp_path/'judged', workers=0)
+    assert capsys.readouterr().err.count(offer) == 1
 
 
 def test_another_seed_gives_another_run(run, data, tmp_path):

@@ -77,11 +77,15 @@ def csv_text(
 # %% ../../nbs/base/text.ipynb #ceb2c0ce
 def csv_delimiter(
     text: str, # A CSV, or its first line
-    names: Sequence[str], # Columns that it must have
-) -> str: # ';' if they are separated by semicolons, else ','
+    names: Sequence[str], # Columns that it must have, in any letter case
+    others: str = ';', # Delimiters that are tried before the comma
+) -> str: # One of `others` if it separates the columns, else ','
     "Find the delimiter of a CSV."
-    header = text.partition('\n')[0].replace('"', '').strip().split(';')
-    return ';' if {*names} <= {*header} and len(header) > 1 else ','
+    header = text.partition('\n')[0].replace('"', '').casefold()
+    for o in others:
+        cells = [cell.strip() for cell in header.split(o)]
+        if {*names} <= {*cells} and len(cells) > 1: return o
+    return ','
 
 def csv_cells(
     text: str, # A CSV

@@ -26,9 +26,10 @@ from ..base.text import name_some, number_of
 from ..data.cache import ChangedPhoto, cache_faults, open_cache
 from ..data.contents import describe_photos, inherited_photos, save_trained_photos, were_trained_on
 from ..data.folders import folder_fault, ignored_lines, layout_faults, list_photos
-from ..data.groups import known_groups
+from ..data.groups import known_groups, say_what_intervals_are_by
 from ..data.photo import DECODER, UnreadablePhoto
 from ..data.problems import readable_photos
+from ..data.split_table import say_split_groups
 from ..model.archs import EFFICIENTNETS
 from .options import Options
 from ..trust.ood import read_ood_photos
@@ -111,7 +112,9 @@ def read(self: Training) -> None: # Raises `BasegunError` if photos cannot be re
     options, arch = self.options, self.architecture
     self.photos, self.skipped = _readable_photos(options, self.photos)
     train, val = (self.photos[self.photos.split == o] for o in ('train', 'val'))
-    if 'group' in self.photos: _warn_of_shared_groups(train, val)
+    if 'group' in self.photos:
+        _warn_of_shared_groups(train, val)
+        say_what_intervals_are_by(val.group)
     if n := int(were_trained_on(val, inherited_photos(options.weights)).sum()):
         say(f'warning: --weights were trained on {n} of the {number_of(len(val), "val photo")}, so the results will '
             'look too good. Use the same split as for those weights, or --weights imagenet')
@@ -130,6 +133,7 @@ def _versions():
 @patch
 def _begin(self: Training):
     options, photos, command = self.options, self.photos, [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if options.groups is None: say_split_groups(options.data)
     config = Config('running', datetime.now().isoformat(), options.to_json(), self.setup.resolve(),
                     asdict(self.architecture), sorted(photos.label.unique()), self.skipped, describe_photos(photos),
                     options.seed, _versions(), command)

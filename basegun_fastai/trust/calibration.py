@@ -176,12 +176,13 @@ def _find_levels(preds, high_rate, shown_rate, unfamiliar_rate, ood):
     others = None if ood is None else familiar_confidences(ood.confidences, ood.familiarity, rate)
     levels = replace(find_levels(confidences, right, high_rate, shown_rate, others, preds.groups), unfamiliar_rate=rate)
     lowest, refused = lowest_threshold(others), {}
+    more = 'photos' if preds.groups is None else 'photos of other groups'
     if levels.low is None:
         reason = refusal(confidences, right, shown_rate, lowest, preds.groups)
-        refused['low'] = f'{reason}; add photos to val/ or lower --shown-rate'
+        refused['low'] = f'{reason}; add {more} to val/ or lower --shown-rate'
     if levels.high is None:
         reason = refusal(confidences, right, high_rate, levels.low or lowest, preds.groups)
-        refused['high'] = f'{reason}; add photos to val/ or lower --high-rate'
+        refused['high'] = f'{reason}; add {more} to val/ or lower --high-rate'
     if preds.familiarity is None and (reason := no_familiarity(len(right), unfamiliar_rate)):
         refused['familiarity'] = reason
     return levels, refused

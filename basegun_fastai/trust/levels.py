@@ -192,6 +192,14 @@ def photos_enough(
     holds = (clopper_pearson_upper(factors * n * shares, factors * n, risks) <= 1 - rate).any(1)
     return int(float(f'{len(right) * factors[holds.argmax(), 0]:.2g}')) if holds.any() and not holds[0] else None
 
+# %% ../../nbs/trust/levels.ipynb #ed209ce3
+def _in_groups(groups, needed):
+    "How many groups photos without a mistake are in."
+    n, n_groups = len(groups), len(np.unique(groups))
+    has = f"{number_of(n)} in {number_of(n_groups, 'group')}"
+    if n_groups < needed: return f'{has}; photos of one group, all of them right, count as one'
+    return f'{has} of unequal size, which count as {int(effective_sizes(np.ones(n, bool), groups)[-1])}'
+
 def refusal(
     confidences: np.ndarray, # Highest probability of each photo, shape `(n,)`
     right: np.ndarray, # Was that class the true one? Shape `(n,)`
@@ -202,12 +210,15 @@ def refusal(
     "Say why photos cannot support a rate."
     shown, needed = confidences >= lowest, photos_needed(rate, risk_of_each(rate, len(right)))
     n, reach = int(shown.sum()), f' at a confidence of {lowest:.3f} or more' if lowest else ''
-    if n < needed:
+    if n < needed and groups is None:
         return f'to promise {rate:.4g}, val/ needs at least {number_of(needed)} without a mistake{reach} (it has {n})'
-    wrong = int((~right[np.argsort(-confidences, kind='stable')[:needed]]).sum())
-    if groups is not None and not wrong:
-        return (f'to promise {rate:.4g}, val/ needs at least {number_of(needed)} without a mistake{reach}, and photos '
-                'of one group, all of them right, count as one')
+    surest_first = np.argsort(-confidences, kind='stable')[:max(n, needed)]
+    wrong = int((~right[surest_first[:needed]]).sum())
+    if groups is not None and (n < needed or not wrong):
+        n_right = int(np.argmin(np.append(right[surest_first], False)))
+        has = _in_groups(groups[shown if n < needed else surest_first[:n_right]], needed)
+        return (f"to promise {rate:.4g}, val/ needs at least {number_of(needed, 'group')} without a mistake{reach} "
+                f'(it has {has})')
     enough = photos_enough(confidences, right, rate, groups)
     return (f"{rate:.4g} cannot be promised with {number_of(wrong, 'mistake')} among the "
             f"{number_of(needed, 'most confident val prediction')}"

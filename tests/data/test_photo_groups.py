@@ -7,7 +7,15 @@ import pytest
 from conftest import prediction_table
 
 from basegun_fastai.base.errors import BasegunError
-from basegun_fastai.data.groups import group_option_faults, groups_by_pattern, known_groups, photo_groups, read_groups
+from basegun_fastai.data.groups import (
+    group_numbers,
+    group_option_faults,
+    groups_by_pattern,
+    known_groups,
+    photo_groups,
+    read_groups,
+    say_what_intervals_are_by,
+)
 
 FILES = ['val/a/1.jpg', 'val/a/2, "x".jpg', 'val/é/\udce9\n.jpg']
 FAULTS = {
@@ -16,7 +24,8 @@ FAULTS = {
     b'photo,camera\nval/a/1.jpg,x\n': [
         "no column 'file' with paths such as 'val/a/1.jpg'", "columns are 'photo', 'camera'"],
     b'photo;camera\nval/a/1.jpg;x\n': ["no column 'file'", "'photo;camera'; separate them by commas"],
-    b'File\nx\n': ["no column 'file'", "'File'"],
+    b'Files\nx\n': ["no column 'file'", "'Files'"],
+    b'File\nx\n': ["no column besides 'file'"],
     b',file,camera\n0,val/a/1.jpg,x\n': ['a column without a name'],
     b'file,a,a,file,\nval/a/1.jpg,1,2,x,\n': ["several columns named 'file', 'a'", 'a column without a name'],
     'file,é\n'.encode('utf-16'): ['is not a CSV in UTF-8'],
@@ -31,7 +40,7 @@ FAULTS = {
     b'file,camera\nval/a/1.jpg,"x': ['is not a CSV from line 2 on', 'close its quotes'],
     b'file;camera\nval/a/1.jpg,x\n': ['line 2 has 1 cell, the header has 2'],
     b'file,camera\nval/a/1.jpg,"x"y\n': ['is not a CSV from line 2 on'],
-    b'file,camera\nphotos/a/1.jpg,x\na/20.jpg,x\n': ["it has 'photos/a/1.jpg', the data has 'val/a/1.jpg'"],
+    b'file,camera\nphotos/b/1.jpg,x\na/20.jpg,x\n': ["it has 'photos/b/1.jpg', the data has 'val/a/1.jpg'"],
     b'file,camera\n': ['names none of the photos: give a row for each'],
     b'file,camera\n' + b'val/a/1.jpg\n' * 9: ['line 6 has 1 cell,', 'has more lines like that'],
     ','.join(f'c{i}' for i in range(40)).encode(): ["no column 'file'", "'c19' and 20 more"],
@@ -54,8 +63,11 @@ def test_groups_go_beside_the_photos(tmp_path, capsys):
     actual = read_groups(csv, FILES)
     assert actual.columns.tolist() == ['camera', 'year'] and actual.index.tolist() == [0, 1, 2]
     assert actual.values.tolist() == [['', 'NA'], ['Nikon', '007'], ['Léica', '2']]
-    assert (capsys.readouterr().err
-            == f"--groups '{csv}' has 1 row for files that are not among the photos, the first one for 'nowhere'\n")
+    assert capsys.readouterr().err == ''  # each photo has its row, so the one of another photo is no news
+    read_groups(csv, [*FILES, 'val/a/3.jpg'])
+    assert capsys.readouterr().err == (
+        f"--groups '{csv}' has no row for 1 of 4 photos\n"
+        f"--groups '{csv}' has 1 row for files that are not among the photos, the first one for 'nowhere'\n")
 
 
 def test_a_french_spreadsheet_writes_semicolons(tmp_path, capsys):
@@ -140,10 +152,11 @@ def test_the_file_of_a_folder_is_read_for_the_data_set_made_of_it(tmp_path, caps
         known_groups(csv, table)
 
 
-def test_the_column_of_the_group(tmp_path):
+def test_the_column_of_the_group(tmp_path, capsys):
     table = photos('a/1.jpg', 'a/2.jpg')
     (tmp_path/'g.csv').write_text('weapon,file\nx,a/1.jpg\n')
     assert known_groups(tmp_path/'g.csv', table).tolist() == ['x', '']
+    assert "column 'weapon' is the only one besides 'file'" in capsys.readouterr().err
     (tmp_path/'g.csv').write_text('weapon,file,group\nx,a/1.jpg,y\n')
     assert known_groups(tmp_path/'g.csv', table).tolist() == ['y', '']
     (tmp_path/'g.csv').write_text('weapon,file,camera\nx,a/1.jpg,y\n')
@@ -180,5 +193,119 @@ def test_only_one_of_both_options(tmp_path):
 def test_how_many_groups_there_are(capsys):
     table = photos('a/x_1.jpg', 'a/x_2.jpg', 'a/y_1.jpg', 'a/z.jpg')
     assert photo_groups(table, None, '(.)_').tolist() == ['x', 'x', 'y', '']
-    assert capsys.readouterr().err == '2 groups of 3 photos; 1 photo without a group\n'
+    assert capsys.readouterr().err == '3 photos in 2 groups, and 1 photo without a group\n'
+    photo_groups(table[:2], None, '(.)_')
+    assert capsys.readouterr().err == '2 photos in 1 group\n'
     assert photo_groups(table, None, None).tolist() == [''] * 4 and capsys.readouterr().err == ''
+
+
+def test_what_the_intervals_are_by(capsys):
+    some = pd.Series(['x', '', 'x', 'y', ''])
+    assert group_numbers(some).tolist() == [0, 1, 0, 2, 3] and group_numbers(some[1:2]) is None
+    assert capsys.readouterr().err == ''
+    say_what_intervals_are_by(some)
+    assert capsys.readouterr().err == (
+        'intervals are by group: 3 photos in 2 groups, and 2 photos without a group, counted as independent\n')
+    say_what_intervals_are_by(pd.Series(['x', 'x']))
+    assert capsys.readouterr().err == 'intervals are by group: 2 photos in 1 group\n'
+
+
+def test_a_space_around_a_group_makes_no_other_weapon(tmp_path, capsys):
+    table = photos(*[f'a/{i}.jpg' for i in range(5)])
+    (tmp_path/'g.csv').write_text('file,group\na/0.jpg,Colt 1\na/1.jpg,Colt 1 \na/2.jpg,\u00a0Colt 1\na/3.jpg, \n'
+                                  'a/4.jpg,Luger\na/4.jpg, Luger\t\n')
+    assert known_groups(tmp_path/'g.csv', table).tolist() == ['Colt 1', 'Colt 1', 'Colt 1', '', 'Luger']
+    assert capsys.readouterr().err == ''
+    assert groups_by_pattern('^[^_]*', photos('a/Colt _1.jpg', 'a/Colt_2.jpg', 'a/ _3.jpg')).tolist() == [
+        'Colt', 'Colt', '']
+
+
+def test_groups_that_differ_only_in_letter_case_or_spaces_are_named(tmp_path, capsys):
+    groups = ['AK-47', 'ak-47', 'Mauser C96', 'Mauser  C96', 'MauserC96', 'Luger']
+    table = photos(*[f'a/{o}_1.jpg' for o in groups])
+    (tmp_path/'g.csv').write_text('file,group\n' + ''.join(f'a/{o}_1.jpg,{o}\n' for o in groups))
+    for find in (lambda: known_groups(tmp_path/'g.csv', table), lambda: groups_by_pattern('^([^_]+)_', table)):
+        assert find().tolist() == groups
+        assert capsys.readouterr().err == (
+            "warning: 'AK-47' and 'ak-47', 'Mauser C96' and 'Mauser  C96' and 'MauserC96' count as different groups, "
+            'but differ only in letter case or in spaces: write them alike if they are one weapon\n')
+
+
+def test_a_column_without_any_group_is_refused(tmp_path):
+    table = photos('a/1.jpg', 'a/2.jpg')
+    for content, column in (('file,group,camera\na/1.jpg,,x\na/2.jpg, ,y\n', 'group'),
+                            ('file,weapon\na/1.jpg,\n', 'weapon')):
+        (tmp_path/'g.csv').write_text(content)
+        with pytest.raises(BasegunError, match=f"column '{column}' is empty in every row: write the weapon of each"):
+            known_groups(tmp_path/'g.csv', table)
+    (tmp_path/'g.csv').write_text('file,group\na/1.jpg,\nelsewhere/2.jpg,Luger\n')  # of the photos of another folder
+    assert known_groups(tmp_path/'g.csv', table).tolist() == ['', '']
+
+
+def matched(tmp_path, names, files):
+    "The photo that each path in a CSV finds, by its group."
+    rows = ''.join(f'{o},g{i}\n' for i, o in enumerate(names))
+    (tmp_path/'g.csv').write_text(f'file,group\n{rows}', encoding='utf-8')
+    return dict(zip(files, read_groups(tmp_path/'g.csv', files).group, strict=True))
+
+
+@pytest.mark.parametrize('name', ['./train/a/1.jpg', 'train\\a\\1.jpg', '.\\train\\a\\1.jpg', ' train/a/1.jpg',
+                                  '/home/photos/train/a/1.jpg', 'C:\\photos\\train\\a\\1.jpg', 'photos/a/1.jpg',
+                                  'a\\1.jpg', './a/1.jpg', 'photos//a/./1.jpg'])
+def test_a_path_in_another_form_finds_its_photo(name, tmp_path):
+    assert matched(tmp_path, [name], ['train/a/1.jpg', 'val/b/1.jpg', 'val/a/2.jpg'])['train/a/1.jpg'] == 'g0'
+
+
+def test_a_path_that_may_be_of_two_photos_or_of_another_side_finds_none(tmp_path):
+    files = ['train/a/1.jpg', 'val/a/1.jpg', 'val/a/2.jpg', 'val/c/3.jpg']
+    wrong = ['1.jpg', 'c/1.jpg', 'photos/a/1.jpg', 'a/1.jpg', 'train/a/2.jpg', 'photos\\train\\a\\2.jpg', '2.jpg',
+             'a/b/3.jpg', '../2.jpg', '', '/', './3.jpg', 'c/']
+    expected = dict.fromkeys(files, '') | {'val/c/3.jpg': f'g{len(wrong)}'}
+    assert matched(tmp_path, [*wrong, 'val/c/3.jpg'], files) == expected
+    with pytest.raises(BasegunError, match='names none of the photos'): matched(tmp_path, wrong, files)
+
+
+def test_the_paths_of_a_data_set_find_the_photos_of_one_of_its_folders(tmp_path, capsys):
+    assert matched(tmp_path, ['val/a/1.jpg', 'photos/val/b/1.jpg'], ['a/1.jpg', 'b/1.jpg']) == {
+        'a/1.jpg': 'g0', 'b/1.jpg': 'g1'}
+    assert capsys.readouterr().err == (f"--groups '{tmp_path/'g.csv'}' has 2 rows with another path, such as "
+                                       "'val/a/1.jpg' for 'a/1.jpg': the last two parts agree\n")
+    with pytest.raises(BasegunError, match="line 3 names 'a/1.jpg' again with other values"):
+        matched(tmp_path, ['val/a/1.jpg', 'train/a/1.jpg'], ['a/1.jpg'])
+
+
+def test_a_photo_with_a_backslash_in_its_name_is_found_as_it_is(tmp_path):
+    files = ['a/1\\2.jpg', '1/2.jpg', 'c/ 3.jpg', 'c/3.jpg']
+    assert matched(tmp_path, ['a/1\\2.jpg', 'c/ 3.jpg'], files) == dict(zip(files, ['g0', '', 'g1', ''], strict=True))
+
+
+def test_a_group_for_each_photo_is_a_warning(tmp_path, capsys):
+    table, end = photos('a/x_1.jpg', 'a/x_2.jpg', 'a/y_1.jpg'), 'gives each photo a group of its own, so nothing stays'
+    photo_groups(table, None, '.*')
+    assert f"warning: --group-pattern '.*' {end} together: put brackets around" in capsys.readouterr().err
+    csv = tmp_path/'g.csv'
+    csv.write_text('file,group\na/x_1.jpg,1\na/x_2.jpg,2\n')
+    photo_groups(table, csv, None)
+    assert f"warning: --groups '{csv}' {end} together: give all photos of one weapon the same group" in (
+        capsys.readouterr().err)
+    photo_groups(table, None, '^(.)_')
+    photo_groups(table[:1], None, '.*')
+    assert 'warning' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('content', [
+    'file\tgroup\nval/a/1.jpg\tLuger, 1\n', '"File";"Group"\r\nval/a/1.jpg;"Luger, 1"\r\n',
+    'sep=;\r\nfile;group\r\nval/a/1.jpg;Luger, 1\r\n', 'sep=\t\nFILE\tGROUP\nval/a/1.jpg\tLuger, 1\n',
+    '"sep=|"\nfile|group\nval/a/1.jpg|Luger, 1\n', 'File , GROUP\nval/a/1.jpg,"Luger, 1"\n',
+    'sep=,\nfile,weapon\nval/a/1.jpg,"Luger, 1"\n'])
+def test_spreadsheets_write_csv_in_their_ways(content, tmp_path):
+    (tmp_path/'g.csv').write_bytes(b'\xef\xbb\xbf' + content.encode())
+    assert known_groups(tmp_path/'g.csv', photos('val/a/1.jpg', 'val/a/2.jpg')).tolist() == ['Luger, 1', '']
+
+
+def test_a_first_line_with_the_separator_counts_as_a_line(tmp_path):
+    (tmp_path/'g.csv').write_text('sep=;\nfile;group\nval/a/1.jpg;x\nval/a/1.jpg;y\n')
+    with pytest.raises(BasegunError, match='line 4 names'): read_groups(tmp_path/'g.csv', FILES)
+    (tmp_path/'g.csv').write_text('File,FILE,group\nval/a/1.jpg,x,y\n')
+    with pytest.raises(BasegunError, match="has no column 'file'.* its columns are 'File', 'FILE', 'group'"):
+        read_groups(tmp_path/'g.csv', FILES)

@@ -4,7 +4,7 @@ import pytest
 from scipy.special import softmax
 
 from basegun_fastai.trust.calibration import calibration_error, calibration_metrics, cross_fitted, fit_temperature
-from basegun_fastai.trust.calibration import level_counts, split_in_half
+from basegun_fastai.trust.calibration import confidence_report, level_counts, split_in_half
 from basegun_fastai.trust.levels import Levels, familiar_confidences
 from basegun_fastai.trust.predictions import Predictions
 
@@ -123,3 +123,11 @@ def test_the_interval_of_some_is_exact_and_photos_of_one_weapon_count_once():
     for row, counts in ((by_photo, (24, 30)), (by_group, (4, 5))):
         assert row['interval'] == pytest.approx([*binomtest(*counts).proportion_ci(.95, 'exact')])
     assert by_photo['n'] == by_group['n'] == 30
+
+
+def test_what_a_refusal_advises_by_group():
+    right = np.ones(20, bool)
+    for groups, advice in ((None, 'add photos to val/ or'), (np.arange(20) // 4, 'add photos of other groups to val/')):
+        preds = of_two_classes(np.linspace(.9, .6, 20), right, groups=groups)
+        refused = confidence_report(preds, 1.)['levels']['refused']
+        assert advice in refused['low'] and advice in refused['high']

@@ -168,8 +168,24 @@ def test_a_refusal_says_what_helps():
     assert '0.95 cannot be promised with 4 mistakes among the 74 most confident' in text and '`review`' in text
     assert 'val photos like these could promise it' not in text  # 5 % are wrong
     assert f'about {photos_enough(confidences, right, .93)} val photos like these' in refusal(confidences, right, .93)
-    by_weapon = refusal(np.linspace(1, .5, 200), np.ones(200, bool), .95, groups=np.arange(200) // 20)
-    assert 'at least 74 photos without a mistake, and photos of one group' in by_weapon
+
+
+@pytest.mark.parametrize(('sizes', 'has'), [
+    ([20] * 10, '200 photos in 10 groups; photos of one group, all of them right, count as one'),
+    ([4] * 7, '28 photos in 7 groups; photos of one group, all of them right, count as one'),
+    ([1], '1 photo in 1 group; photos of one group, all of them right, count as one'),
+    ([100] * 4 + [1] * 96, '496 photos in 100 groups of unequal size, which count as 6')])
+def test_a_refusal_counts_groups_if_there_are_any(sizes, has):
+    n, groups = sum(sizes), np.repeat(np.arange(len(sizes)), sizes)
+    needed = photos_needed(.95, risk_of_each(.95, n))
+    text = refusal(np.linspace(1, .5, n), np.ones(n, bool), .95, groups=groups)
+    assert text == f'to promise 0.95, val/ needs at least {needed} groups without a mistake (it has {has})'
+
+
+def test_a_refusal_counts_the_groups_before_the_first_mistake():
+    right = np.arange(300) < 200
+    text = refusal(np.linspace(1, .5, 300), right, .95, groups=np.arange(300) // 20)
+    assert '(it has 200 photos in 10 groups; ' in text
 
 
 # Familiarity
