@@ -26,8 +26,8 @@ from .data.groups import group_numbers, known_groups
 from .latency import milliseconds
 from .predict import load
 from .trust.compare_page import compare_page
-from .trust.leaderboard import as_json, cautions, comparable, leaderboard, read_entry
-from .trust.leaderboard import recommend, recommendation, seed_groups
+from .trust.leaderboard import comparable, leaderboard, read_entry, seed_groups
+from .trust.recommendation import as_json, cautions, recommend, recommendation
 
 # %% ../nbs/compare.ipynb #23b722e0
 def _entries(paths):

@@ -15,10 +15,10 @@ from scipy.stats import beta
 from basegun_fastai.base.record import Run
 from basegun_fastai.trust.calibration import confidence_report
 from basegun_fastai.trust.comparison import gains, sign_flip_test
-from basegun_fastai.trust.leaderboard import difference_interval, holm, leaderboard, read_entry, recommend
-from basegun_fastai.trust.leaderboard import recommendation
+from basegun_fastai.trust.leaderboard import difference_interval, holm, leaderboard, read_entry
 from basegun_fastai.trust.levels import Levels
 from basegun_fastai.trust.predictions import Predictions, csv_rows, metrics
+from basegun_fastai.trust.recommendation import recommend, recommendation
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ WINGS = {
             'contents near_duplicates problems decisions dataset pages demo cache',
     'model': 'archs folding device optimiser augment workers loaders hub weights learner',
     'trust': 'familiarity levels predictions intervals calibration suspects ood captions mistakes groups tables '
-             'evidence comparison steadiness judge listing input_sheet inspection run_page leaderboard compare_page',
+             'evidence comparison steadiness judge listing input_sheet inspection run_page leaderboard '
+             'recommendation compare_page',
     'training': 'precision frozen callbacks checkpoint initial_head options launching distributed fit setup hparams '
                 'finish training',
     'commands': 'exported check split apply evaluate train predict latency report compare model_wheel export',

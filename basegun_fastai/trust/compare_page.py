@@ -15,15 +15,16 @@ from matplotlib.figure import Figure
 
 from ..base.text import short_name
 from ..data.pages import pictures, render
-from .leaderboard import Entry, Row, Seeds, recommendation
+from .leaderboard import Entry, Row, Seeds
 from .predictions import most_changed
+from .recommendation import recommendation
 from .run_page import svg
 
 # %% ../../nbs/trust/compare_page.ipynb #3727c0d9
 MAX_NAMED = 12  # runs with their names in the chart
 
 def plot_costs(
-    rows: list[Row], # As `leaderboard.recommend` returns them
+    rows: list[Row], # As `recommendation.recommend` returns them
 ) -> Figure: # A point per run
     "Draw accuracy against cost."
     figure, timed = Figure(figsize=(10, 4), layout='constrained'), all(o.milliseconds for o in rows)
@@ -49,7 +50,7 @@ MAX_SIDE, MAX_DISAGREEMENTS = 8, 36  # runs side by side, and photos on which th
 
 def side_by_side(
     entries: list[Entry], # Runs on the same photos
-    rows: list[Row], # Of these runs, as `leaderboard.recommend` returns them
+    rows: list[Row], # Of these runs, as `recommendation.recommend` returns them
     most: int = MAX_SIDE, # How many
 ) -> list[Entry]: # The best, the recommended one, and those that follow
     "Choose the runs to show beside each other."
@@ -103,7 +104,7 @@ MAX_RUNS, MAX_CLASSES, MAX_APART = 100, 60, 100  # rows of its tables
 
 def compare_page(
     entries: list[Entry], # Runs on the same photos
-    rows: list[Row], # Of these runs, as `leaderboard.recommend` returns them
+    rows: list[Row], # Of these runs, as `recommendation.recommend` returns them
     seeds: list[Seeds], # As `leaderboard.seed_groups` returns them
     notes: tuple[list[str], list[str]], # Cautions, and messages about runs that are not compared
     data: Path|None, # The folder that all files are relative to; empty shows no photos
