@@ -21,8 +21,9 @@ from .base.files import file_faults, write_whole
 from .base.parameters import FILE, FOLDER, whole
 from .base.processes import forget_cluster, say, worker_faults
 from .base.text import csv_text, number_of, short_name
-from .data.folders import layout_faults
-from .data.groups import group_numbers, known_groups
+from .data.contents import known_contents, part_fingerprint
+from .data.folders import layout_faults, list_photos
+from .data.groups import group_numbers, known_groups, say_what_intervals_are_by
 from .latency import milliseconds
 from .predict import load
 from .trust.compare_page import compare_page
@@ -97,15 +98,24 @@ def _text(rows, seeds):
 def _groups(entries, file):
     "The group of each photo, as a number."
     if file is None: return None
-    table = pd.DataFrame(dict(file=entries[0].files))
-    return group_numbers(known_groups(file, table))
+    known = known_groups(file, pd.DataFrame(dict(file=entries[0].files)))
+    say_what_intervals_are_by(known)
+    return group_numbers(known)
+
+def _has_photos(folder, entry):
+    "Does a folder have the val photos of a run?"
+    if layout_faults(folder): return False
+    table = list_photos(folder)
+    val = table[(table.split == 'val') & ~table.file.isin(entry.run.config.skipped)]
+    then = entry.run.config.dataset.parts.get('val')
+    return then is None or part_fingerprint(known_contents(folder, val)) == then
 
 def _photos_folder(entries, data):
     "The folder with the photos of the page; None if it is not here."
-    if data: return data
-    folder = next((o.data for o in entries if (o.data/o.files[0]).is_file()), None)
-    if folder is None: say(f"the page shows no photos, because '{entries[0].data}' does not have them here: give "
-                           '--data')
+    folders = [data] if data else [*dict.fromkeys(o.data for o in entries)]
+    folder = next((o for o in folders if _has_photos(o, entries[0])), None)
+    if folder is None: say(f"the page shows no photos, because '{folders[0]}' does not have the val photos of these "
+                           'runs: give the folder that has them as --data')
     return folder
 
 def _faults(out, csv, data, workers, entries):

@@ -129,6 +129,25 @@ def test_the_page(four, tmp_path):
     assert all(o.select('.error') for o in photos)
 
 
+def test_photos_are_shown_only_if_they_are_those_of_the_runs(run, data, copy, tmp_path):
+    runs = [shutil.copytree(run.path, tmp_path/o) for o in 'ab']
+    rows = pd.read_csv(runs[1]/'predictions-val.csv')
+    first, second = rows.columns[6:8]
+    rows[[first, second]] = rows[[second, first]].to_numpy()
+    rows.to_csv(runs[1]/'predictions-val.csv', index=False)
+    numbers = json.loads((runs[1]/'metrics.json').read_text())
+    right = rows.label == rows.iloc[:, 6:].idxmax(axis=1)
+    (runs[1]/'metrics.json').write_text(json.dumps(numbers | dict(accuracy=float(right.mean()))))
+    file = next((copy/'val').glob('*/*'))
+    file.unlink()
+    shutil.copyfile(next((copy/'train').glob('*/*')), file)
+    for folder, n in ((data, 1), (copy, 0)):
+        result = typed('compare', *runs, '--out', tmp_path/'page.html', '--data', folder, '--workers', 0)
+        assert result.returncode == 0, result.stderr
+        assert ('shows no photos' in result.stderr) == (n == 0)
+        assert ((tmp_path/'page.html').read_text().count('src="data:image/jpeg') > 0) == (n == 1)
+
+
 def test_what_cannot_be_compared_is_named_and_the_others_are_compared(four, run, tmp_path):
     right = draw(600, .9)
     preds = predictions(right, CLASSES)
