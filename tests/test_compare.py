@@ -257,6 +257,10 @@ def test_what_the_accuracy_hides_is_said(run, tmp_path):
             (('large', few, 500), ('small', fewer, 5))]
     lines = typed('compare', *(o.path for o in runs)).stdout.splitlines()
     assert lines[-1].startswith("caution: 'small' has a lower recall than 'large' for revolver from"), lines
+    none = base & (np.arange(300) % 3 < 2)
+    blind = [write_run(tmp_path/f'blind {k}', run, predictions(right, CLASSES), report=False)
+             for k, right in (('a', none), ('b', exchange(none, 2, 0)))]
+    assert "recognises no photo of revolver (100 photos)" in typed('compare', *(o.path for o in blind)).stdout
     chance = [write_run(tmp_path/k, run, predictions(draw(300, .3, i), CLASSES), report=False)
               for i, k in enumerate(('one', 'two'))]
     assert 'may be no better than always answering' in typed('compare', *(o.path for o in chance)).stdout

@@ -81,6 +81,8 @@ def cautions(
              for i in np.flatnonzero(before - after >= MIN_FALL)]
     if falls: lines.append(f"'{printable(chosen.run)}' has a lower recall than '{printable(rows[0].run)}' for "
                            f'{name_some(falls)}')
+    never = [f"{printable(classes[i])} ({number_of(n[i])})" for i in np.flatnonzero((after == 0) & (n > 0))]
+    if never: lines.append(f"'{printable(chosen.run)}' recognises no photo of {name_some(never)}")
     if rows[0].high and (chosen.high or 0) < rows[0].high / 2: lines.append(
         f"'{printable(chosen.run)}' calls {chosen.high or 0:.0%} of the predictions high, "
         f"'{printable(rows[0].run)}' {rows[0].high:.0%}")
