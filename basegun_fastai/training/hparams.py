@@ -16,6 +16,7 @@ from torch.utils.tensorboard.summary import hparams, scalar
 from ..base.files import write_whole
 from ..base.parameters import flag
 from ..base.record import Config, Run
+from ..base.text import printable
 from .options import FREE
 
 # %% ../../nbs/training/hparams.ipynb #bac96591
@@ -27,7 +28,8 @@ def hparam_values(
     resolved = {'architecture': config.architecture['timm_name'], 'size': config.resolved.size,
                 'batch size': config.resolved.batch_size, 'peak learning rate': config.resolved.lr,
                 'device': config.resolved.device, 'processes': config.resolved.processes}
-    return {k: str(v) if isinstance(v, bool) else v for k, v in (options | resolved).items() if v is not None}
+    values = {k: str(v) if isinstance(v, bool) else v for k, v in (options | resolved).items() if v is not None}
+    return {k: printable(v) if isinstance(v, str) else v for k, v in values.items()}  # a path may be no text
 
 def final_metrics(
     numbers: dict, # What `metrics.json` holds

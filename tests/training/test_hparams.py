@@ -1,6 +1,7 @@
 "TensorBoard's HPARAMS tab compares runs: it reads their options and their final metrics as they are."
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import QUICK
@@ -15,6 +16,7 @@ from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from basegun_fastai.base.record import Run
 from basegun_fastai.train import train
+from basegun_fastai.training.hparams import hparam_values, save_hparams
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +27,13 @@ def logdir(run, pretrained, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
     for name, o in dict(scratch=run, pretrained=pretrained).items(): shutil.copytree(o.path, folder/name)
     return folder
+
+
+def test_a_path_that_is_no_text(run, tmp_path):
+    other = Run(shutil.copytree(run.path, tmp_path/'run'))
+    other.save_config(replace(other.config, options=other.config.options | dict(data='donn\udce9es')))
+    save_hparams(other, other.config, json.loads(other.metrics.read_text()))
+    assert hparam_values(other.config)['--data'] == 'donn\\udce9es'
 
 
 def rows_of(logdir):
