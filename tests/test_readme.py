@@ -91,6 +91,8 @@ def test_the_run_that_readme_shows_has_the_lines_of_a_real_one(data, tmp_path):
     # README's val is larger
     real = {shape(o) for o in (result.stderr + result.stdout).splitlines()
             if not o.startswith(('warning: ', 'every prediction is called low'))}
+    others = ('demo/data', 'drew', '…', 'look at', 'features of')  # the last: val is too small here
+    shown = [o for o in block('demo').splitlines() if o and not o.startswith(others)]
     assert len(shown) > 8 and {shape(o) for o in shown} == real
 
 
@@ -181,8 +183,8 @@ def test_the_table_of_real_photos_is_that_of_the_benchmark():
         return statistics.mean(of) if of else None
     def head(o): return [e['accuracy'] for e in o['epochs'] if e['stage'] == 'head'][-1]
     def last(o): return o['epochs'][-1]['accuracy']
-    others = ['{:.1f}'.format(100 * mean(o, 'ours')) for o in ('typology', 'hymenoptera', 'trash', 'caltech')]
-    assert f"it has {', '.join(others)} from top to bottom" in ' '.join(README.split())
+    by_set = ['{:.1f}'.format(100 * mean(o, 'ours')) for o in ('typology', 'hymenoptera', 'trash', 'caltech')]
+    assert f"it has {', '.join(by_set)} from top to bottom" in ' '.join(README.split())
     words = ' '.join(HOW.split())
     lasts = [100 * mean(o, 'ours, 5 epochs', last) for o in ('hymenoptera', 'trash', 'caltech')]
     assert 'the last one has {:.1f}, {:.1f} and {:.1f}.'.format(*lasts) in words
