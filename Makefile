@@ -56,7 +56,7 @@ test: install docs
 	timeout 1800 nbdev-test --n-workers 2 2>&1 | tee "$$XDG_CACHE_HOME/lessons.log"
 	if grep -q Traceback "$$XDG_CACHE_HOME/lessons.log"; then echo 'a lesson prints a traceback'; exit 1; fi
 	# a third process has the cores while the others wait: for limits of ten seconds, downloads that stall, a browser
-	pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=30
+	pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=30
 	rm -rf build dist
 	pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 	python -m venv --without-pip dist/venv

@@ -37,9 +37,10 @@ def pytest_unconfigure():
 
 # files that take minutes start first, so that no process waits for the last one
 SLOWEST = ['test_distributed.py', 'test_train.py', 'test_export.py', 'test_processes.py', 'test_resume.py',
-           'test_serve.py', 'test_cache.py', 'test_predict.py', 'test_report.py', 'test_check.py', 'test_split.py',
-           'test_review_page.py', 'test_odd_photos.py', 'test_many_classes.py', 'test_run_page.py', 'test_hostile.py',
-           'test_files.py', 'test_streams.py', 'test_frozen.py']
+           'test_serve.py', 'test_cache.py', 'test_predict.py', 'test_report.py', 'test_model_wheel.py',
+           'test_compare.py', 'test_check.py', 'test_split.py', 'test_review_page.py', 'test_odd_photos.py',
+           'test_many_classes.py', 'test_run_page.py', 'test_hostile.py', 'test_files.py', 'test_streams.py',
+           'test_frozen.py']
 
 
 def pytest_collection_modifyitems(items):
