@@ -115,6 +115,15 @@ def callback(make): return lambda case: case.callbacks.append(make())
 def stage(**values): return lambda case: case.stage.update(values)
 
 
+def both(*changes):
+    def change(case):
+        for o in changes: o(case)
+    return change
+
+
+def pull(strength): return callback(lambda: Pull(strength))
+
+
 def rates(body=1, head=1):
     def change(case):
         case.stage.update(body_rate=case.stage['body_rate'] * body, head_rate=case.stage['head_rate'] * head)
@@ -180,7 +189,8 @@ CHANGES = {
     'body × 2': rates(body=2), 'body ÷ 2': rates(body=.5), 'both ÷ 2': rates(.5, .5), 'both × 2': rates(2, 2),
     'colour 0.4': colour(.4), 'tilt 0.2': tilt(.2), 'all tilted': tilt(.1, 1.), 'zoom out to ÷ 1.3': zoom_out(1.3),
     'CutMix': callback(lambda: CutMix(1.)), 'MixUp': callback(lambda: MixUp(.2)),
-    'L2-SP 0.01': callback(lambda: Pull(.01)),
+    'L2-SP 0.01': pull(.01),
+    **{f'10 epochs, L2-SP {o}': both(stage(epochs=10), pull(o)) for o in (.001, .01, .1)},
     'class weights': loss(weighted(1.)), 'class weights, root': loss(weighted(.5)),
     'logit adjustment': loss(adjusted_loss),
 }

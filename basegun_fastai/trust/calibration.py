@@ -19,9 +19,9 @@ from scipy.special import log_softmax, softmax
 from ..base.errors import BasegunError
 from ..base.record import Run
 from ..base.text import number_of
-from .intervals import CERTAINTY, effective_size, intervals
+from .intervals import exact_interval, intervals
 from .familiarity import UNFAMILIAR_RATE, no_familiarity
-from .levels import RISK, Levels, clopper_pearson_upper, familiar_confidences, find_levels
+from .levels import RISK, Levels, familiar_confidences, find_levels
 from .levels import lowest_threshold, ood_metrics, refusal
 from .predictions import OodPredictions, Predictions
 
@@ -103,12 +103,6 @@ def cross_fitted(
     return logits / np.where(half, temperatures[1], temperatures[0])[:, None]
 
 # %% ../../nbs/trust/calibration.ipynb #e9d80998
-def _exact_interval(right, groups):
-    "Of the share of right ones, by group (Clopper and Pearson 1934; Korn and Graubard 1998)."
-    n, share = effective_size(right, groups), right.mean()
-    below, above = (float(clopper_pearson_upper(n * o, n, (1 - CERTAINTY) / 2)) for o in (1 - share, share))
-    return [1 - below, above]
-
 def level_counts(
     levels: Levels, # Both thresholds
     preds: Predictions, # With the temperature in their logits
@@ -120,7 +114,7 @@ def level_counts(
         part = preds.part(np.flatnonzero(level_of == name))
         n = len(part.files)
         rows[name] = dict(n=n, share=n / len(level_of), right=None, interval=None)
-        if n: rows[name] |= dict(right=float(part.right.mean()), interval=_exact_interval(part.right, part.groups))
+        if n: rows[name] |= dict(right=float(part.right.mean()), interval=[*exact_interval(part.right, part.groups)])
     return rows
 
 # %% ../../nbs/trust/calibration.ipynb #f180dcc4

@@ -49,7 +49,8 @@ def write_tables(
 def summary(
     numbers: dict, # As `write_tables` returns them
     folder: Path, # Where the tables are
-) -> str: # Lines, the last four with accuracy, precision, recall and the folder
+) -> str: # Lines, the last four with accuracy, precision and recall, with their intervals, and the folder
     "Summarise an evaluation for stdout."
-    return '\n'.join(confidence_lines(numbers)
-                     + [f"{k:9} {numbers[k]:.4f}" for k in ('accuracy', 'precision', 'recall')] + [str(folder)])
+    scores = ['{:9} {:.4f} ({:.3f} to {:.3f})'.format(k, numbers[k], *numbers['intervals'][k])
+              for k in ('accuracy', 'precision', 'recall')]
+    return '\n'.join([*confidence_lines(numbers), *scores, str(folder)])
