@@ -178,19 +178,27 @@ def test_levels_and_intervals_are_by_group_if_groups_are_known(data, tmp_path, c
     files = list_photos(data).file
     sides, numbers = files.str.partition('/')[0], np.arange(len(files)) // 5
     groups = sides + '-' + pd.Series(numbers, files.index).astype(str)
-    groups[[0, len(files) - 1]] = 'Luger on both sides'
     pd.DataFrame(dict(file=files, group=groups)).to_csv(tmp_path/'g.csv', index=False)
     train(data, fine_tune_epochs=1, out=tmp_path, name='run', groups=tmp_path/'g.csv', **QUICK)
-    warning = '1 group in both train/ and val/, so the results will look too good: Luger on both sides'
     err, by_group = capsys.readouterr().err, f"intervals are by group: 24 photos in {groups[sides == 'val'].nunique()}"
-    assert warning in err and err.count(by_group) == 1 and err.index(by_group) < err.index('batches of')
+    assert err.count(by_group) == 1 and err.index(by_group) < err.index('batches of')
     numbers = json.loads((tmp_path/'run'/'metrics.json').read_text())['intervals']
     assert numbers['groups'] == groups[sides == 'val'].nunique()
-    (tmp_path/'g.csv').write_text('photo\n')
-    result = typed('train', data, '--groups', tmp_path/'g.csv', '--out', tmp_path, '--name', 'more',
-                   *as_arguments(**TINY | dict(arch='efficientnet_b33')))
-    assert result.returncode == 1 and not (tmp_path/'more').exists()
-    for o in ("has no column 'file'", "--arch 'efficientnet_b33'"): assert o in result.stderr, result.stderr
+
+
+def test_a_group_in_train_and_val_is_refused_with_all_other_faults(data, tmp_path):
+    files, file = list_photos(data).file, tmp_path/'g.csv'
+    sides = files.str.partition('/')[0]
+    groups = sides.where(~files.index.isin([0, len(files) - 1]), 'Luger on both sides')
+    for content, fault in (('photo\n', "has no column 'file'"),
+                           (pd.DataFrame(dict(file=files, group=groups)).to_csv(index=False),
+                            '--groups: 1 group in both train/ and val/, so the results would look too good: Luger on '
+                            'both sides; make the folders with `split --groups`')):
+        file.write_text(content)
+        result = typed('train', data, '--groups', file, '--out', tmp_path, '--name', 'more',
+                       *as_arguments(**TINY | dict(arch='efficientnet_b33')))
+        assert result.returncode == 1 and not (tmp_path/'more').exists()
+        for o in (fault, "--arch 'efficientnet_b33'"): assert o in result.stderr, result.stderr
 
 
 def test_groups_that_split_knows_are_offered_to_train_and_evaluate(run, copy, tmp_path, capsys):

@@ -71,12 +71,20 @@ def _list_photos(data):
     for line in ignored_lines(data): say(line)
     return table
 
+def _shared_groups_faults(table):
+    groups_of = {split: {*part.group} for split, part in table.groupby('split')}
+    if not (shared := sorted(set.intersection(*groups_of.values()) - {''})): return []
+    return [f"--groups: {number_of(len(shared), 'group')} in both train/ and val/, so the results would look too good: "
+            f'{name_some(shared)}; make the folders with `split --groups`']
+
 def _photos_and_groups(options):
-    "The photos, with their groups if these are known, and what is wrong with the CSV."
+    "The photos, with their groups if these are known, and what is wrong with the groups."
     table = _list_photos(options.data)
     if options.groups is None: return table, []
     groups, faults = attempt(known_groups, options.groups, table)
-    return table if groups is None else table.assign(group=groups), faults
+    if faults: return table, faults
+    table = table.assign(group=groups)
+    return table, _shared_groups_faults(table)
 
 @patch
 def check(self: Training,
@@ -100,11 +108,6 @@ def _readable_photos(options, table):
     if rank(): examine_together(options.data)
     return _from_first(lambda: readable_photos(options.data, table, options.skip_unreadable, examine_together))
 
-def _warn_of_shared_groups(train, val):
-    if shared := sorted({*train.group} & {*val.group} - {''}):
-        say(f"warning: {number_of(len(shared), 'group')} in both train/ and val/, so the results will look too good: "
-            f'{name_some(shared)}. Make the folders with `split --groups`')
-
 @patch
 def read(self: Training) -> None: # Raises `BasegunError` if photos cannot be read
     "Read every photo: add digests to `photos`, and set `skipped` and `setup`."
@@ -112,9 +115,7 @@ def read(self: Training) -> None: # Raises `BasegunError` if photos cannot be re
     options, arch = self.options, self.architecture
     self.photos, self.skipped = _readable_photos(options, self.photos)
     train, val = (self.photos[self.photos.split == o] for o in ('train', 'val'))
-    if 'group' in self.photos:
-        _warn_of_shared_groups(train, val)
-        say_what_intervals_are_by(val.group)
+    if 'group' in self.photos: say_what_intervals_are_by(val.group)
     if n := int(were_trained_on(val, inherited_photos(options.weights)).sum()):
         say(f'warning: --weights were trained on {n} of the {number_of(len(val), "val photo")}, so the results will '
             'look too good. Use the same split as for those weights, or --weights imagenet')
