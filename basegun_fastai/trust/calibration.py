@@ -161,8 +161,8 @@ def confidence_report(
                 familiarity=_familiarity_numbers(preds, levels.unfamiliar_rate), levels=numbers)
 
 # %% ../../nbs/trust/calibration.ipynb #4477db04
-_NO_THRESHOLD = ('the run has no such threshold, because its val photos were too few or too often predicted wrongly; add '
-                 'photos to val/ and train again with another --name')
+_NO_THRESHOLD = ('the run has no such threshold, because its val photos were too few or too often predicted wrongly; '
+                 'add photos to val/ and train again with another --name')
 
 def _find_levels(preds, high_rate, shown_rate, unfamiliar_rate, ood):
     "Levels, and why some are refused."
