@@ -1,10 +1,11 @@
 "Machines without shared memory, a folder for temporary files, or `fork`."
+import multiprocessing
 import os
 import signal
 import subprocess
 
 import pytest
-from conftest import COMMAND, QUICK, TINY, as_arguments, typed
+from conftest import COMMAND, QUICK, TINY, as_arguments, fitted, typed
 from warm import Command, run_warm
 
 from basegun_fastai.base.files import read_at
@@ -130,10 +131,15 @@ def test_workers_do_with_a_temporary_folder_too_deep_for_a_socket(data, without_
     assert trained(done, tmp_path) == without_workers
 
 
-def test_workers_that_begin_anew_do_what_forked_ones_do(data, without_workers, tmp_path):
-    spawning = 'import multiprocessing; multiprocessing.set_start_method("spawn")'
-    done = run_warm('train', data, *WORKERS, '--workers', 1, '--unfamiliar-rate', 0, '--out', tmp_path, before=spawning)
-    assert trained(done, tmp_path) == without_workers
+def test_workers_that_are_spawned_instead_of_forked_give_the_same_training(data, tmp_path):
+    forked = multiprocessing.get_start_method()
+    def rows(name, workers):
+        training = fitted(data, tmp_path, name, **QUICK | dict(head_epochs=0, fine_tune_epochs=1, workers=workers))
+        return [{k: v for k, v in o.items() if k != 'seconds'} for o in training.memory.rows]
+    expected = rows('in process', 0)
+    multiprocessing.set_start_method('spawn', force=True)
+    try: assert rows('spawned', 1) == expected
+    finally: multiprocessing.set_start_method(forked, force=True)
 
 
 def test_a_machine_without_locks_is_told_of_before_anything_slow(data, run, tmp_path):
