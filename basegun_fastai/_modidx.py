@@ -298,6 +298,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'basegun_fastai.compare._faults': ('compare.html#_faults', 'basegun_fastai/compare.py'),
                                         'basegun_fastai.compare._groups': ('compare.html#_groups', 'basegun_fastai/compare.py'),
                                         'basegun_fastai.compare._has_photos': ('compare.html#_has_photos', 'basegun_fastai/compare.py'),
+                                        'basegun_fastai.compare._identity': ('compare.html#_identity', 'basegun_fastai/compare.py'),
                                         'basegun_fastai.compare._number': ('compare.html#_number', 'basegun_fastai/compare.py'),
                                         'basegun_fastai.compare._photos_folder': ( 'compare.html#_photos_folder',
                                                                                    'basegun_fastai/compare.py'),

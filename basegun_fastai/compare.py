@@ -31,18 +31,20 @@ from .trust.leaderboard import comparable, leaderboard, read_entry, seed_groups
 from .trust.recommendation import as_json, cautions, recommend, recommendation
 
 # %% ../nbs/compare.ipynb #23b722e0
+def _identity(entry):
+    "What a run shares only with its copies."
+    return entry.run.config.started, sha256(entry.run.predictions.read_bytes()).digest()
+
 def _entries(paths):
     "The runs that can be compared, and a message for each other folder."
     entries, apart, known = [], [], {}
     for path in paths:
-        place = path.resolve()
-        if place in known:
-            apart.append(f"'{path}' is the same folder as '{known[place]}': it is compared once")
-            continue
-        known[place] = path
         entry, faults = attempt(read_entry, path)
-        entries += [entry] if entry else []
         apart += faults
+        if not entry: continue
+        first = known.setdefault(_identity(entry), path)
+        if first is path: entries.append(entry)
+        else: apart.append(f"'{path}' is the same run as '{first}': it is compared once")
     chosen, others = comparable(entries) if entries else ([], [])
     apart += others
     if len(chosen) > 1: return chosen, apart

@@ -1,5 +1,6 @@
 "`compare` ranks runs, recommends one, and names those that cannot be compared with the reason."
 import csv
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -35,6 +36,9 @@ def predictions(right, classes, seed=0):
     return Predictions(files, list(classes), labels, logits)
 
 
+STARTS = itertools.count()
+
+
 def write_run(path, like, preds, weights=1000, report=True, size=None, **changes):
     "A finished run with these predictions; the rest is that of the run `like`."
     path.mkdir(parents=True)
@@ -47,8 +51,16 @@ def write_run(path, like, preds, weights=1000, report=True, size=None, **changes
     shutil.copyfile(like.history, run.history)
     save_file({'body.weight': np.zeros(weights, np.float32), 'bn.running_mean': np.zeros(7, np.float32)}, run.weights)
     resolved = replace(config.resolved, size=size or config.resolved.size)
-    run.save_config(replace(config, **dict(classes=preds.classes, resolved=resolved) | changes))
+    run.save_config(replace(config, **dict(started=f'2026-11-30T{next(STARTS)}', classes=preds.classes,
+                                                 resolved=resolved) | changes))
     return run
+
+
+def started_later(run, path):
+    "A copy of a run that passes for another training."
+    other = Run(shutil.copytree(run.path, path))
+    other.save_config(replace(run.config, started=f'2026-11-30T{next(STARTS)}'))
+    return other
 
 
 def draw(n, accuracy, seed=0): return np.random.default_rng(seed).random(n) < accuracy
@@ -162,16 +174,17 @@ def test_what_cannot_be_compared_is_named_and_the_others_are_compared(four, run,
     damaged.metrics.write_text('{')
     torn.predictions.write_text('\n'.join(torn.predictions.read_text().split('\n')[:50]) + '\n')
     old = write_run(tmp_path/'old', run, preds, report=False, dataset=replace(run.config.dataset, parts={}))
+    copy = shutil.copytree(four['large'].path, tmp_path/'copy')
     (tmp_path/'empty').mkdir()
     wrong = [fewer.path, others.path, labels.path, contents.path, unfinished.path, damaged.path, torn.path,
-             tmp_path/'empty', tmp_path/'absent', four['large'].path]
+             tmp_path/'empty', tmp_path/'absent', four['large'].path, copy]
     result = typed('compare', *paths(four), *wrong, old.path)
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
     for path, words in zip(wrong, ('has 300 of its 300 photos, and 600 in all', 'has different classes: only one of',
                                    'labels or contents are not', 'labels or contents are not', 'is not finished',
                                    'missing or damaged', 'are not of the same val photos', 'has no config.json',
-                                   'does not exist', 'is compared once'), strict=True):
+                                   'does not exist', 'is compared once', 'is the same run as'), strict=True):
         assert [o for o in lines if str(path) in o and words in o], (path, words, lines)
     assert len(lines) == len(wrong)
     assert 'old ' in result.stdout
@@ -283,7 +296,7 @@ def test_groups_make_intervals_wider_and_need_more_to_call_a_run_worse(four, tmp
 
 
 def test_an_export_is_timed_if_it_belongs_to_its_run(run, exported, tmp_path):
-    first, second, third = (Run(shutil.copytree(run.path, tmp_path/o)) for o in ('a', 'b', 'c'))
+    first, second, third = (started_later(run, tmp_path/o) for o in ('a', 'b', 'c'))
     for o in (first, second): shutil.copytree(exported, o.exported)
     shutil.copytree(exported, third.exported)
     content = third.weights.read_bytes()
@@ -298,7 +311,7 @@ def test_an_export_is_timed_if_it_belongs_to_its_run(run, exported, tmp_path):
 
 
 def test_runs_with_the_same_name_are_called_by_their_paths(four, tmp_path):
-    other = Run(shutil.copytree(four['large'].path, tmp_path/'others'/'large'))
+    other = started_later(four['large'], tmp_path/'others'/'large')
     numbers = json.loads(typed('compare', four['large'].path, other.path, four['petit'].path, '--json').stdout)
     assert {o['run'] for o in numbers['runs']} == {str(four['large'].path), str(other.path), 'petit'}
 
