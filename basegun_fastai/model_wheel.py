@@ -11,7 +11,7 @@ import keyword
 import re
 import sys
 from base64 import urlsafe_b64encode
-from datetime import date
+from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import distribution, requires
 from importlib.resources import files
@@ -103,11 +103,11 @@ probability of every class. Photos in HEIC need `pip install pi-heif`, or the ex
 '''
 
 # %% ../nbs/model_wheel.ipynb #c601ad34
-def _day(started):
-    try: day = date.fromisoformat(started[:10])
+def _moment(started):
+    try: o = datetime.fromisoformat(started)
     except ValueError as err: raise BasegunError(
         f"config.json gives no date as the start of the training, but '{printable(started):.80}': train again") from err
-    return f'{day.year}.{day.month}.{day.day}'
+    return f'{o.year}.{o.month}.{o.day}.{10_000 * o.hour + 100 * o.minute + o.second}'
 
 # %% ../nbs/model_wheel.ipynb #116cc1f9
 MIN_NUMPY = '1.24'  # the oldest that was tried; predictions are the same
@@ -163,7 +163,7 @@ def write_wheel(
     about, members = read_description(folder/'model.json'), _package(folder, name)
     texts = {'licenses/LICENSE': _licence(), 'WHEEL': _wheel_text().encode()}
     everything = _record(members | texts) + _metadata(name, about, '')
-    version = f'{_day(started)}.{int(sha256(everything.encode()).hexdigest()[:8], 16)}'
+    version = f'{_moment(started)}.{int(sha256(everything.encode()).hexdigest()[:8], 16)}'
     texts['METADATA'] = _metadata(name, about, version).encode()
     members |= {f'{name}-{version}.dist-info/{path}': content for path, content in texts.items()}
     record = f'{name}-{version}.dist-info/RECORD'

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from base64 import urlsafe_b64encode
-from datetime import date
+from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import distribution, requires
 from importlib.util import find_spec
@@ -74,8 +74,9 @@ def test_its_name_and_its_metadata_are_valid_and_agree(place, members, run):
     metadata = Metadata.from_email(info(members, 'METADATA'))  # raises if it is not valid
     name, version, build, tags = parse_wheel_filename(place.wheel.name)
     assert (name, version, build, [*map(str, tags)]) == (metadata.name, metadata.version, (), ['py3-none-any'])
-    assert version.release[:3] == tuple(date.fromisoformat(run.config.started[:10]).timetuple())[:3]
-    assert not version.local and not version.is_prerelease and len(version.release) == 4
+    *day, hour, minute, second = datetime.fromisoformat(run.config.started).timetuple()[:6]
+    assert version.release[:4] == (*day, int(f'{hour}{minute:02}{second:02}'))
+    assert not version.local and not version.is_prerelease and len(version.release) == 5
     assert str(metadata.requires_python) == distribution('basegun-fastai').metadata['Requires-Python']
     assert [o.name for o in metadata.requires_dist if not o.marker] == NEEDED
     assert metadata.summary.endswith(load(place.out).id) and load(place.out).id in metadata.description
@@ -133,9 +134,17 @@ def test_one_version_is_one_content(place, exported, tmp_path, run):
                                                      (dict(onnx=b'other weights'), run.config.started),
                                                      ({}, '2001-02-03T04:05:06')])}
     assert len(names) == 4 and place.wheel.name in names
-    assert any(o.startswith('basegun_model-2001.2.3.') for o in names)
+    assert any(o.startswith('basegun_model-2001.2.3.40506.') for o in names)
     with pytest.raises(BasegunError, match="'soon': train again"):
         write_wheel(copied(exported, tmp_path/'undated'), 'basegun_model', 'soon')
+
+
+def test_a_later_training_is_a_later_version(exported, tmp_path):
+    day = '2026-01-10'
+    starts = ('2026-01-09T23:59:59.9', day, f'{day}T00:00:09', f'{day}T09:00:00', f'{day}T10:00:00')
+    wheels = [write_wheel(copied(exported, tmp_path/o), 'basegun_model', o) for o in starts]
+    versions = [parse_wheel_filename(o.name)[1] for o in wheels]
+    assert versions == sorted(set(versions))
 
 
 def test_an_id_of_any_characters_stays_on_its_line(exported, tmp_path, run):
