@@ -140,6 +140,11 @@ def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, capsys):
     assert 'does not support file locks: make sure' in capsys.readouterr().err and os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(os.getuid() or not os.path.isdir('/proc/self'), reason='only root may write in /proc, of Linux')
+def test_a_folder_that_takes_no_file_is_named():
+    with pytest.raises(BasegunError, match="no file can be made in '/proc'"), hold('/proc/run'): pass
+
+
 def test_what_is_held_for_nothing_leaves_no_folder(tmp_path):
     begun = time.monotonic()
     with pytest.raises(ZeroDivisionError), hold(tmp_path/'a'/'b'/'run'): 1 / 0  # noqa: B018
