@@ -228,15 +228,16 @@ _MAX_ATTEMPTS = 100
 def _acquire(file, path, instead):
     "Lock the file, write the owner into it, and return its descriptor."
     for attempt in count():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try: descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError as err:
             if not os.path.lexists(file): raise
             raise Taken(f"another user may be writing '{path}': '{file}' is {whose(file)}. Wait until their command "
                         'ends, ask them to remove that file if none is running, or give another name') from err
         except FileNotFoundError as err:  # another command has just ended and removed the folder that it had made
             if attempt < _MAX_ATTEMPTS: continue
-            raise BasegunError(f"no file can be made in '{file.parent}' ({err.strerror}): give another place") from err
+            raise BasegunError(f"nothing can be made in '{file.parent}' ({err.strerror}): give another place") from err
         try: has_locks = _try_lock(descriptor)
         except (BlockingIOError, PermissionError) as err:
             holder = os.read(descriptor, 1000).decode(errors='replace').strip() or 'another process'
