@@ -98,14 +98,17 @@ def _keep_best(run, learn, memory):
     learn.model.load_state_dict(memory.best['weights'])
     epoch, stage, loss, scaled = (best[o] for o in ('epoch', 'stage', 'val_loss', 'compared_loss'))
     n = len(memory.rows)
-    if not epoch: say(f'best: the initial head, before epoch 1 of {n}, validation loss {loss:.4f} (calibrated '
-                      f'{scaled:.4f}); its weights are kept')
-    elif learn.pretrained: say(f'best epoch: {epoch} of {n} ({stage}), validation loss {loss:.4f} (calibrated '
-                               f'{scaled:.4f}); its weights are kept')
+    if not epoch: say(f'best: the initial head, before epoch 1 of {n}, with the lowest validation loss after '
+                      f'calibration, {scaled:.4f} ({loss:.4f} before); its weights are kept')
+    elif learn.pretrained: say(f'best epoch: {epoch} of {n} ({stage}), with the lowest validation loss after '
+                               f'calibration, {scaled:.4f} ({loss:.4f} before); its weights are kept')
     else: say(f'best epoch: {epoch} of {n} ({stage}), validation loss {loss:.4f}; its weights are kept')
     if best['stage'] == 'head' and memory.rows[-1]['stage'] == 'fine-tune' and learn.pretrained:
         say('warning: no fine-tuning epoch was better than the head stage, so the weights of the head stage are kept; '
             'give a smaller --lr, or more photos')
+    precision = next((o['precision'] for o in run.config.resolved.stages if o['name'] == stage), 'float32')
+    if precision != 'float32': say(f'epochs of this stage were evaluated in {precision}, val is now judged in float32: '
+                                   'the numbers below may differ a little')
     return best
 
 def _calibrate(learn, model, preds):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..base.parameters import FILE, FOLDER, Fault, flag, hidden, is_whole, number, one_of
+from ..base.parameters import FILE, FOLDER, Fault, flag, hidden, is_number, is_whole, number, one_of
 from ..base.parameters import option, plain, text, value_faults, whole
 from ..base.processes import world_size
 from ..base.record import Config, Dataset
@@ -155,6 +155,10 @@ def _clashes(options) -> Iterator[Fault]:
         'at least one of them to 1 or more')
     if is_whole(options.batch_size, 1): yield from _batch_faults(options)
     yield from _process_faults(options)
+    high, shown = options.high_rate, options.shown_rate
+    if is_number(high) and is_number(shown) and 0 < high < shown < 1: yield Fault(
+        'high_rate', f'--high-rate {high} --shown-rate {shown}: a high prediction is shown too, so it promises at '
+        f'least as much; give a --high-rate of {shown} or more')
     if options.compile: yield from _compile_faults()
     if options.resume and not options.name:
         yield Fault('resume', '--resume needs the name of the run to continue: give --name')

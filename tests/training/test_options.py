@@ -68,6 +68,14 @@ def test_a_run_of_the_version_before_goes_on_with_the_same_options(changed, diff
     assert now.differences(config, dataset, 'cpu') == differences and set(now.to_json()) == {*BEFORE, 'groups'}
 
 
+@pytest.mark.parametrize(('high', 'shown', 'faulty'), [
+    (.5, .9, ['high_rate']), (.9, .9, []), (.99, .9, []), ('x', .9, ['high_rate']), (.99, 2, ['shown_rate'])])
+def test_high_promises_at_least_as_much_as_shown(high, shown, faulty):
+    faults = Options(data='data', high_rate=high, shown_rate=shown).faults()
+    assert [o.option for o in faults] == faulty
+    assert ('give a --high-rate of 0.9 or more' in ''.join(faults)) == (high == .5)
+
+
 def test_processes_get_the_options_that_were_given():
     options = Options(data=Path('mes données'), lr='auto', gpus=2, head_epochs=None, not_a_gun=Path('x'), compile=True,
                       name='\udce9t\udce9')
