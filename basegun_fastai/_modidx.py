@@ -2255,8 +2255,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'basegun_fastai/trust/intervals.py'),
                                                 'basegun_fastai.trust.intervals.effective_size': ( 'trust/intervals.html#effective_size',
                                                                                                    'basegun_fastai/trust/intervals.py'),
-                                                'basegun_fastai.trust.intervals.exact_interval': ( 'trust/intervals.html#exact_interval',
-                                                                                                   'basegun_fastai/trust/intervals.py'),
                                                 'basegun_fastai.trust.intervals.intervals': ( 'trust/intervals.html#intervals',
                                                                                               'basegun_fastai/trust/intervals.py'),
                                                 'basegun_fastai.trust.intervals.mean_interval': ( 'trust/intervals.html#mean_interval',

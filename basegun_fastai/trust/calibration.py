@@ -19,7 +19,7 @@ from scipy.special import log_softmax, softmax
 from ..base.errors import BasegunError
 from ..base.record import Run
 from ..base.text import number_of
-from .intervals import exact_interval, intervals
+from .intervals import intervals, share_interval
 from .familiarity import UNFAMILIAR_RATE, no_familiarity
 from .levels import RISK, Levels, familiar_confidences, find_levels
 from .levels import lowest_threshold, ood_metrics, refusal
@@ -114,7 +114,7 @@ def level_counts(
         part = preds.part(np.flatnonzero(level_of == name))
         n = len(part.files)
         rows[name] = dict(n=n, share=n / len(level_of), right=None, interval=None)
-        if n: rows[name] |= dict(right=float(part.right.mean()), interval=[*exact_interval(part.right, part.groups)])
+        if n: rows[name] |= dict(right=float(part.right.mean()), interval=[*share_interval(part.right, part.groups)])
     return rows
 
 # %% ../../nbs/trust/calibration.ipynb #f180dcc4
