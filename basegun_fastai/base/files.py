@@ -212,7 +212,6 @@ def _is_current(descriptor, file):
     try: return os.path.samestat(os.fstat(descriptor), os.stat(file))
     except FileNotFoundError: return False
 
-# %% ../../nbs/base/files.ipynb #45893b93
 def _release(file):
     "Remove the file, if this process holds the lock or can get it."
     try: descriptor = os.open(file, os.O_RDWR)
@@ -223,6 +222,7 @@ def _release(file):
     except (BlockingIOError, PermissionError): return  # another process has it
     finally: os.close(descriptor)
 
+# %% ../../nbs/base/files.ipynb #64c3fe2f
 _MAX_ATTEMPTS = 100
 
 def _acquire(file, path, instead):

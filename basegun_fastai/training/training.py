@@ -86,6 +86,7 @@ def _photos_and_groups(options):
     table = table.assign(group=groups)
     return table, _shared_groups_faults(table)
 
+# %% ../../nbs/training/training.ipynb #6650676e
 @patch
 def check(self: Training,
     faults: list[str], # What is wrong with the run's folder
