@@ -104,7 +104,7 @@ def _settle(data, votes):
             continue
         by_name = len({o.who for o in definite}) == len(definite)
         each = [f"{printable(o.who if by_name else str(o.path))} says {describe(o.decision)}" for o in definite]
-        faults.append(f"'{printable(file)}': {', '.join(each)}: agree on one; to change the last of them, start "
+        faults.append(f"'{printable(file)}': {', '.join(each)}: agree on one; to change the last decision, start "
                       f'`{_review_command(data, definite[-1].path)}`')
     return settled, faults
 

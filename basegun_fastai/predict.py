@@ -89,7 +89,7 @@ def _explain(model, photo):
     on_padding, on_border = misplaced_shares(evidence[0, best] - evidence[0, second], box)
     first = (f'{answer.label} {answer.confidence:.2f}, {answer.level} ({answer.reason})' if answer.reason else
              f'{answer.label} {answer.confidence:.2f}, {answer.level}')
-    lines = [first, f'warm: for it; cool: for {runner_up} {probs[second]:.2f}',
+    lines = [first, f'warm: for the prediction; cool: for {runner_up} {probs[second]:.2f}',
              f'{on_padding:.0%} of the evidence is on the padding, {on_border:.0%} at the border of the photo',
              f'model {model.id}']
     return Explanation(answer, runner_up, evidence[0], on_padding, on_border, square, lines)

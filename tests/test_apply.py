@@ -285,8 +285,8 @@ def test_reviewers_without_a_name_are_named_by_their_files(small, tmp_path):
     (review_folder/'review.json').touch()
     one = one.rename(review_folder/'decisions.csv')
     two = two.rename(review_folder/'decisions-é.csv')
-    words = [f"'val/a/1.jpg': {one} says keep, {two} says invalid (drawing): agree on one; to change the last of them, "
-             f"start `basegun-fastai review {small} --from {review_folder} --reviewer 'é'`"]
+    words = [f"'val/a/1.jpg': {one} says keep, {two} says invalid (drawing): agree on one; to change the last "
+             f"decision, start `basegun-fastai review {small} --from {review_folder} --reviewer 'é'`"]
     refused(small, [one, two], tmp_path/'out', words, 1)
     for o in (one, two): o.write_text(o.read_text().replace(f',,{TIME}', f',anna,{TIME}'))
     refused(small, [one, two], tmp_path/'out', words, 1)

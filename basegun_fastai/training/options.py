@@ -55,7 +55,7 @@ class Learning(Network):
     head_views: hidden(whole(0)) = option(2, train_only=True)  # Augmented views of each photo; 0: new ones every epoch
     precision: one_of(PRECISIONS) = 'auto'  # Floating-point format; affects the results slightly
     compile: bool = option(False, train_only=True)  # Compile for fine-tuning: slow start, then faster; changes rounding
-    skip_unreadable: bool = False  # Train without unreadable photos, and list them in the run folder
+    skip_unreadable: bool = False  # Leave out photos that cannot be read, and name them
 
 # %% ../../nbs/training/options.ipynb #8276399c
 @dataclass(frozen=True, kw_only=True)

@@ -207,6 +207,8 @@ def plot_confidence(
         if (threshold := numbers['levels'][name]) is not None:
             right.axvline(threshold, color='tab:blue', ls=style, lw=1.2, label=label.format(threshold))
     right.set(xlabel='confidence', ylabel='photos', yscale='log', xlim=(0, 1.02))
+    right.yaxis.set_major_formatter('{x:g}')
+    right.yaxis.set_minor_formatter('' if right.get_ylim()[1] > 10 else '{x:g}')
     right.legend(loc='upper left')
     return figure
 
@@ -222,7 +224,9 @@ def confidence_lines(
              *(f'{what}: {before[k]:.4f} without it, {after[k]:.4f} with it{chance if k == "ece" else ""}'
                for k, what in dict(ece='calibration error', nll='loss', brier='Brier score').items())]
     lines += [_band_line(name, o, levels['high' if name == 'high' else 'low']) for name, o in levels['bands'].items()]
-    lines += [_REFUSALS[name].format(reason) for name, reason in levels['refused'].items()]
+    refused = levels['refused']
+    if refused.get('high') == refused.get('low'): refused = {k: v for k, v in refused.items() if k != 'high'}
+    lines += [_REFUSALS[name].format(reason) for name, reason in refused.items()]
     if o := numbers.get('familiarity'): lines.append(_unfamiliar_line(o, levels['unfamiliar_rate']))
     if o := levels['not_a_gun']: lines += _ood_lines(o)
     return lines

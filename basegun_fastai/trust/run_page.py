@@ -13,6 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..base.record import Config, Run
 from ..base.text import name_some, number_of
@@ -83,6 +84,7 @@ def plot_history(
         for end in stage_ends: axes.axvline(end, color='0.6', ls=':', label='fine-tuning starts')
         if best is not None: axes.axvline(best, color='tab:green', lw=1, label='kept epoch')
         axes.set(xlabel='epoch')
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     return figure
 

@@ -4,7 +4,7 @@ import pytest
 from scipy.special import softmax
 
 from basegun_fastai.trust.calibration import calibration_error, calibration_metrics, cross_fitted, fit_temperature
-from basegun_fastai.trust.calibration import confidence_report, level_counts, split_in_half
+from basegun_fastai.trust.calibration import confidence_lines, confidence_report, level_counts, split_in_half
 from basegun_fastai.trust.levels import Levels, familiar_confidences
 from basegun_fastai.trust.predictions import Predictions
 
@@ -131,3 +131,10 @@ def test_what_a_refusal_advises_by_group():
         preds = of_two_classes(np.linspace(.9, .6, 20), right, groups=groups)
         refused = confidence_report(preds, 1.)['levels']['refused']
         assert advice in refused['low'] and advice in refused['high']
+
+
+def test_what_neither_level_has_is_said_once():
+    preds = of_two_classes(np.linspace(.9, .6, 20), np.ones(20, bool))
+    lines = '\n'.join(confidence_lines(confidence_report(preds, 1., Levels(None, None))))
+    assert lines.count('the run has no such threshold') == 1 and 'every prediction is called low' in lines
+    assert 'no prediction can be called high' in '\n'.join(confidence_lines(confidence_report(preds, 1.)))
