@@ -31,6 +31,13 @@ def soak(few, many):
     return many if os.environ.get('BASEGUN_SOAK') else few
 
 
+def pytest_configure(config):
+    is_whole_run = config.args_source != config.ArgsSource.ARGS
+    if is_whole_run and config.getoption('numprocesses', None) and not hasattr(config, 'workerinput'):
+        from warm import start_for_all
+        start_for_all()
+
+
 def pytest_unconfigure():
     shutil.rmtree(CACHE, ignore_errors=True)
 

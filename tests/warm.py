@@ -11,12 +11,28 @@ import sys
 import tempfile
 import threading
 import traceback
-from multiprocessing import resource_tracker, util
+from multiprocessing import forkserver, resource_tracker, util
 
 SERVER = multiprocessing.get_context('forkserver')
 IMPORTED = ('training.setup', 'training.fit', 'training.finish', 'train', 'evaluate', 'export', 'report')
 if multiprocessing.parent_process() is None:
     SERVER.set_forkserver_preload([f'basegun_fastai.{o}' for o in IMPORTED] + ['torch.distributed.launcher.api'])
+
+
+def start_for_all():
+    "Start the process that is copied, once for all processes of xdist: its imports are as long as many tests."
+    forkserver.ensure_running()
+    os.environ['BASEGUN_FORKSERVER'] = forkserver._forkserver._forkserver_address
+
+
+def use_the_one_for_all():
+    server = forkserver._forkserver
+    server._forkserver_address = os.environ['BASEGUN_FORKSERVER']
+    server._forkserver_alive_fd = os.pipe()[1]  # the first process holds the pipe that ends it
+    server.ensure_running = resource_tracker.ensure_running
+
+
+if 'BASEGUN_FORKSERVER' in os.environ and 'PYTEST_XDIST_WORKER' in os.environ: use_the_one_for_all()
 
 
 CLONE_NEWNS = 0x20000  # of Linux; Python 3.12 has it as os.CLONE_NEWNS
