@@ -20,7 +20,7 @@ from .base.errors import BasegunError, raise_faults
 from .base.files import file_faults, whole_file, write_whole
 from .base.parameters import FILE, value_faults, whole
 from .base.processes import say
-from .base.text import number_of, printable
+from .base.text import name_some, number_of, printable
 from .data.contents import examine, file_stamps, save_index
 from .data.crops import CropRecords
 from .data.folders import SPLITS, classes, ignored_files, list_photos, missing_folders
@@ -80,7 +80,10 @@ def summary_text(
     kinds = [(*key, list(part)) for key, part in groupby(problems, key=lambda o: (o.level, o.kind))]
     most, rest = 3 if len(kinds) < 5 else 1, 0
     for level, kind, part in kinds:
-        lines += [f'{level:8}{kind} {len(part)}', *(f'        {o.message}' for o in part[:most])]
+        lines.append(f'{level:8}{kind} {len(part)}')
+        for o in part[:most]:
+            lines.append(f'        {o.message}')
+            if kind == 'odd-file': lines.append(f'          {name_some(o.files, 5)}')  # others are in the message
         rest += len(part[most:])
     if rest and not in_file:
         lines.append(f"{number_of(rest, 'more problem')}: add --json FILE.json or --report FILE.html to see all")

@@ -1,16 +1,21 @@
 "`check` finds every planted fault, reports no others, and changes nothing."
 import json
 import os
+import re
 import shutil
 import socket
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import tree, typed
 from PIL import Image, ImageEnhance, ImageOps
 
-from basegun_fastai.data.folders import SPLITS
+from basegun_fastai.check import summarise, summary_text
+from basegun_fastai.data.folders import ODD_FILES, SPLITS
+from basegun_fastai.data.pages import check_page
+from basegun_fastai.data.problems import odd_problems
 
 pytestmark = pytest.mark.slow
 
@@ -196,6 +201,27 @@ def test_odd_files_are_told_and_never_waited_for(clean, tmp_path, monkeypatch):
     assert actual['photos'] == 184 and actual['ok'] + actual['warned'] + actual['refused'] == 184
     # the link, and the photo with a trailer
     assert kinds(actual)['error', 'conflict'] == kinds(actual)['error', 'leak'] == 1
+
+
+def test_odd_files_are_named_and_a_thousand_do_not_fill_the_screen(tmp_path):
+    for split in SPLITS: (tmp_path/'data'/split/'revolver').mkdir(parents=True)
+    for i in range(1000): (tmp_path/'data'/'train'/'revolver'/f'.{i:04}').touch()
+    (tmp_path/'data'/'val'/'notes\n.txt').touch()
+    problems, table = odd_problems(tmp_path/'data'), pd.DataFrame(columns=['file', 'split', 'label', 'reason'])
+    summary = summarise(tmp_path/'data', table, problems)
+    lines = [o.strip() for o in summary_text(summary, problems).splitlines()]
+    assert lines[lines.index('val/notes\\n.txt') - 1].startswith('1 file outside the class folders')
+    hidden = next(o for o in lines if o.startswith('train/revolver/.0000, train/revolver/.0001, '))
+    assert hidden.endswith(' and 995 more') and lines[lines.index(hidden) - 1].startswith('1000 files hidden')
+    page = check_page(tmp_path/'data', table, problems, summary)
+    assert 'train/revolver/.0000, ' in page and ' and 980 more' in page and 'val/notes\\n.txt' in page
+
+
+@pytest.mark.parametrize('why', ODD_FILES)
+def test_what_is_odd_reads_well_for_one_file_and_for_many(why):
+    assert not re.search(r'\b(it|they|them|such files|the others?|other files|photos into|links)\b',
+                         ODD_FILES[why])
+    assert 'read as photos' not in ODD_FILES[why] and 'used as photos' not in ODD_FILES[why]
 
 
 def test_what_other_programs_leave_is_counted_and_spoils_nothing(clean, tmp_path):

@@ -190,12 +190,12 @@ def list_photos(
 # %% ../../nbs/data/folders.ipynb #b85f47b7
 ODD_FILES = {  # why a file is odd: what a message says after the number of such files
     'companion': COMPANIONS,
-    'hidden': 'hidden, so not used as photos: remove the dot from the names of photos, and remove the other files',
-    'loose': 'outside the class folders, so not used as photos: move photos into their classes, remove the others',
-    'special': 'of another kind (a pipe, a socket, a broken link), so not used as photos: remove all such files',
-    'link': 'behind a link, used as photos until the target is missing: replace each link by a copy',
-    'name': 'with a name that is not UTF-8, used as photos: rename all such files, which other programs may not open',
-    'nested': 'in a folder inside a class, so left out: move photos up into the class, then remove the folder',
+    'hidden': 'hidden, so not used: remove the dot from the name of each photo, and remove every file that is no photo',
+    'loose': 'outside the class folders, so not used: move each photo into its class, and remove every other file',
+    'special': 'of another kind (a pipe, a socket, a broken link), so not used: remove every such file',
+    'link': 'behind a link, used until the target of the link is missing: replace each link by a copy',
+    'name': 'used, but with a name that is not UTF-8, which other programs may refuse: rename every such file',
+    'nested': 'in a folder inside a class, so not used: move each photo up into the class, then remove the folder',
 }
 IGNORED = ('companion', 'hidden', 'loose', 'special', 'nested')
 
