@@ -29,22 +29,22 @@ def _is_folder(entry): return os.path.isdir(entry) if entry.is_symlink() else en
 
 def _is_file(entry): return os.path.isfile(entry) if entry.is_symlink() else entry.is_file()
 
+def _is_visible(entry, folder=False): return not entry.name.startswith('.') and not is_companion(entry.name, folder)
+
 # %% ../../nbs/data/folders.ipynb #1b12aa4b
 def subfolders(
     folder: Path, # Any folder
 ) -> list[str]: # Their names, sorted, without hidden folders and companions
     "List the folders in `folder`."
     with os.scandir(folder) as entries:
-        return sorted(o.name for o in entries if _is_folder(o) and not o.name.startswith('.')
-                      and not is_companion(o.name, folder=True))
+        return sorted(o.name for o in entries if _is_folder(o) and _is_visible(o, folder=True))
 
 def files(
     folder: Path, # Any folder
 ) -> list[str]: # Their names, sorted, without hidden files and companions
     "List the regular files in `folder`."
     with os.scandir(folder) as entries:
-        return sorted(o.name for o in entries if _is_file(o) and not o.name.startswith('.')
-                      and not is_companion(o.name))
+        return sorted(o.name for o in entries if _is_file(o) and _is_visible(o))
 
 # %% ../../nbs/data/folders.ipynb #62662a5f
 def _quote(names): return name_some([f"'{o}'" for o in names])
@@ -81,6 +81,13 @@ def unwritable_classes(
     return {o: f"class '{printable(o)}' in '{folder}' has a name that is not UTF-8, so JSON cannot carry it: rename "
                'its folder in train/ and in val/' for o in subfolders(folder) if not is_utf8(o)}
 
+def _holds_photos(folder):
+    "Could some file in `folder`, at any depth, be a photo? A link to a folder could lead to some."
+    if os.path.islink(folder): return True
+    with os.scandir(folder) as entries:
+        return any(_is_visible(o, folder=True) and _holds_photos(o.path) if _is_folder(o)
+                   else _is_file(o) and _is_visible(o) for o in entries)
+
 def class_faults(
     folder: Path, # Holds one folder for each class
 ) -> list[str]: # A message for each fault; empty means that nothing is wrong
@@ -88,7 +95,7 @@ def class_faults(
     return [*unwritable_classes(folder).values(), *twin_folders(folder).values(), *empty_classes(folder).values()] + [
         f"'{folder/label/inner}' is a folder inside a class, so its photos would be left out: move them to "
         f"'{folder/label}' without overwriting any, then remove the empty folder"
-        for label in subfolders(folder) for inner in subfolders(folder/label)]
+        for label in subfolders(folder) for inner in subfolders(folder/label) if _holds_photos(folder/label/inner)]
 
 # %% ../../nbs/data/folders.ipynb #eac86593
 def folder_fault(
@@ -217,7 +224,7 @@ def odd_files(
         with os.scandir(folder) as entries: entries = sorted(entries, key=lambda o: o.name)
         for entry in entries:
             path = Path(entry.path).relative_to(data).as_posix()
-            below = _is_folder(entry) and not entry.name.startswith('.') and not is_companion(entry.name, folder=True)
+            below = _is_folder(entry) and _is_visible(entry, folder=True)
             if below and depth and entry.is_symlink(): odd['nested'].append(path)
             elif below:
                 if entry.is_symlink(): odd['link'].append(path)
