@@ -11,6 +11,7 @@ __all__ = ['SPLITS', 'ODD_FILES', 'IGNORED', 'subfolders', 'files', 'classes', '
 import os
 from collections import Counter
 from difflib import get_close_matches
+from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
@@ -58,10 +59,13 @@ def classes(
 # %% ../../nbs/data/folders.ipynb #a33f07ef
 def empty_classes(
     folder: Path, # Holds one folder for each class
+    other: Path|None = None, # The other folder of a data set; `class_differences` has the classes that it lacks
 ) -> dict[str, str]: # A message for each class without photos
     "Say which class folders in `folder` hold no photo."
+    names = subfolders(folder)
+    there = {class_name(o) for o in names} if other is None else {*classes(other)}
     return {label: f"'{folder/label}' holds no photo: put some there, or remove the class from train/ and val/"
-            for label in subfolders(folder) if not files(folder/label)}
+            for label in names if class_name(label) in there and not files(folder/label)}
 
 # %% ../../nbs/data/folders.ipynb #fa6eee46
 def twin_folders(
@@ -90,9 +94,11 @@ def _holds_photos(folder):
 
 def class_faults(
     folder: Path, # Holds one folder for each class
+    other: Path|None = None, # As `empty_classes` takes it
 ) -> list[str]: # A message for each fault; empty means that nothing is wrong
     "Say what is wrong with the class folders in `folder`."
-    return [*unwritable_classes(folder).values(), *twin_folders(folder).values(), *empty_classes(folder).values()] + [
+    kinds = unwritable_classes(folder), twin_folders(folder), empty_classes(folder, other)
+    return [message for kind in kinds for message in kind.values()] + [
         f"'{folder/label/inner}' is a folder inside a class, so its photos would be left out: move them to "
         f"'{folder/label}' without overwriting any, then remove the empty folder"
         for label in subfolders(folder) for inner in subfolders(folder/label) if _holds_photos(folder/label/inner)]
@@ -111,7 +117,10 @@ def folder_fault(
     return f"no folder '{folder}': give one that exists; folders beside it: {_quote(beside)}"
 
 # %% ../../nbs/data/folders.ipynb #4d3b7fa3
-def _missing_class(data, label, here, there, among):
+def _missing_class(data, label, here, there, among, full):
+    if label not in full: return (
+        f"class '{label}' is only in {here}/, and '{data/here/label}' holds no photo: remove it, or put photos there "
+        f"and others into '{data/there/label}'")
     like = confusable(label, among)
     if like is None: return (
         f"class '{label}' is in {here}/ but not in {there}/: put photos that are not in {here}/ into "
@@ -124,13 +133,14 @@ def class_differences(
     data: Path, # Folder with `train/` and `val/`
 ) -> dict[str, str]: # A message for each such class, by its path relative to `data`
     "Say which classes are in only one of the two folders."
-    train, val = (set(classes(data/o)) for o in SPLITS)
-    messages = {f'{here}/{o}': _missing_class(data, o, here, there, others)
-                for here, there, ours, others in [('train', 'val', train, val), ('val', 'train', val, train)]
-                for o in sorted(ours - others)}
-    if len(train) < 2:
-        messages['train'] = (f"'{data/'train'}' has {number_of(len(train), 'class folder')}: {_quote(sorted(train))}. "
-                             'A classifier needs at least 2')
+    labels, messages = {o: set(classes(data/o)) for o in SPLITS}, {}
+    for here, there in permutations(SPLITS):
+        only = labels[here] - labels[there]
+        full = {class_name(o) for o in subfolders(data/here) if class_name(o) in only and files(data/here/o)}
+        messages |= {f'{here}/{o}': _missing_class(data, o, here, there, labels[there], full) for o in sorted(only)}
+    if len(labels['train']) < 2:
+        messages['train'] = (f"'{data/'train'}' has {number_of(len(labels['train']), 'class folder')}: "
+                             f"{_quote(sorted(labels['train']))}. A classifier needs at least 2")
     return messages
 
 # %% ../../nbs/data/folders.ipynb #31af9e93
@@ -151,7 +161,8 @@ def layout_faults(
     "Say what is wrong with the folders of a data set."
     data = Path(data)
     if faults := missing_folders(data): return faults
-    return [o for split in SPLITS for o in class_faults(data/split)] + [*class_differences(data).values()]
+    faults = [o for here, there in permutations(SPLITS) for o in class_faults(data/here, data/there)]
+    return faults + [*class_differences(data).values()]
 
 # %% ../../nbs/data/folders.ipynb #b28db3bf
 def _class_rows(data, folder, split):

@@ -10,7 +10,7 @@ __all__ = ['MAX_IMBALANCE', 'MIN_VAL', 'MAX_COPIES', 'Problem', 'same_photos', '
 # %% ../../nbs/data/problems.ipynb #9d471986
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import permutations, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +143,11 @@ def odd_problems(data: Path) -> list[Problem]: # One for each key of `ODD_FILES`
 def folder_problems(data: Path) -> list[Problem]: # Of the kinds `empty-class`, `class-mismatch` and `odd-file`
     "Report what is wrong with the folders and names of a data set."
     data, problems = Path(data), []
-    for kind, messages in (('class-mismatch', twin_folders), ('class-mismatch', unwritable_classes),
-                           ('empty-class', empty_classes)):
-        problems += [Problem(kind, 'error', [f'{split}/{label}'], message) for split in SPLITS
+    for messages in (twin_folders, unwritable_classes):
+        problems += [Problem('class-mismatch', 'error', [f'{split}/{label}'], message) for split in SPLITS
                      for label, message in messages(data/split).items()]
+    problems += [Problem('empty-class', 'error', [f'{here}/{label}'], message) for here, there in permutations(SPLITS)
+                 for label, message in empty_classes(data/here, data/there).items()]
     problems += [Problem('class-mismatch', 'error', [o], message) for o, message in class_differences(data).items()]
     return [*problems, *name_problems(data), *odd_problems(data)]
 

@@ -6,7 +6,7 @@ import pytest
 from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.data.contents import examine, fingerprint, unreadable_lines
 from basegun_fastai.data.folders import ignored_files, ignored_lines, layout_faults, list_photos
-from basegun_fastai.data.problems import odd_problems
+from basegun_fastai.data.problems import folder_problems, odd_problems
 
 
 def replaced(file, content):
@@ -115,6 +115,19 @@ def test_every_remedy_can_be_followed_to_the_letter(copy):
     assert fault.endswith("epaule_a_pompe' holds no photo: put some there, or remove the class from train/ and val/")
     for split in ('train', 'val'): shutil.rmtree(copy/split/'epaule_a_pompe')
     assert layout_faults(copy) == []
+
+
+@pytest.mark.parametrize(('here', 'there'), [('train', 'val'), ('val', 'train')])
+def test_an_empty_class_of_one_folder_is_one_fault_for_check_and_train(copy, here, there):
+    (copy/here/'vide').mkdir()
+    [fault] = layout_faults(copy)
+    assert fault == (f"class 'vide' is only in {here}/, and '{copy}/{here}/vide' holds no photo: remove it, or put "
+                     f"photos there and others into '{copy}/{there}/vide'")
+    problem, = folder_problems(copy)
+    assert (problem.level, problem.files, problem.message) == ('error', [f'{here}/vide'], fault)
+    (copy/there/'vide').mkdir()
+    assert len(layout_faults(copy)) == len(folder_problems(copy)) == 2
+    assert all('remove the class from train/ and val/' in o for o in layout_faults(copy))
 
 
 def test_unreadable_photos_are_named_with_their_reason(copy):
