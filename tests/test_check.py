@@ -161,6 +161,9 @@ def test_near_duplicates_across_the_folders_are_warnings(clean, tmp_path):
     pairs = {(Path(a).name, Path(b).stem) for a, b in (o['files'] for o in actual['problems']
                                                        if o['kind'] == 'near-duplicate')}
     assert pairs == {(source.name, name) for name, source in zip(EDITS, sources, strict=False)}
+    for o in actual['problems']:
+        if o['kind'] == 'near-duplicate':
+            assert ('the same photo, one of them mirrored (' in o['message']) == ('/mirrored.jpg' in o['message']), o
 
 
 def test_near_duplicates_on_one_side_are_no_problem(clean, tmp_path):

@@ -25,7 +25,7 @@ from .folders import ODD_FILES, SPLITS, class_differences, classes, empty_classe
 from .folders import twin_folders, unwritable_classes
 from .names import confusables, difference, invisible_parts
 from .near_duplicates import near_duplicate_pairs
-from .phash import SAME_BITS, nearest
+from .phash import SAME_BITS, is_mirrored, nearest
 from .reading import answers
 
 # %% ../../nbs/data/problems.ipynb #67fc6d0b
@@ -111,10 +111,13 @@ def near_duplicate_problems(
     good, problems = table[table.reason == ''], []
     group = {row: number for number, part in enumerate(same) for row in part.index}
     pairs = near_duplicate_pairs(data, good[good.split == 'val'], good[good.split == 'train'], workers, records)
-    for a, b, fit in pairs:
+    mirrored = is_mirrored(*(phashes(good.loc[[o[i] for o in pairs]]) for i in (0, 1)))
+    for (a, b, fit), mirror in zip(pairs, mirrored, strict=True):
         if a in group and group[a] == group.get(b): continue
         val, train = good.file[a], good.file[b]
         problems.append(Problem('near-duplicate', 'warning', [train, val],
+            f'{train} ~ {val}: these look like the same photo, one of them mirrored (similarity {fit:.3f}); remove one '
+            'if they are' if mirror else
             f'{train} ~ {val}: these look like the same photo (similarity {fit:.3f}); remove one if they are'))
     return problems
 
