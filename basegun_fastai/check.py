@@ -75,7 +75,7 @@ def summary_text(
     photos, labels = number_of(summary['photos']), {label for o in SPLITS for label in counts[o]}
     lines = [f"{photos} in {number_of(len(labels), 'class', 'classes')}: "
              + ' and '.join(f'{sum(counts[o].values())} {o}' for o in SPLITS),
-             f"{photos}: {summary['ok']} ok, {summary['warned']} warned, {summary['refused']} refused"]
+             f"{photos}: {summary['ok']} ok, {summary['warned']} with a warning, {summary['refused']} with an error"]
     kinds = [(*key, list(part)) for key, part in groupby(problems, key=lambda o: (o.level, o.kind))]
     most, rest = 3 if len(kinds) < 5 else 1, 0
     for level, kind, part in kinds:

@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from basegun_fastai.check import summarise, summary_text
 from basegun_fastai.data.folders import ODD_FILES, SPLITS
 from basegun_fastai.data.pages import check_page
-from basegun_fastai.data.problems import odd_problems
+from basegun_fastai.data.problems import odd_problems, unreadable_problems
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,7 @@ def test_nothing_is_wrong_with_a_clean_data_set(clean, tmp_path):
     assert actual['counts'] == {split: {o.name: n for o in sorted((clean/split).iterdir())}
                                for split, n in dict(train=24, val=20).items()}
     assert result.stdout == ('176 photos in 4 classes: 96 train and 80 val\n'
-                             '176 photos: 176 ok, 0 warned, 0 refused\n')
+                             '176 photos: 176 ok, 0 with a warning, 0 with an error\n')
 
 
 def test_every_photo_that_cannot_be_read_is_named_with_its_reason(clean, tmp_path):
@@ -204,7 +204,8 @@ def test_odd_files_are_told_and_never_waited_for(clean, tmp_path, monkeypatch):
     assert actual['photos'] == 178 and actual['ok'] + actual['warned'] + actual['refused'] == 178
     assert sum(n for part in actual['counts'].values() for n in part.values()) == 178
     assert actual['warned'] == 0 and actual['refused'] == 4  # two of 176 are copied by the link and the trailer
-    assert result.stdout.startswith('178 photos in 4 classes: 96 train and 82 val\n178 photos: 174 ok, ')
+    assert result.stdout.startswith('178 photos in 4 classes: 96 train and 82 val\n'
+                                    '178 photos: 174 ok, 0 with a warning, 4 with an error\n')
     # the link, and the photo with a trailer
     assert kinds(actual)['error', 'conflict'] == kinds(actual)['error', 'leak'] == 1
 
@@ -228,6 +229,18 @@ def test_what_is_odd_reads_well_for_one_file_and_for_many(why):
     assert not re.search(r'\b(it|they|them|such files|the others?|other files|photos into|links)\b',
                          ODD_FILES[why])
     assert 'read as photos' not in ODD_FILES[why] and 'used as photos' not in ODD_FILES[why]
+
+
+@pytest.mark.parametrize(('n', 'noun'), [(1, 'photo'), (2, 'photos')])
+def test_the_summary_counts_photos_with_the_words_of_the_problems(tmp_path, n, noun):
+    for split in SPLITS: (tmp_path/'data'/split/'a').mkdir(parents=True)
+    files = [f'val/a/{i}.jpg' for i in range(n)]
+    table = pd.DataFrame(dict(file=files, split='val', label='a', reason='empty file'))
+    problems = unreadable_problems(table)
+    summary = summarise(tmp_path/'data', table, problems)
+    assert f'\n{n} {noun}: 0 ok, 0 with a warning, {n} with an error\n' in summary_text(summary, problems)
+    page = re.sub('<.*?>', ' ', check_page(tmp_path/'data', table, problems, summary).partition('<h2>')[0])
+    assert ' '.join(page.split()).endswith(f' {n} {noun} 0 ok 0 with a warning {n} with an error')
 
 
 def test_what_other_programs_leave_is_counted_and_spoils_nothing(clean, tmp_path):
