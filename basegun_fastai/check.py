@@ -20,10 +20,10 @@ from .base.errors import BasegunError, raise_faults
 from .base.files import file_faults, whole_file, write_whole
 from .base.parameters import FILE, value_faults, whole
 from .base.processes import say
-from .base.text import number_of, printable
+from .base.text import name_some, number_of, printable
 from .data.contents import examine, file_stamps, save_index
 from .data.crops import CropRecords
-from .data.folders import SPLITS, classes, ignored_files, list_photos, missing_folders
+from .data.folders import SPLITS, classes, list_photos, missing_folders
 from .data.groups import GROUP_PATTERN, group_option_faults, photo_groups
 from .data.problems import Problem, balance_problems, blank_problems, folder_problems, group_problems
 from .data.problems import near_duplicate_problems, repeated_problems, same_photos, same_problems
@@ -53,9 +53,9 @@ def summarise(
     data: Path, # A data set
     table: pd.DataFrame, # Its photos
     problems: list[Problem], # What is wrong with them
-) -> dict: # `counts` of the photos by split and class; `photos`: all files found, `ok`, `warned` or `refused`
-    "Count photos, and files by what is wrong with them."
-    files = {*table.file, *ignored_files(data)}
+) -> dict: # `counts` of photos by split and class; `photos`: their sum, and how many are `ok`, `warned`, `refused`
+    "Count photos, by class and by what is wrong with them."
+    files = set(table.file)
     refused = files & {o for p in problems if p.level == 'error' for o in p.files}
     warned = files & {o for p in problems for o in p.files} - refused
     counts = {split: {o: 0 for o in classes(Path(data)/split)} for split in SPLITS}
@@ -72,15 +72,17 @@ def summary_text(
 ) -> str: # A few lines, for any number of problems
     "Summarise a check for people."
     counts = summary['counts']
-    photos, labels = sum(sum(counts[o].values()) for o in SPLITS), {label for o in SPLITS for label in counts[o]}
-    lines = [f"{number_of(photos)} in {number_of(len(labels), 'class', 'classes')}: "
+    photos, labels = number_of(summary['photos']), {label for o in SPLITS for label in counts[o]}
+    lines = [f"{photos} in {number_of(len(labels), 'class', 'classes')}: "
              + ' and '.join(f'{sum(counts[o].values())} {o}' for o in SPLITS),
-             f"{number_of(summary['photos'], 'file')}: {summary['ok']} ok, {summary['warned']} warned, "
-             f"{summary['refused']} refused"]
+             f"{photos}: {summary['ok']} ok, {summary['warned']} with a warning, {summary['refused']} with an error"]
     kinds = [(*key, list(part)) for key, part in groupby(problems, key=lambda o: (o.level, o.kind))]
     most, rest = 3 if len(kinds) < 5 else 1, 0
     for level, kind, part in kinds:
-        lines += [f'{level:8}{kind} {len(part)}', *(f'        {o.message}' for o in part[:most])]
+        lines.append(f'{level:8}{kind} {len(part)}')
+        for o in part[:most]:
+            lines.append(f'        {o.message}')
+            if kind == 'odd-file': lines.append(f'          {name_some(o.files, 5)}')  # others are in the message
         rest += len(part[most:])
     if rest and not in_file:
         lines.append(f"{number_of(rest, 'more problem')}: add --json FILE.json or --report FILE.html to see all")

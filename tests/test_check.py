@@ -1,16 +1,21 @@
 "`check` finds every planted fault, reports no others, and changes nothing."
 import json
 import os
+import re
 import shutil
 import socket
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import tree, typed
 from PIL import Image, ImageEnhance, ImageOps
 
-from basegun_fastai.data.folders import SPLITS
+from basegun_fastai.check import summarise, summary_text
+from basegun_fastai.data.folders import ODD_FILES, SPLITS
+from basegun_fastai.data.pages import check_page
+from basegun_fastai.data.problems import odd_problems, unreadable_problems
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +71,7 @@ def test_nothing_is_wrong_with_a_clean_data_set(clean, tmp_path):
     assert actual['counts'] == {split: {o.name: n for o in sorted((clean/split).iterdir())}
                                for split, n in dict(train=24, val=20).items()}
     assert result.stdout == ('176 photos in 4 classes: 96 train and 80 val\n'
-                             '176 files: 176 ok, 0 warned, 0 refused\n')
+                             '176 photos: 176 ok, 0 with a warning, 0 with an error\n')
 
 
 def test_every_photo_that_cannot_be_read_is_named_with_its_reason(clean, tmp_path):
@@ -156,6 +161,9 @@ def test_near_duplicates_across_the_folders_are_warnings(clean, tmp_path):
     pairs = {(Path(a).name, Path(b).stem) for a, b in (o['files'] for o in actual['problems']
                                                        if o['kind'] == 'near-duplicate')}
     assert pairs == {(source.name, name) for name, source in zip(EDITS, sources, strict=False)}
+    for o in actual['problems']:
+        if o['kind'] == 'near-duplicate':
+            assert ('the same photo, one of them mirrored (' in o['message']) == ('/mirrored.jpg' in o['message']), o
 
 
 def test_near_duplicates_on_one_side_are_no_problem(clean, tmp_path):
@@ -193,9 +201,46 @@ def test_odd_files_are_told_and_never_waited_for(clean, tmp_path, monkeypatch):
                                            for o in ('pipe.jpg', 'socket.jpg', 'loop', 'nowhere.jpg', 'link.jpg',
                                                      '.DS_Store',
                                                                         'caf\udce9.jpg')} | {'train/Thumbs.db'}
-    assert actual['photos'] == 184 and actual['ok'] + actual['warned'] + actual['refused'] == 184
+    assert actual['photos'] == 178 and actual['ok'] + actual['warned'] + actual['refused'] == 178
+    assert sum(n for part in actual['counts'].values() for n in part.values()) == 178
+    assert actual['warned'] == 0 and actual['refused'] == 4  # two of 176 are copied by the link and the trailer
+    assert result.stdout.startswith('178 photos in 4 classes: 96 train and 82 val\n'
+                                    '178 photos: 174 ok, 0 with a warning, 4 with an error\n')
     # the link, and the photo with a trailer
     assert kinds(actual)['error', 'conflict'] == kinds(actual)['error', 'leak'] == 1
+
+
+def test_odd_files_are_named_and_a_thousand_do_not_fill_the_screen(tmp_path):
+    for split in SPLITS: (tmp_path/'data'/split/'revolver').mkdir(parents=True)
+    for i in range(1000): (tmp_path/'data'/'train'/'revolver'/f'.{i:04}').touch()
+    (tmp_path/'data'/'val'/'notes\n.txt').touch()
+    problems, table = odd_problems(tmp_path/'data'), pd.DataFrame(columns=['file', 'split', 'label', 'reason'])
+    summary = summarise(tmp_path/'data', table, problems)
+    lines = [o.strip() for o in summary_text(summary, problems).splitlines()]
+    assert lines[lines.index('val/notes\\n.txt') - 1].startswith('1 file outside the class folders')
+    hidden = next(o for o in lines if o.startswith('train/revolver/.0000, train/revolver/.0001, '))
+    assert hidden.endswith(' and 995 more') and lines[lines.index(hidden) - 1].startswith('1000 files hidden')
+    page = check_page(tmp_path/'data', table, problems, summary)
+    assert 'train/revolver/.0000, ' in page and ' and 980 more' in page and 'val/notes\\n.txt' in page
+
+
+@pytest.mark.parametrize('why', ODD_FILES)
+def test_what_is_odd_reads_well_for_one_file_and_for_many(why):
+    assert not re.search(r'\b(it|they|them|such files|the others?|other files|photos into|links)\b',
+                         ODD_FILES[why])
+    assert 'read as photos' not in ODD_FILES[why] and 'used as photos' not in ODD_FILES[why]
+
+
+@pytest.mark.parametrize(('n', 'noun'), [(1, 'photo'), (2, 'photos')])
+def test_the_summary_counts_photos_with_the_words_of_the_problems(tmp_path, n, noun):
+    for split in SPLITS: (tmp_path/'data'/split/'a').mkdir(parents=True)
+    files = [f'val/a/{i}.jpg' for i in range(n)]
+    table = pd.DataFrame(dict(file=files, split='val', label='a', reason='empty file'))
+    problems = unreadable_problems(table)
+    summary = summarise(tmp_path/'data', table, problems)
+    assert f'\n{n} {noun}: 0 ok, 0 with a warning, {n} with an error\n' in summary_text(summary, problems)
+    page = re.sub('<.*?>', ' ', check_page(tmp_path/'data', table, problems, summary).partition('<h2>')[0])
+    assert ' '.join(page.split()).endswith(f' {n} {noun} 0 ok 0 with a warning {n} with an error')
 
 
 def test_what_other_programs_leave_is_counted_and_spoils_nothing(clean, tmp_path):

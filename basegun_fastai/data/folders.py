@@ -11,6 +11,7 @@ __all__ = ['SPLITS', 'ODD_FILES', 'IGNORED', 'subfolders', 'files', 'classes', '
 import os
 from collections import Counter
 from difflib import get_close_matches
+from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
@@ -29,22 +30,22 @@ def _is_folder(entry): return os.path.isdir(entry) if entry.is_symlink() else en
 
 def _is_file(entry): return os.path.isfile(entry) if entry.is_symlink() else entry.is_file()
 
+def _is_visible(entry, folder=False): return not entry.name.startswith('.') and not is_companion(entry.name, folder)
+
 # %% ../../nbs/data/folders.ipynb #1b12aa4b
 def subfolders(
     folder: Path, # Any folder
 ) -> list[str]: # Their names, sorted, without hidden folders and companions
     "List the folders in `folder`."
     with os.scandir(folder) as entries:
-        return sorted(o.name for o in entries if _is_folder(o) and not o.name.startswith('.')
-                      and not is_companion(o.name, folder=True))
+        return sorted(o.name for o in entries if _is_folder(o) and _is_visible(o, folder=True))
 
 def files(
     folder: Path, # Any folder
 ) -> list[str]: # Their names, sorted, without hidden files and companions
     "List the regular files in `folder`."
     with os.scandir(folder) as entries:
-        return sorted(o.name for o in entries if _is_file(o) and not o.name.startswith('.')
-                      and not is_companion(o.name))
+        return sorted(o.name for o in entries if _is_file(o) and _is_visible(o))
 
 # %% ../../nbs/data/folders.ipynb #62662a5f
 def _quote(names): return name_some([f"'{o}'" for o in names])
@@ -58,10 +59,13 @@ def classes(
 # %% ../../nbs/data/folders.ipynb #a33f07ef
 def empty_classes(
     folder: Path, # Holds one folder for each class
+    other: Path|None = None, # The other folder of a data set; `class_differences` has the classes that it lacks
 ) -> dict[str, str]: # A message for each class without photos
     "Say which class folders in `folder` hold no photo."
+    names = subfolders(folder)
+    there = {class_name(o) for o in names} if other is None else {*classes(other)}
     return {label: f"'{folder/label}' holds no photo: put some there, or remove the class from train/ and val/"
-            for label in subfolders(folder) if not files(folder/label)}
+            for label in names if class_name(label) in there and not files(folder/label)}
 
 # %% ../../nbs/data/folders.ipynb #fa6eee46
 def twin_folders(
@@ -81,14 +85,23 @@ def unwritable_classes(
     return {o: f"class '{printable(o)}' in '{folder}' has a name that is not UTF-8, so JSON cannot carry it: rename "
                'its folder in train/ and in val/' for o in subfolders(folder) if not is_utf8(o)}
 
+def _holds_photos(folder):
+    "Could some file in `folder`, at any depth, be a photo? A link to a folder could lead to some."
+    if os.path.islink(folder): return True
+    with os.scandir(folder) as entries:
+        return any(_is_visible(o, folder=True) and _holds_photos(o.path) if _is_folder(o)
+                   else _is_file(o) and _is_visible(o) for o in entries)
+
 def class_faults(
     folder: Path, # Holds one folder for each class
+    other: Path|None = None, # As `empty_classes` takes it
 ) -> list[str]: # A message for each fault; empty means that nothing is wrong
     "Say what is wrong with the class folders in `folder`."
-    return [*unwritable_classes(folder).values(), *twin_folders(folder).values(), *empty_classes(folder).values()] + [
+    kinds = unwritable_classes(folder), twin_folders(folder), empty_classes(folder, other)
+    return [message for kind in kinds for message in kind.values()] + [
         f"'{folder/label/inner}' is a folder inside a class, so its photos would be left out: move them to "
         f"'{folder/label}' without overwriting any, then remove the empty folder"
-        for label in subfolders(folder) for inner in subfolders(folder/label)]
+        for label in subfolders(folder) for inner in subfolders(folder/label) if _holds_photos(folder/label/inner)]
 
 # %% ../../nbs/data/folders.ipynb #eac86593
 def folder_fault(
@@ -104,7 +117,10 @@ def folder_fault(
     return f"no folder '{folder}': give one that exists; folders beside it: {_quote(beside)}"
 
 # %% ../../nbs/data/folders.ipynb #4d3b7fa3
-def _missing_class(data, label, here, there, among):
+def _missing_class(data, label, here, there, among, full):
+    if label not in full: return (
+        f"class '{label}' is only in {here}/, and '{data/here/label}' holds no photo: remove it, or put photos there "
+        f"and others into '{data/there/label}'")
     like = confusable(label, among)
     if like is None: return (
         f"class '{label}' is in {here}/ but not in {there}/: put photos that are not in {here}/ into "
@@ -117,13 +133,14 @@ def class_differences(
     data: Path, # Folder with `train/` and `val/`
 ) -> dict[str, str]: # A message for each such class, by its path relative to `data`
     "Say which classes are in only one of the two folders."
-    train, val = (set(classes(data/o)) for o in SPLITS)
-    messages = {f'{here}/{o}': _missing_class(data, o, here, there, others)
-                for here, there, ours, others in [('train', 'val', train, val), ('val', 'train', val, train)]
-                for o in sorted(ours - others)}
-    if len(train) < 2:
-        messages['train'] = (f"'{data/'train'}' has {number_of(len(train), 'class folder')}: {_quote(sorted(train))}. "
-                             'A classifier needs at least 2')
+    labels, messages = {o: set(classes(data/o)) for o in SPLITS}, {}
+    for here, there in permutations(SPLITS):
+        only = labels[here] - labels[there]
+        full = {class_name(o) for o in subfolders(data/here) if class_name(o) in only and files(data/here/o)}
+        messages |= {f'{here}/{o}': _missing_class(data, o, here, there, labels[there], full) for o in sorted(only)}
+    if len(labels['train']) < 2:
+        messages['train'] = (f"'{data/'train'}' has {number_of(len(labels['train']), 'class folder')}: "
+                             f"{_quote(sorted(labels['train']))}. A classifier needs at least 2")
     return messages
 
 # %% ../../nbs/data/folders.ipynb #31af9e93
@@ -144,7 +161,8 @@ def layout_faults(
     "Say what is wrong with the folders of a data set."
     data = Path(data)
     if faults := missing_folders(data): return faults
-    return [o for split in SPLITS for o in class_faults(data/split)] + [*class_differences(data).values()]
+    faults = [o for here, there in permutations(SPLITS) for o in class_faults(data/here, data/there)]
+    return faults + [*class_differences(data).values()]
 
 # %% ../../nbs/data/folders.ipynb #b28db3bf
 def _class_rows(data, folder, split):
@@ -190,12 +208,12 @@ def list_photos(
 # %% ../../nbs/data/folders.ipynb #b85f47b7
 ODD_FILES = {  # why a file is odd: what a message says after the number of such files
     'companion': COMPANIONS,
-    'hidden': 'hidden, so not used as photos: remove the dot from the names of photos, and remove the other files',
-    'loose': 'outside the class folders, so not used as photos: move photos into their classes, remove the others',
-    'special': 'of another kind (a pipe, a socket, a broken link), so not used as photos: remove all such files',
-    'link': 'behind a link, used as photos until the target is missing: replace each link by a copy',
-    'name': 'with a name that is not UTF-8, used as photos: rename all such files, which other programs may not open',
-    'nested': 'in a folder inside a class, so left out: move photos up into the class, then remove the folder',
+    'hidden': 'hidden, so not used: remove the dot from the name of each photo, and remove every file that is no photo',
+    'loose': 'outside the class folders, so not used: move each photo into its class, and remove every other file',
+    'special': 'of another kind (a pipe, a socket, a broken link), so not used: remove every such file',
+    'link': 'behind a link, used until the target of the link is missing: replace each link by a copy',
+    'name': 'used, but with a name that is not UTF-8, which other programs may refuse: rename every such file',
+    'nested': 'in a folder inside a class, so not used: move each photo up into the class, then remove the folder',
 }
 IGNORED = ('companion', 'hidden', 'loose', 'special', 'nested')
 
@@ -217,7 +235,7 @@ def odd_files(
         with os.scandir(folder) as entries: entries = sorted(entries, key=lambda o: o.name)
         for entry in entries:
             path = Path(entry.path).relative_to(data).as_posix()
-            below = _is_folder(entry) and not entry.name.startswith('.') and not is_companion(entry.name, folder=True)
+            below = _is_folder(entry) and _is_visible(entry, folder=True)
             if below and depth and entry.is_symlink(): odd['nested'].append(path)
             elif below:
                 if entry.is_symlink(): odd['link'].append(path)

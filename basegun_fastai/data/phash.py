@@ -6,7 +6,8 @@
 __all__ = ['SIDE', 'MARGIN', 'LUMA', 'MIRROR', 'MAX_ASPECT', 'MAX_HUE', 'SAME_BITS', 'MAX_BITS', 'MAX_FIRST_BITS',
            'MAX_NEIGHBOURS', 'ZOOMS', 'MIN_STD', 'MIN_LAPLACIAN_STD', 'MIN_BACKGROUND', 'MIN_COMPONENTS',
            'MAX_COMPONENT', 'thumbnail', 'dct_window', 'dct_signs', 'phash', 'hamming', 'aspect_and_hue', 'nearest',
-           'candidates', 'registered_correlation', 'register', 'compare_colours', 'is_near_duplicate', 'blank']
+           'candidates', 'is_mirrored', 'registered_correlation', 'register', 'compare_colours', 'is_near_duplicate',
+           'blank']
 
 # %% ../../nbs/data/phash.ipynb #ad685425
 from collections.abc import Iterator
@@ -149,6 +150,10 @@ def nearest(
 # %% ../../nbs/data/phash.ipynb #70470e57
 ZOOMS = dict(whole=0., mirrored=0., cut=-2 * MARGIN, uncut=2 * MARGIN)  # by how much more the query shows
 
+def _ways(queries, among):
+    return dict(whole=(queries[:, 0], among[:, 0]), mirrored=(queries[:, 0] ^ MIRROR, among[:, 0]),
+                cut=(queries[:, 0], among[:, 1]), uncut=(queries[:, 1], among[:, 0]))
+
 def candidates(
     queries: np.ndarray, # What `phash` returned for each, shape `(n, 2, 4)`
     among: np.ndarray, # The same, shape `(m, 2, 4)`
@@ -156,10 +161,17 @@ def candidates(
     workers: int|None = None, # Threads; empty means one per core
 ) -> Iterator[tuple[str, int, np.ndarray]]: # Key of `ZOOMS`, queries done, rows `(query, other, distance)`
     "Search for pairs whose hashes are close: `cut` means that the query is a crop of the other."
-    searches = dict(whole=(queries[:, 0], among[:, 0]), mirrored=(queries[:, 0] ^ MIRROR, among[:, 0]),
-                    cut=(queries[:, 0], among[:, 1]), uncut=(queries[:, 1], among[:, 0]))
-    for kind, (a, b) in searches.items():
+    for kind, (a, b) in _ways(queries, among).items():
         for done, rows in nearest(a, b, aspects_and_hues, workers): yield kind, done, rows
+
+def is_mirrored(
+    queries: np.ndarray, # What `phash` returned for one photo of each pair, shape `(n, 2, 4)`
+    among: np.ndarray, # The same for its partner, shape `(n, 2, 4)`
+) -> np.ndarray: # `bool` of shape `(n,)`; False for a picture that is its own mirror image
+    "Decide which near-duplicates are mirrored."
+    bits = {kind: hamming(a, b) for kind, (a, b) in _ways(queries, among).items()}
+    nearest_bits = np.minimum.reduce([*bits.values()])
+    return (bits['mirrored'] == nearest_bits) & (nearest_bits <= MAX_BITS) & (bits['whole'] > SAME_BITS)
 
 # %% ../../nbs/data/phash.ipynb #6d934ffd
 def _blur(n, sigma):

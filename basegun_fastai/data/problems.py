@@ -10,7 +10,7 @@ __all__ = ['MAX_IMBALANCE', 'MIN_VAL', 'MAX_COPIES', 'Problem', 'same_photos', '
 # %% ../../nbs/data/problems.ipynb #9d471986
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import permutations, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from .folders import ODD_FILES, SPLITS, class_differences, classes, empty_classe
 from .folders import twin_folders, unwritable_classes
 from .names import confusables, difference, invisible_parts
 from .near_duplicates import near_duplicate_pairs
-from .phash import SAME_BITS, nearest
+from .phash import SAME_BITS, is_mirrored, nearest
 from .reading import answers
 
 # %% ../../nbs/data/problems.ipynb #67fc6d0b
@@ -111,10 +111,13 @@ def near_duplicate_problems(
     good, problems = table[table.reason == ''], []
     group = {row: number for number, part in enumerate(same) for row in part.index}
     pairs = near_duplicate_pairs(data, good[good.split == 'val'], good[good.split == 'train'], workers, records)
-    for a, b, fit in pairs:
+    mirrored = is_mirrored(*(phashes(good.loc[[o[i] for o in pairs]]) for i in (0, 1)))
+    for (a, b, fit), mirror in zip(pairs, mirrored, strict=True):
         if a in group and group[a] == group.get(b): continue
         val, train = good.file[a], good.file[b]
         problems.append(Problem('near-duplicate', 'warning', [train, val],
+            f'{train} ~ {val}: these look like the same photo, one of them mirrored (similarity {fit:.3f}); remove one '
+            'if they are' if mirror else
             f'{train} ~ {val}: these look like the same photo (similarity {fit:.3f}); remove one if they are'))
     return problems
 
@@ -143,10 +146,11 @@ def odd_problems(data: Path) -> list[Problem]: # One for each key of `ODD_FILES`
 def folder_problems(data: Path) -> list[Problem]: # Of the kinds `empty-class`, `class-mismatch` and `odd-file`
     "Report what is wrong with the folders and names of a data set."
     data, problems = Path(data), []
-    for kind, messages in (('class-mismatch', twin_folders), ('class-mismatch', unwritable_classes),
-                           ('empty-class', empty_classes)):
-        problems += [Problem(kind, 'error', [f'{split}/{label}'], message) for split in SPLITS
+    for messages in (twin_folders, unwritable_classes):
+        problems += [Problem('class-mismatch', 'error', [f'{split}/{label}'], message) for split in SPLITS
                      for label, message in messages(data/split).items()]
+    problems += [Problem('empty-class', 'error', [f'{here}/{label}'], message) for here, there in permutations(SPLITS)
+                 for label, message in empty_classes(data/here, data/there).items()]
     problems += [Problem('class-mismatch', 'error', [o], message) for o, message in class_differences(data).items()]
     return [*problems, *name_problems(data), *odd_problems(data)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 # %% ../../nbs/data/walk.ipynb #9d096927
 _FILES = {'thumbs.db', 'ehthumbs.db', 'ehthumbs_vista.db', 'desktop.ini', 'picasa.ini', 'zbthumbnail.info', 'icon\r'}
 _ENDINGS = ('.xmp', '.aae', '.json', '.pp3', '.dop')  # of Adobe and others, Apple, Google, RawTherapee, DxO
-COMPANIONS = ('that other programs left beside the photos (Thumbs.db, .xmp and the like), not read as photos: '
+COMPANIONS = ('that other programs left beside the photos (Thumbs.db, .xmp and the like), never read: '
               'harmless')
 _FOLDERS = {'@eadir', '__macosx', '#recycle', '@recycle', '$recycle.bin', 'system volume information', 'lost+found'}
 

@@ -6,6 +6,7 @@ import pytest
 from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.data.contents import examine, fingerprint, unreadable_lines
 from basegun_fastai.data.folders import ignored_files, ignored_lines, layout_faults, list_photos
+from basegun_fastai.data.problems import folder_problems, odd_problems
 
 
 def replaced(file, content):
@@ -34,11 +35,31 @@ def test_all_faults_are_told_at_once(copy):
     (copy/'train'/'revolver').rename(copy/'train'/'Revolver')
     for o in (copy/'val'/'epaule_a_pompe').iterdir(): o.unlink()
     (copy/'train'/'epaule_a_verrou'/'vieux').mkdir()
+    (copy/'train'/'epaule_a_verrou'/'vieux'/'a.jpg').touch()
     faults = '\n'.join(layout_faults(copy))
     for part in ("class 'Revolver' is in train/ but not in val/", "class 'revolver' is in val/ but not in train/",
                  "epaule_a_pompe' holds no photo", "vieux' is a folder inside a class"): assert part in faults
     with pytest.raises(BasegunError) as actual: list_photos(copy)
     assert str(actual.value) == faults
+
+
+@pytest.mark.parametrize(('name', 'is_fault'), [
+    ('', False), ('.DS_Store', False), ('Thumbs.db', False), ('@eaDir/a.jpg', False), ('.git/a.jpg', False),
+    ('a.jpg', True), ('deeper/a.jpg', True)])
+def test_a_folder_inside_a_class_is_a_fault_for_check_and_train_if_it_may_hold_photos(copy, name, is_fault):
+    inner = copy/'train'/'revolver'/'inner'
+    (inner/'deeper'/'deepest').mkdir(parents=True)
+    if name:
+        (inner/name).parent.mkdir(exist_ok=True)
+        (inner/name).touch()
+    assert len(layout_faults(copy)) == len([o for o in odd_problems(copy) if o.level == 'error']) == is_fault
+    assert len(list_photos(copy, strict=False)) == 48 + 24
+
+
+def test_a_link_to_a_folder_inside_a_class_is_a_fault_and_not_followed(copy):
+    (copy/'train'/'revolver'/'up').symlink_to('..')
+    [fault] = layout_faults(copy)
+    assert "up' is a folder inside a class" in fault and [o.level for o in odd_problems(copy)] == ['error']
 
 
 def test_one_class_is_not_enough(copy):
@@ -94,6 +115,19 @@ def test_every_remedy_can_be_followed_to_the_letter(copy):
     assert fault.endswith("epaule_a_pompe' holds no photo: put some there, or remove the class from train/ and val/")
     for split in ('train', 'val'): shutil.rmtree(copy/split/'epaule_a_pompe')
     assert layout_faults(copy) == []
+
+
+@pytest.mark.parametrize(('here', 'there'), [('train', 'val'), ('val', 'train')])
+def test_an_empty_class_of_one_folder_is_one_fault_for_check_and_train(copy, here, there):
+    (copy/here/'vide').mkdir()
+    [fault] = layout_faults(copy)
+    assert fault == (f"class 'vide' is only in {here}/, and '{copy}/{here}/vide' holds no photo: remove it, or put "
+                     f"photos there and others into '{copy}/{there}/vide'")
+    problem, = folder_problems(copy)
+    assert (problem.level, problem.files, problem.message) == ('error', [f'{here}/vide'], fault)
+    (copy/there/'vide').mkdir()
+    assert len(layout_faults(copy)) == len(folder_problems(copy)) == 2
+    assert all('remove the class from train/ and val/' in o for o in layout_faults(copy))
 
 
 def test_unreadable_photos_are_named_with_their_reason(copy):
