@@ -581,8 +581,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'basegun_fastai/data/folders.py'),
                                              'basegun_fastai.data.folders.folder_fault': ( 'data/folders.html#folder_fault',
                                                                                            'basegun_fastai/data/folders.py'),
-                                             'basegun_fastai.data.folders.ignored_files': ( 'data/folders.html#ignored_files',
-                                                                                            'basegun_fastai/data/folders.py'),
                                              'basegun_fastai.data.folders.ignored_lines': ( 'data/folders.html#ignored_lines',
                                                                                             'basegun_fastai/data/folders.py'),
                                              'basegun_fastai.data.folders.layout_faults': ( 'data/folders.html#layout_faults',

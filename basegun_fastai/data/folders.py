@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'ODD_FILES', 'IGNORED', 'subfolders', 'files', 'classes', 'empty_classes', 'twin_folders',
            'unwritable_classes', 'class_faults', 'folder_fault', 'class_differences', 'missing_folders',
-           'layout_faults', 'list_photos', 'odd_files', 'ignored_files', 'ignored_lines']
+           'layout_faults', 'list_photos', 'odd_files', 'ignored_lines']
 
 # %% ../../nbs/data/folders.ipynb #6793755f
 import os
@@ -246,13 +246,6 @@ def odd_files(
     return odd
 
 # %% ../../nbs/data/folders.ipynb #ae6db2e9
-def ignored_files(
-    data: Path, # A folder with class folders, or one that holds some
-) -> list[str]: # Paths relative to `data`: hidden entries, files outside the classes, entries that are not files
-    "List what the data set's folders hold that is not used as photos."
-    odd = odd_files(data)
-    return sorted(o for why in IGNORED for o in odd[why])
-
 def ignored_lines(
     data: Path, # A folder with class folders, or one that holds some
 ) -> list[str]: # At most two

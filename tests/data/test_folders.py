@@ -5,7 +5,7 @@ import pytest
 
 from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.data.contents import examine, fingerprint, unreadable_lines
-from basegun_fastai.data.folders import ignored_files, ignored_lines, layout_faults, list_photos
+from basegun_fastai.data.folders import ignored_lines, layout_faults, list_photos, odd_files
 from basegun_fastai.data.problems import folder_problems, odd_problems
 
 
@@ -15,7 +15,7 @@ def replaced(file, content):
 
 
 def test_a_good_data_set_has_no_faults(data):
-    assert layout_faults(data) == [] and ignored_files(data) == [] and unreadable_lines(examine(data,
+    assert layout_faults(data) == [] and not any(odd_files(data).values()) and unreadable_lines(examine(data,
         list_photos(data))) == ''
 
 
@@ -75,7 +75,8 @@ def test_hidden_and_loose_files_are_left_aside_and_named(copy):
     (copy/'train'/'revolver'/'.DS_Store').touch()
     (copy/'train'/'liste.txt').touch()
     os.mkfifo(copy/'val'/'revolver'/'pipe')
-    assert ignored_files(copy) == ['train/liste.txt', 'train/revolver/.DS_Store', 'val/revolver/pipe']
+    assert {k: v for k, v in odd_files(copy).items() if v} == dict(
+        loose=['train/liste.txt'], hidden=['train/revolver/.DS_Store'], special=['val/revolver/pipe'])
     assert len(list_photos(copy)) == len(list_photos(copy.parent/'copy')) == 48 + 24
 
 
@@ -147,7 +148,7 @@ def test_a_link_to_nowhere_is_left_aside(copy):
     file.unlink()
     file.symlink_to(copy/'nowhere')
     assert ('train/revolver/0005.jpg' not in list_photos(copy).file.tolist()
-            and 'train/revolver/0005.jpg' in ignored_files(copy))
+            and 'train/revolver/0005.jpg' in odd_files(copy)['special'])
 
 
 def test_the_fingerprint_sees_a_photo_replaced_under_its_name(copy):
