@@ -2302,6 +2302,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'basegun_fastai/trust/leaderboard.py'),
                                                   'basegun_fastai.trust.leaderboard.Row': ( 'trust/leaderboard.html#row',
                                                                                             'basegun_fastai/trust/leaderboard.py'),
+                                                  'basegun_fastai.trust.leaderboard.Row.eligible': ( 'trust/leaderboard.html#row.eligible',
+                                                                                                     'basegun_fastai/trust/leaderboard.py'),
                                                   'basegun_fastai.trust.leaderboard.Seeds': ( 'trust/leaderboard.html#seeds',
                                                                                               'basegun_fastai/trust/leaderboard.py'),
                                                   'basegun_fastai.trust.leaderboard._digest': ( 'trust/leaderboard.html#_digest',

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from scipy.stats import beta
 
 from basegun_fastai.base.record import Run
+from basegun_fastai.compare import _text
 from basegun_fastai.trust.calibration import confidence_report
 from basegun_fastai.trust.comparison import gains, sign_flip_test
 from basegun_fastai.trust.leaderboard import difference_interval, holm, leaderboard, read_entry
@@ -121,7 +122,7 @@ def test_the_table_is_80_columns_wide_and_says_which_run_to_take(four):
     result = typed('compare', *paths(four))
     lines = result.stdout.splitlines()
     assert max(map(len, lines[:-1])) <= 80 and result.stderr == ''
-    assert lines[-1].startswith("Take 'petit': it is the cheapest of 3 runs not significantly worse than the best")
+    assert lines[-1].startswith("Take 'petit': it is the cheapest of the 3 runs that may be as good as the best")
     assert 'weights × pixels, because not all of them are exported' in lines[-1]
     assert sum(o.startswith('petit ') for o in lines) == 2
 
@@ -254,8 +255,32 @@ def test_many_good_runs_do_not_make_a_worse_one_eligible(run, tmp_path):
             for k, v in rights.items()]
     numbers = json.loads(typed('compare', *(o.path for o in runs), '--json').stdout)
     (row,) = [o for o in numbers['runs'] if o['run'] == 'cheap']
-    assert row['standing'] == 'undecided' and row['difference_low'] > 0
+    assert row['p_value'] > .05 and row['difference_low'] > 0 and row['standing'] == 'probably worse'
     assert numbers['recommended'] == str(tmp_path/'best')
+    lines = typed('compare', *(o.path for o in runs), '--out', tmp_path/'page.html').stdout.splitlines()
+    eligible = sum(' best ' in o or ' undecided ' in o for o in lines[:-1])
+    assert eligible == 13 and f'of the {eligible} runs that may be as good as the best' in lines[-1], lines
+    assert any(o.split()[:3] == ['cheap', 'probably', 'worse'] for o in lines) and max(map(len, lines[:-1])) <= 80
+    page = BeautifulSoup((tmp_path/'page.html').read_text(), 'html.parser')
+    shown = [o.find_all('td')[1].get_text() for o in page.select('#runs tr[data-run]')]
+    assert sorted(shown) == sorted(['best: take this', *['undecided'] * 12, 'probably worse'])
+
+
+def test_the_table_is_80_columns_wide_with_long_names(four):
+    rows = leaderboard([read_entry(o.path) for o in four.values()])
+    rows = [replace(o, run=f'firearms-2026-efficientnet-{i}', network='tf_efficientnet_lite0.in1k', parameters=123e6,
+                    milliseconds=123.4, megabytes=123.4, epochs=100, seconds=6e5, high=1., shown=1., standing=standing)
+            for i, (o, standing) in enumerate(zip(rows, ('best', 'undecided', 'probably worse', 'worse'), strict=True))]
+    lines = _text(recommend(rows), []).splitlines()
+    assert max(map(len, lines)) <= 80 and sum(o.startswith('firear') for o in lines) == 8, lines
+
+
+@pytest.mark.parametrize('standing', ['worse', 'probably worse'])
+def test_the_best_is_taken_if_no_other_run_may_be_as_good(four, standing):
+    rows = leaderboard([read_entry(o.path) for o in four.values()])
+    rows = recommend([rows[0], *(replace(o, standing=standing) for o in rows[1:])])
+    assert rows[0].recommended and recommendation(rows) == (
+        f"Take '{rows[0].run}': it is the most accurate, and no other run is likely to be as good.")
 
 
 def test_what_the_accuracy_hides_is_said(run, tmp_path):
@@ -292,7 +317,8 @@ def test_groups_make_intervals_wider_and_need_more_to_call_a_run_worse(four, tmp
     plain, grouped_numbers = (json.loads(typed('compare', *paths(four), '--json', *more).stdout)
                               for more in ((), ('--groups', tmp_path/'g.csv')))
     assert {o['standing'] for o in plain['runs']} == {'best', 'undecided', 'worse'}
-    assert {o['standing'] for o in grouped_numbers['runs']} == {'best', 'undecided'}  # six groups: p is at least 1/32
+    standings = {o['run']: o['standing'] for o in grouped_numbers['runs']}  # six groups: p is at least 1/32
+    assert {*standings.values()} == {'best', 'undecided', 'probably worse'} and standings['worse'] == 'probably worse'
 
 
 def test_an_export_is_timed_if_it_belongs_to_its_run(run, exported, tmp_path):

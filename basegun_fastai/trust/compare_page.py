@@ -31,7 +31,7 @@ def plot_costs(
     axes = figure.subplots()
     for i, o in enumerate(rows):
         x = o.milliseconds if timed else o.parameters * o.size**2 / 1e9
-        colour = 'tab:green' if o.recommended else '0.6' if o.standing == 'worse' else 'tab:blue'
+        colour = 'tab:green' if o.recommended else 'tab:blue' if o.eligible else '0.6'
         below, above = o.accuracy - o.accuracy_low, o.accuracy_high - o.accuracy
         axes.errorbar(x, o.accuracy, [[below], [above]], fmt='o', color=colour, ms=6, lw=1, capsize=3)
         if i < MAX_NAMED or o.recommended: axes.annotate(
@@ -55,7 +55,7 @@ def side_by_side(
 ) -> list[Entry]: # The best, the recommended one, and those that follow
     "Choose the runs to show beside each other."
     by_path = {str(o.run.path): o for o in entries}
-    order = sorted(range(len(rows)), key=lambda i: (i > 0, not rows[i].recommended, rows[i].standing == 'worse', i))
+    order = sorted(range(len(rows)), key=lambda i: (i > 0, not rows[i].recommended, not rows[i].eligible, i))
     return [by_path[rows[i].path] for i in sorted(order[:most])]
 
 def recall_table(

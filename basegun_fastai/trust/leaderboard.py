@@ -192,8 +192,8 @@ class Row:
     unfamiliar: float|None  # Share of val photos that are unfamiliar
     not_a_gun_auroc: float|None  # Of confidence, for photos without guns
     familiarity_auroc: float|None  # Of familiarity, for photos without guns
-    standing: str = ''  # 'best', 'worse' if it is so significantly, or else 'undecided'
-    recommended: bool = False  # The cheapest that is not significantly worse than the best
+    standing: str = ''  # 'best', 'undecided', 'probably worse' if only its own interval excludes zero, or 'worse'
+    recommended: bool = False  # The cheapest of those that may be as good as the best
     p_value: float|None = None  # Of the comparison with the best, adjusted for several tests
     difference: float|None = None  # Accuracy of the best less that of this run
     difference_low: float|None = None  # Lower end of its 95 % confidence interval
@@ -201,6 +201,10 @@ class Row:
     megabytes: float|None = None  # Size of its export
     milliseconds: float|None = None  # Time of a prediction with one thread, on this machine
 
+    @property
+    def eligible(self) -> bool: # True if it is the best or undecided
+        "May this run be as good as the best?"
+        return self.standing in ('best', 'undecided')
 
 
 # %% ../../nbs/trust/leaderboard.ipynb #4ac5101a
@@ -230,10 +234,10 @@ def leaderboard(
     rows = [replace(_row(best, groups), standing='best')]
     for entry, p_value in zip(others, adjusted, strict=True):
         difference = best.right.astype(int) - entry.right
-        rows.append(replace(
-            _row(entry, groups), p_value=float(p_value), difference=float(difference.mean()),
-            standing='worse' if p_value < SIGNIFICANCE else 'undecided',
-            **dict(zip(('difference_low', 'difference_high'), difference_interval(difference, groups), strict=True))))
+        low, high = difference_interval(difference, groups)
+        standing = 'worse' if p_value < SIGNIFICANCE else 'probably worse' if low > 0 else 'undecided'
+        rows.append(replace(_row(entry, groups), standing=standing, p_value=float(p_value),
+                            difference=float(difference.mean()), difference_low=low, difference_high=high))
     return rows
 
 # %% ../../nbs/trust/leaderboard.ipynb #cde8b917
