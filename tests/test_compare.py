@@ -10,14 +10,19 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from conftest import tree, typed
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 from safetensors.numpy import save_file
 from scipy.stats import beta
 
 from basegun_fastai.base.record import Run
 from basegun_fastai.compare import _text
+from basegun_fastai.base.text import short_name
 from basegun_fastai.trust.calibration import confidence_report
+from basegun_fastai.trust.compare_page import plot_costs
 from basegun_fastai.trust.comparison import gains, sign_flip_test
-from basegun_fastai.trust.leaderboard import difference_interval, holm, leaderboard, read_entry
+from basegun_fastai.trust.leaderboard import Row, difference_interval, holm, leaderboard, read_entry
 from basegun_fastai.trust.levels import Levels
 from basegun_fastai.trust.predictions import Predictions, csv_rows, metrics
 from basegun_fastai.trust.recommendation import recommend, recommendation
@@ -381,3 +386,38 @@ def test_a_recommendation_with_times(four):
     (chosen,) = [o.run for o in rows if o.recommended]
     assert chosen == max(('petit', 'twin'), key=lambda o: next(r.accuracy for r in rows if r.run == o))
     assert 'ms per photo' in recommendation(rows) and 'not all of them are exported' not in recommendation(rows)
+
+
+def row(name, accuracy, standing='undecided', **changes):
+    "A row of the table, without a run."
+    return Row(name, name, name, 224, 5_000_000, 15, 900., 800, accuracy, accuracy - .02, accuracy + .02, accuracy, .3,
+               *[None] * 7, standing, **changes)
+
+
+@pytest.mark.parametrize('n', [1, 2, 12, 40])
+def test_labels_of_the_chart_do_not_overlap_and_stand_in_order(n):
+    rows = [row(f'a long name of a network {i}', .93 - i / 10_000, 'undecided' if i else 'best',
+                recommended=i == n - 1) for i in range(n)]
+    figure = plot_costs(rows)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    labels = figure.axes[0].texts
+    assert [o.get_text() for o in labels] == [short_name(rows[i].run) for i in [*range(min(n, 12)), *([39] * (n > 12))]]
+    boxes = [Text.get_window_extent(o, canvas.get_renderer()) for o in labels]  # without the line to the point
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    assert all(above.y0 > below.y1 for above, below in itertools.pairwise(boxes))
+    right = figure.axes[0].get_window_extent().x1
+    assert all(right < o.x0 < o.x1 <= figure.bbox.x1 and 0 <= o.y0 < o.y1 <= figure.bbox.y1 for o in boxes)
+    points = [o for o in figure.axes[0].lines if o.get_marker() == 'o']
+    for label in labels:
+        (point,) = [o for o in points if (o.get_xdata()[0], o.get_ydata()[0]) == label.xy]
+        assert to_rgba(point.get_color()) == to_rgba(label.get_color()) == label.arrow_patch.get_edgecolor()
+
+
+@pytest.mark.parametrize('costs', [(18, 80), (5, 6), (1, 4000), (11, 11)])
+def test_the_axis_of_costs_has_numbers(costs):
+    figure = plot_costs([row(f'{o}', .9, milliseconds=o) for o in costs])
+    FigureCanvasAgg(figure).draw()
+    axis, (low, high) = figure.axes[0].xaxis, figure.axes[0].get_xlim()
+    numbers = {o.get_text() for o in axis.get_ticklabels(which='both') if low <= o.get_position()[0] <= high}
+    assert len(numbers - {''}) >= 2
