@@ -2169,6 +2169,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'basegun_fastai/trust/compare_page.py')},
             'basegun_fastai.trust.comparison': { 'basegun_fastai.trust.comparison.Comparison': ( 'trust/comparison.html#comparison',
                                                                                                  'basegun_fastai/trust/comparison.py'),
+                                                 'basegun_fastai.trust.comparison.classes_fault': ( 'trust/comparison.html#classes_fault',
+                                                                                                    'basegun_fastai/trust/comparison.py'),
                                                  'basegun_fastai.trust.comparison.compare': ( 'trust/comparison.html#compare',
                                                                                               'basegun_fastai/trust/comparison.py'),
                                                  'basegun_fastai.trust.comparison.comparison_fault': ( 'trust/comparison.html#comparison_fault',

@@ -21,7 +21,7 @@ from basegun_fastai.compare import _text
 from basegun_fastai.base.text import short_name
 from basegun_fastai.trust.calibration import confidence_report
 from basegun_fastai.trust.compare_page import plot_costs
-from basegun_fastai.trust.comparison import gains, sign_flip_test
+from basegun_fastai.trust.comparison import classes_fault, comparison_fault, gains, sign_flip_test
 from basegun_fastai.trust.leaderboard import Row, difference_interval, holm, leaderboard, read_entry
 from basegun_fastai.trust.levels import Levels
 from basegun_fastai.trust.predictions import Predictions, csv_rows, metrics
@@ -187,7 +187,7 @@ def test_what_cannot_be_compared_is_named_and_the_others_are_compared(four, run,
     result = typed('compare', *paths(four), *wrong, old.path)
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
-    for path, words in zip(wrong, ('has 300 of its 300 photos, and 600 in all', 'has different classes: only one of',
+    for path, words in zip(wrong, ('has 300 of its 300 photos, and 600 in all', 'has different classes from',
                                    'labels or contents are not', 'labels or contents are not', 'is not finished',
                                    'missing or damaged', 'are not of the same val photos', 'has no config.json',
                                    'does not exist', 'is compared once', 'is the same run as'), strict=True):
@@ -421,3 +421,15 @@ def test_the_axis_of_costs_has_numbers(costs):
     axis, (low, high) = figure.axes[0].xaxis, figure.axes[0].get_xlim()
     numbers = {o.get_text() for o in axis.get_ticklabels(which='both') if low <= o.get_position()[0] <= high}
     assert len(numbers - {''}) >= 2
+
+
+@pytest.mark.parametrize(('first', 'second', 'words'), [
+    ('abc', 'abd', "Only in 'x': c. Only in 'y': d"), ('abcd', 'ab', "Only in 'x': c, d. Only in 'y': none"),
+    ('ab', 'abc', "Only in 'x': none. Only in 'y': c"), ('ab', 'ab', None)])
+def test_which_run_has_which_classes(run, first, second, words):
+    runs = Run('x'), Run('y')
+    for o, classes in zip(runs, (first, second), strict=True): o.config = replace(run.config, classes=[*classes])
+    message = words and f"'x' has different classes from 'y'. {words}"
+    assert classes_fault(*runs) == message
+    whole = message and f'--against {message}. Give a run with the same classes'
+    assert comparison_fault(*runs) == whole

@@ -19,7 +19,7 @@ from ..base.errors import BasegunError
 from ..base.parameters import is_number
 from ..base.record import Run
 from ..base.text import name_some, number_of
-from .comparison import SIGNIFICANCE, gains, sign_flip_test
+from .comparison import SIGNIFICANCE, classes_fault, gains, sign_flip_test
 from .intervals import CERTAINTY, share_interval
 from .predictions import read_predictions
 
@@ -101,10 +101,7 @@ def _digest(entry): return entry.run.config.dataset.parts.get('val')
 
 def _why_apart(entry, best):
     "Why a run cannot be compared with the others, one of which is `best`."
-    here, there = entry.run.config.classes, best.run.config.classes
-    other = [o for o in here if o not in there] + [o for o in there if o not in here]
-    if other: return (f"'{entry.run.path}' has different classes: only one of it and '{best.run.path}' has "
-                      f'{name_some(other)}. Give runs with the same classes')
+    if fault := classes_fault(entry.run, best.run): return f'{fault}. Give runs with the same classes'
     common = len({*entry.files} & {*best.files})
     if common < max(len(entry.files), len(best.files)): return (
         f"'{entry.run.path}' has different val photos: '{best.run.path}' has {common} of its "
