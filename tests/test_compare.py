@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from browser import tables_of, widths_of
 from bs4 import BeautifulSoup
 from conftest import tree, typed
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +21,7 @@ from basegun_fastai.base.record import Run
 from basegun_fastai.compare import _text
 from basegun_fastai.base.text import short_name
 from basegun_fastai.trust.calibration import confidence_report
-from basegun_fastai.trust.compare_page import plot_costs
+from basegun_fastai.trust.compare_page import compare_page, plot_costs
 from basegun_fastai.trust.comparison import classes_fault, comparison_fault, gains, sign_flip_test
 from basegun_fastai.trust.leaderboard import Row, difference_interval, holm, leaderboard, read_entry
 from basegun_fastai.trust.levels import Levels
@@ -433,3 +434,15 @@ def test_which_run_has_which_classes(run, first, second, words):
     assert classes_fault(*runs) == message
     whole = message and f'--against {message}. Give a run with the same classes'
     assert comparison_fault(*runs) == whole
+
+
+def test_the_tables_of_the_page_fit_a_narrow_window(four, tmp_path):
+    entries = [read_entry(o.path) for o in four.values()]
+    rows = [replace(o, run=f'firearms-2026-efficientnet-b3-seed {i}', network='tf_efficientnet_lite0.in1k',
+                    milliseconds=123.4, megabytes=123.4, seconds=6e4, not_a_gun_auroc=.98, familiarity_auroc=.97)
+            for i, o in enumerate(leaderboard(entries))]
+    page = tmp_path/'page.html'
+    page.write_text(compare_page(entries, recommend(rows), [], ([], []), None))
+    hidden = tables_of(page, tmp_path, 1085)  # 1100, less a scroll bar
+    assert {'runs', 'costs', 'recalls', 'options'} == {*hidden} and not any(hidden.values()), hidden
+    assert widths_of(page, tmp_path, 390)[0] <= 390
