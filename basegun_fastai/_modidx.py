@@ -721,6 +721,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                    'basegun_fastai/data/near_duplicates.py')},
             'basegun_fastai.data.pages': { 'basegun_fastai.data.pages.check_page': ( 'data/pages.html#check_page',
                                                                                      'basegun_fastai/data/pages.py'),
+                                           'basegun_fastai.data.pages.code': ('data/pages.html#code', 'basegun_fastai/data/pages.py'),
                                            'basegun_fastai.data.pages.pictures': ( 'data/pages.html#pictures',
                                                                                    'basegun_fastai/data/pages.py'),
                                            'basegun_fastai.data.pages.render': ('data/pages.html#render', 'basegun_fastai/data/pages.py'),

@@ -139,6 +139,8 @@ def test_the_page(four, tmp_path):
     assert result.returncode == 0 and "wrote '" in result.stderr, result.stderr
     page = BeautifulSoup(page_file.read_text(), 'html.parser')
     assert "Take 'petit'" in page.find(id='recommendation').get_text()
+    assert page.find(id='recommendation').code.get_text().startswith('basegun-fastai export ')
+    assert '`' not in page.body.get_text()
     assert [o['data-run'] for o in page.select('#runs tr[data-run]')][0] in ('large', 'twin')
     assert len(page.select('#recalls tr')) == 1 + len(CLASSES) and page.find('svg')
     options = page.find(id='options').get_text()
