@@ -27,7 +27,7 @@ from .data.groups import group_numbers, known_groups, say_what_intervals_are_by
 from .latency import milliseconds
 from .predict import load
 from .trust.compare_page import compare_page
-from .trust.leaderboard import comparable, leaderboard, read_entry, seed_groups
+from .trust.leaderboard import comparable, leaderboard, read_entry, seed_groups, training_times
 from .trust.recommendation import as_json, cautions, recommend, recommendation
 
 # %% ../nbs/compare.ipynb #23b722e0
@@ -93,10 +93,13 @@ def _text(rows, seeds):
                 f'{o.accuracy_low:.3f} to {o.accuracy_high:.3f}', f'{o.recall:.3f}', f'{o.loss:.3f}',
                 _number(o.high, '.0%'), _number(o.shown, '.0%')]
                for o in rows]
-    cost = [[o.run, short_name(o.network), f'{o.size}', f'{o.parameters / 1e6:.1f}', f'{o.epochs}',
-             f'{o.seconds / 60:.1f}', _number(o.megabytes, '.1f'), _number(o.milliseconds, '.1f')] for o in rows]
+    unit, times = training_times(rows)
+    cost = [[o.run, short_name(o.network), f'{o.size}', f'{o.parameters / 1e6:.1f}', f'{o.epochs}', time,
+             _number(o.megabytes, '.1f'), _number(o.milliseconds, '.1f')] for o, time in zip(rows, times, strict=True)]
+    header = ['run', 'network', 'pixels', 'M weights', 'epochs', unit, 'MB', 'ms']
+    if not any(o.milliseconds for o in rows): header, cost = header[:-2], [o[:-2] for o in cost]
     lines = [*_table(['run', '', 'accuracy', '95 %', 'recall', 'loss', 'high', 'shown'], quality), '',
-             *_table(['run', 'network', 'pixels', 'M weights', 'epochs', 'minutes', 'MB', 'ms'], cost)]
+             *_table(header, cost)]
     if seeds: lines += ['', *(f'{number_of(len(o.runs), "seed")} of {short_name(o.runs[0])}: accuracy {o.mean:.4f} '
                               f'on average, {o.low:.4f} to {o.high:.4f}' for o in seeds)]
     return '\n'.join(lines)

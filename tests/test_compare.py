@@ -2,6 +2,7 @@
 import csv
 import itertools
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from basegun_fastai.base.text import short_name
 from basegun_fastai.trust.calibration import confidence_report
 from basegun_fastai.trust.compare_page import compare_page, plot_costs
 from basegun_fastai.trust.comparison import classes_fault, comparison_fault, gains, sign_flip_test
-from basegun_fastai.trust.leaderboard import Row, difference_interval, holm, leaderboard, read_entry
+from basegun_fastai.trust.leaderboard import Row, difference_interval, holm, leaderboard, read_entry, training_times
 from basegun_fastai.trust.levels import Levels
 from basegun_fastai.trust.predictions import Predictions, csv_rows, metrics
 from basegun_fastai.trust.recommendation import recommend, recommendation
@@ -128,8 +129,11 @@ def test_the_table_is_80_columns_wide_and_says_which_run_to_take(four):
     result = typed('compare', *paths(four))
     lines = result.stdout.splitlines()
     assert max(map(len, lines[:-1])) <= 80 and result.stderr == ''
+    first = shlex.quote(str(four[lines[1].split()[0]].path))
     assert lines[-1].startswith("Take 'petit': it is the cheapest of the 3 runs that may be as good as the best")
-    assert 'weights × pixels, because not all of them are exported' in lines[-1]
+    assert lines[-1].endswith(
+        'The cost is estimated as weights × pixels. To compare measured times, export each of these runs, for example '
+        f"with `basegun-fastai export {first}`, and compare again.")
     assert sum(o.startswith('petit ') for o in lines) == 2
 
 
@@ -388,7 +392,7 @@ def test_a_recommendation_with_times(four):
     rows = recommend([replace(o, milliseconds=times[o.run]) for o in rows])
     (chosen,) = [o.run for o in rows if o.recommended]
     assert chosen == max(('petit', 'twin'), key=lambda o: next(r.accuracy for r in rows if r.run == o))
-    assert 'ms per photo' in recommendation(rows) and 'not all of them are exported' not in recommendation(rows)
+    assert 'ms per photo' in recommendation(rows) and 'estimated' not in recommendation(rows)
 
 
 def row(name, accuracy, standing='undecided', **changes):
@@ -448,3 +452,14 @@ def test_the_tables_of_the_page_fit_a_narrow_window(four, tmp_path):
     hidden = tables_of(page, tmp_path, 1085)  # 1100, less a scroll bar
     assert {'runs', 'costs', 'recalls', 'options'} == {*hidden} and not any(hidden.values()), hidden
     assert widths_of(page, tmp_path, 390)[0] <= 390
+
+
+def test_columns_that_no_run_has_are_left_out_and_a_short_training_is_shown_in_seconds():
+    def header(*rows): return next(o for o in _text([*rows], []).splitlines() if ' network' in o).split()
+    plain = ['run', 'network', 'pixels', 'M', 'weights', 'epochs']
+    short, timed = row('short', .9, 'best'), row('timed', .9, milliseconds=20., megabytes=13.)
+    assert header(short, short) == [*plain, 'minutes'] and header(short, timed) == [*plain, 'minutes', 'MB', 'ms']
+    quick = replace(short, seconds=7.25)
+    assert header(quick, quick) == [*plain, 'seconds'] and header(quick, short) == [*plain, 'minutes']
+    assert training_times([quick, replace(short, seconds=599)]) == ('seconds', ['7.2', '599.0'])
+    assert training_times([quick, short]) == ('minutes', ['0.1', '15.0'])

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator
 
 from ..base.text import short_name
 from ..data.pages import pictures, render
-from .leaderboard import Entry, Row, Seeds
+from .leaderboard import Entry, Row, Seeds, training_times
 from .predictions import most_changed
 from .recommendation import recommendation
 from .run_page import svg
@@ -125,7 +125,7 @@ def compare_page(
     return render(
         'compare.html', images, name=f'{len(rows)} runs', kind='compare', rows=rows[:MAX_RUNS], n_rows=len(rows),
         sentence=recommendation(rows), cautions=warned, chart=svg(plot_costs(rows)),
-        seeds=seeds, apart=apart[:MAX_APART],
+        times=training_times(rows), seeds=seeds, apart=apart[:MAX_APART],
         n_apart=len(apart), n=len(entries[0].files), n_groups=n_groups, columns=[o.name for o in shown],
         recalls=recalls, n_classes=len(table), photos=photos, n_split=n_split, options=options[:MAX_RUNS],
         n_options=len(options))

@@ -40,7 +40,8 @@ _TAKE = "Take '{run}': {reason}.{lost}{cost}"
 _WORST = (" On these photos its accuracy is {by:.1f} points below that of the best, '{best}', and on others it may be "
           "up to {high:.1f} points below (95 % certain). If that is too much, take '{best}'{more}.")
 _FEW = ', or add val photos: about {more} like these would show whether the difference is real'
-_NO_TIMES = ' The cost is weights × pixels, because not all of them are exported; {command} makes an export to time.'
+_NO_TIMES = (' The cost is estimated as weights × pixels. To compare measured times, export each of these runs, for '
+             'example with {command}, and compare again.')
 
 def _chances(row, best):
     "What may be lost with a run that is not the best."
