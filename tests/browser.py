@@ -17,14 +17,26 @@ def browsed(url, tmp_path, width=1200):
                            '--dump-dom', url], capture_output=True, text=True, timeout=120).stdout
 
 
-def widths_of(page, tmp_path, *windows):
-    "Width of a page in pixels, in windows of some widths."
+def measured(page, tmp_path, windows, expression):
+    "The words that a script has for a page in windows of some widths; the script gets `frame`."
     inside = html.escape(page.read_text(errors='replace'))
     frames = ''.join(f'<iframe width="{o}" height="800" style="border:0" srcdoc="{inside}"></iframe>' for o in windows)
     (tmp_path/'frames.html').write_text(
         f'''{frames}<p id="wide"></p><script>
         const wide = document.querySelector('#wide');
-        const width = frame => frame.contentDocument.documentElement.scrollWidth;
-        onload = () => wide.textContent = [...document.querySelectorAll('iframe')].map(width).join(' ')</script>''')
+        const measure = frame => {expression};
+        onload = () => wide.textContent = [...document.querySelectorAll('iframe')].map(measure).join(' ')</script>''')
     shown = browsed((tmp_path/'frames.html').as_uri(), tmp_path, 1400)
-    return [int(o) for o in re.findall(r'<p id="wide">([\d ]+)</p>', shown)[-1].split()]
+    return re.findall(r'<p id="wide">([^<]*)</p>', shown)[-1].split()
+
+
+def widths_of(page, tmp_path, *windows):
+    "Width of a page in pixels, in windows of some widths."
+    return [int(o) for o in measured(page, tmp_path, windows, 'frame.contentDocument.documentElement.scrollWidth')]
+
+
+def tables_of(page, tmp_path, window):
+    "Hidden pixels of each table with an id, in a window of some width."
+    shown = measured(page, tmp_path, [window], """[...frame.contentDocument.querySelectorAll('.scroll table')].map(
+        o => `${o.id}:${o.parentElement.scrollWidth - o.parentElement.clientWidth}`).join(' ')""")
+    return {key: int(n) for key, n in (o.split(':') for o in shown)}

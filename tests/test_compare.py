@@ -2,21 +2,29 @@
 import csv
 import itertools
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from browser import tables_of, widths_of
 from bs4 import BeautifulSoup
 from conftest import tree, typed
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 from safetensors.numpy import save_file
 from scipy.stats import beta
 
 from basegun_fastai.base.record import Run
+from basegun_fastai.compare import _text
+from basegun_fastai.base.text import short_name
 from basegun_fastai.trust.calibration import confidence_report
-from basegun_fastai.trust.comparison import gains, sign_flip_test
-from basegun_fastai.trust.leaderboard import difference_interval, holm, leaderboard, read_entry
+from basegun_fastai.trust.compare_page import compare_page, plot_costs
+from basegun_fastai.trust.comparison import classes_fault, comparison_fault, gains, sign_flip_test
+from basegun_fastai.trust.leaderboard import Row, difference_interval, holm, leaderboard, read_entry, training_times
 from basegun_fastai.trust.levels import Levels
 from basegun_fastai.trust.predictions import Predictions, csv_rows, metrics
 from basegun_fastai.trust.recommendation import recommend, recommendation
@@ -121,8 +129,11 @@ def test_the_table_is_80_columns_wide_and_says_which_run_to_take(four):
     result = typed('compare', *paths(four))
     lines = result.stdout.splitlines()
     assert max(map(len, lines[:-1])) <= 80 and result.stderr == ''
-    assert lines[-1].startswith("Take 'petit': it is the cheapest of 3 runs not significantly worse than the best")
-    assert 'weights × pixels, because not all of them are exported' in lines[-1]
+    first = shlex.quote(str(four[lines[1].split()[0]].path))
+    assert lines[-1].startswith("Take 'petit': it is the cheapest of the 3 runs that may be as good as the best")
+    assert lines[-1].endswith(
+        'The cost is estimated as weights × pixels. To compare measured times, export each of these runs, for example '
+        f"with `basegun-fastai export {first}`, and compare again.")
     assert sum(o.startswith('petit ') for o in lines) == 2
 
 
@@ -132,6 +143,8 @@ def test_the_page(four, tmp_path):
     assert result.returncode == 0 and "wrote '" in result.stderr, result.stderr
     page = BeautifulSoup(page_file.read_text(), 'html.parser')
     assert "Take 'petit'" in page.find(id='recommendation').get_text()
+    assert page.find(id='recommendation').code.get_text().startswith('basegun-fastai export ')
+    assert '`' not in page.body.get_text()
     assert [o['data-run'] for o in page.select('#runs tr[data-run]')][0] in ('large', 'twin')
     assert len(page.select('#recalls tr')) == 1 + len(CLASSES) and page.find('svg')
     options = page.find(id='options').get_text()
@@ -181,7 +194,7 @@ def test_what_cannot_be_compared_is_named_and_the_others_are_compared(four, run,
     result = typed('compare', *paths(four), *wrong, old.path)
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
-    for path, words in zip(wrong, ('has 300 of its 300 photos, and 600 in all', 'has different classes: only one of',
+    for path, words in zip(wrong, ('has 300 of its 300 photos, and 600 in all', 'has different classes from',
                                    'labels or contents are not', 'labels or contents are not', 'is not finished',
                                    'missing or damaged', 'are not of the same val photos', 'has no config.json',
                                    'does not exist', 'is compared once', 'is the same run as'), strict=True):
@@ -254,8 +267,32 @@ def test_many_good_runs_do_not_make_a_worse_one_eligible(run, tmp_path):
             for k, v in rights.items()]
     numbers = json.loads(typed('compare', *(o.path for o in runs), '--json').stdout)
     (row,) = [o for o in numbers['runs'] if o['run'] == 'cheap']
-    assert row['standing'] == 'undecided' and row['difference_low'] > 0
+    assert row['p_value'] > .05 and row['difference_low'] > 0 and row['standing'] == 'probably worse'
     assert numbers['recommended'] == str(tmp_path/'best')
+    lines = typed('compare', *(o.path for o in runs), '--out', tmp_path/'page.html').stdout.splitlines()
+    eligible = sum(' best ' in o or ' undecided ' in o for o in lines[:-1])
+    assert eligible == 13 and f'of the {eligible} runs that may be as good as the best' in lines[-1], lines
+    assert any(o.split()[:3] == ['cheap', 'probably', 'worse'] for o in lines) and max(map(len, lines[:-1])) <= 80
+    page = BeautifulSoup((tmp_path/'page.html').read_text(), 'html.parser')
+    shown = [o.find_all('td')[1].get_text() for o in page.select('#runs tr[data-run]')]
+    assert sorted(shown) == sorted(['best: take this', *['undecided'] * 12, 'probably worse'])
+
+
+def test_the_table_is_80_columns_wide_with_long_names(four):
+    rows = leaderboard([read_entry(o.path) for o in four.values()])
+    rows = [replace(o, run=f'firearms-2026-efficientnet-{i}', network='tf_efficientnet_lite0.in1k', parameters=123e6,
+                    milliseconds=123.4, megabytes=123.4, epochs=100, seconds=6e5, high=1., shown=1., standing=standing)
+            for i, (o, standing) in enumerate(zip(rows, ('best', 'undecided', 'probably worse', 'worse'), strict=True))]
+    lines = _text(recommend(rows), []).splitlines()
+    assert max(map(len, lines)) <= 80 and sum(o.startswith('firear') for o in lines) == 8, lines
+
+
+@pytest.mark.parametrize('standing', ['worse', 'probably worse'])
+def test_the_best_is_taken_if_no_other_run_may_be_as_good(four, standing):
+    rows = leaderboard([read_entry(o.path) for o in four.values()])
+    rows = recommend([rows[0], *(replace(o, standing=standing) for o in rows[1:])])
+    assert rows[0].recommended and recommendation(rows) == (
+        f"Take '{rows[0].run}': it is the most accurate, and no other run is likely to be as good.")
 
 
 def test_what_the_accuracy_hides_is_said(run, tmp_path):
@@ -292,7 +329,8 @@ def test_groups_make_intervals_wider_and_need_more_to_call_a_run_worse(four, tmp
     plain, grouped_numbers = (json.loads(typed('compare', *paths(four), '--json', *more).stdout)
                               for more in ((), ('--groups', tmp_path/'g.csv')))
     assert {o['standing'] for o in plain['runs']} == {'best', 'undecided', 'worse'}
-    assert {o['standing'] for o in grouped_numbers['runs']} == {'best', 'undecided'}  # six groups: p is at least 1/32
+    standings = {o['run']: o['standing'] for o in grouped_numbers['runs']}  # six groups: p is at least 1/32
+    assert {*standings.values()} == {'best', 'undecided', 'probably worse'} and standings['worse'] == 'probably worse'
 
 
 def test_an_export_is_timed_if_it_belongs_to_its_run(run, exported, tmp_path):
@@ -354,4 +392,74 @@ def test_a_recommendation_with_times(four):
     rows = recommend([replace(o, milliseconds=times[o.run]) for o in rows])
     (chosen,) = [o.run for o in rows if o.recommended]
     assert chosen == max(('petit', 'twin'), key=lambda o: next(r.accuracy for r in rows if r.run == o))
-    assert 'ms per photo' in recommendation(rows) and 'not all of them are exported' not in recommendation(rows)
+    assert 'ms per photo' in recommendation(rows) and 'estimated' not in recommendation(rows)
+
+
+def row(name, accuracy, standing='undecided', **changes):
+    "A row of the table, without a run."
+    return Row(name, name, name, 224, 5_000_000, 15, 900., 800, accuracy, accuracy - .02, accuracy + .02, accuracy, .3,
+               *[None] * 7, standing, **changes)
+
+
+@pytest.mark.parametrize('n', [1, 2, 12, 40])
+def test_labels_of_the_chart_do_not_overlap_and_stand_in_order(n):
+    rows = [row(f'a long name of a network {i}', .93 - i / 10_000, 'undecided' if i else 'best',
+                recommended=i == n - 1) for i in range(n)]
+    figure = plot_costs(rows)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    labels = figure.axes[0].texts
+    assert [o.get_text() for o in labels] == [short_name(rows[i].run) for i in [*range(min(n, 12)), *([39] * (n > 12))]]
+    boxes = [Text.get_window_extent(o, canvas.get_renderer()) for o in labels]  # without the line to the point
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    assert all(above.y0 > below.y1 for above, below in itertools.pairwise(boxes))
+    right = figure.axes[0].get_window_extent().x1
+    assert all(right < o.x0 < o.x1 <= figure.bbox.x1 and 0 <= o.y0 < o.y1 <= figure.bbox.y1 for o in boxes)
+    points = [o for o in figure.axes[0].lines if o.get_marker() == 'o']
+    for label in labels:
+        (point,) = [o for o in points if (o.get_xdata()[0], o.get_ydata()[0]) == label.xy]
+        assert to_rgba(point.get_color()) == to_rgba(label.get_color()) == label.arrow_patch.get_edgecolor()
+
+
+@pytest.mark.parametrize('costs', [(18, 80), (5, 6), (1, 4000), (11, 11)])
+def test_the_axis_of_costs_has_numbers(costs):
+    figure = plot_costs([row(f'{o}', .9, milliseconds=o) for o in costs])
+    FigureCanvasAgg(figure).draw()
+    axis, (low, high) = figure.axes[0].xaxis, figure.axes[0].get_xlim()
+    numbers = {o.get_text() for o in axis.get_ticklabels(which='both') if low <= o.get_position()[0] <= high}
+    assert len(numbers - {''}) >= 2
+
+
+@pytest.mark.parametrize(('first', 'second', 'words'), [
+    ('abc', 'abd', "Only in 'x': c. Only in 'y': d"), ('abcd', 'ab', "Only in 'x': c, d. Only in 'y': none"),
+    ('ab', 'abc', "Only in 'x': none. Only in 'y': c"), ('ab', 'ab', None)])
+def test_which_run_has_which_classes(run, first, second, words):
+    runs = Run('x'), Run('y')
+    for o, classes in zip(runs, (first, second), strict=True): o.config = replace(run.config, classes=[*classes])
+    message = words and f"'x' has different classes from 'y'. {words}"
+    assert classes_fault(*runs) == message
+    whole = message and f'--against {message}. Give a run with the same classes'
+    assert comparison_fault(*runs) == whole
+
+
+def test_the_tables_of_the_page_fit_a_narrow_window(four, tmp_path):
+    entries = [read_entry(o.path) for o in four.values()]
+    rows = [replace(o, run=f'firearms-2026-efficientnet-b3-seed {i}', network='tf_efficientnet_lite0.in1k',
+                    milliseconds=123.4, megabytes=123.4, seconds=6e4, not_a_gun_auroc=.98, familiarity_auroc=.97)
+            for i, o in enumerate(leaderboard(entries))]
+    page = tmp_path/'page.html'
+    page.write_text(compare_page(entries, recommend(rows), [], ([], []), None))
+    hidden = tables_of(page, tmp_path, 1085)  # 1100, less a scroll bar
+    assert {'runs', 'costs', 'recalls', 'options'} == {*hidden} and not any(hidden.values()), hidden
+    assert widths_of(page, tmp_path, 390)[0] <= 390
+
+
+def test_columns_that_no_run_has_are_left_out_and_a_short_training_is_shown_in_seconds():
+    def header(*rows): return next(o for o in _text([*rows], []).splitlines() if ' network' in o).split()
+    plain = ['run', 'network', 'pixels', 'M', 'weights', 'epochs']
+    short, timed = row('short', .9, 'best'), row('timed', .9, milliseconds=20., megabytes=13.)
+    assert header(short, short) == [*plain, 'minutes'] and header(short, timed) == [*plain, 'minutes', 'MB', 'ms']
+    quick = replace(short, seconds=7.25)
+    assert header(quick, quick) == [*plain, 'seconds'] and header(quick, short) == [*plain, 'minutes']
+    assert training_times([quick, replace(short, seconds=599)]) == ('seconds', ['7.2', '599.0'])
+    assert training_times([quick, short]) == ('minutes', ['0.1', '15.0'])

@@ -101,7 +101,8 @@ def test_runs_of_other_classes_or_of_other_val_photos_are_not_compared(run, copy
     train(copy, fine_tune_epochs=1, head_epochs=0, out=tmp_path, name='other-val', **QUICK)
     for split in ('train', 'val'): shutil.rmtree(copy/split/'revolver')
     train(copy, fine_tune_epochs=1, head_epochs=0, out=tmp_path, name='five', **QUICK)
-    for name, message in (('other-val', 'different val photos'), ('five', 'runs has revolver')):
+    only = f"Only in '{tmp_path/'five'}': none. Only in '{run.path}': revolver. Give a run with the same classes"
+    for name, message in (('other-val', 'different val photos'), ('five', only)):
         result = typed('report', run.path, '--against', tmp_path/name, '--out', tmp_path/'page.html')
         assert result.returncode == 1 and message in result.stderr and not (tmp_path/'page.html').exists()
     result = typed('report', tmp_path/'five', '--out', tmp_path/'page.html')

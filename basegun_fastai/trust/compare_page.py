@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ..base.text import short_name
 from ..data.pages import pictures, render
-from .leaderboard import Entry, Row, Seeds
+from .leaderboard import Entry, Row, Seeds, training_times
 from .predictions import most_changed
 from .recommendation import recommendation
 from .run_page import svg
@@ -28,18 +29,20 @@ def plot_costs(
 ) -> Figure: # A point per run
     "Draw accuracy against cost."
     figure, timed = Figure(figsize=(10, 4), layout='constrained'), all(o.milliseconds for o in rows)
-    axes = figure.subplots()
+    axes, named = figure.subplots(), sum(i < MAX_NAMED or o.recommended for i, o in enumerate(rows))
     for i, o in enumerate(rows):
         x = o.milliseconds if timed else o.parameters * o.size**2 / 1e9
-        colour = 'tab:green' if o.recommended else '0.6' if o.standing == 'worse' else 'tab:blue'
+        colour = 'tab:green' if o.recommended else 'tab:blue' if o.eligible else '0.5'
         below, above = o.accuracy - o.accuracy_low, o.accuracy_high - o.accuracy
         axes.errorbar(x, o.accuracy, [[below], [above]], fmt='o', color=colour, ms=6, lw=1, capsize=3)
-        if i < MAX_NAMED or o.recommended: axes.annotate(
-            short_name(o.run), (x, o.accuracy), (6, 10 if i % 2 else -14), textcoords='offset points', fontsize=8,
-            parse_math=False)
+        if i < MAX_NAMED or o.recommended: axes.annotate(  # in a column, so that no label is on another
+            short_name(o.run), (x, o.accuracy), (1.03, 1 - (min(i, MAX_NAMED) + .5) / named), va='center', fontsize=8,
+            textcoords='axes fraction', color=colour, annotation_clip=False, parse_math=False,
+            arrowprops=dict(arrowstyle='-', color=colour, lw=.5, shrinkA=2, shrinkB=3, relpos=(0, .5)))
     axes.margins(x=.12)
     axes.set(xlabel='milliseconds per photo, one thread' if timed else 'weights × pixels, in billions',
              ylabel='accuracy', xscale='log')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter('{x:g}')
     low, high = axes.get_xlim()
     axes.xaxis.set_minor_formatter('{x:g}' if high < 4 * low else '')
@@ -55,7 +58,7 @@ def side_by_side(
 ) -> list[Entry]: # The best, the recommended one, and those that follow
     "Choose the runs to show beside each other."
     by_path = {str(o.run.path): o for o in entries}
-    order = sorted(range(len(rows)), key=lambda i: (i > 0, not rows[i].recommended, rows[i].standing == 'worse', i))
+    order = sorted(range(len(rows)), key=lambda i: (i > 0, not rows[i].recommended, not rows[i].eligible, i))
     return [by_path[rows[i].path] for i in sorted(order[:most])]
 
 def recall_table(
@@ -122,7 +125,7 @@ def compare_page(
     return render(
         'compare.html', images, name=f'{len(rows)} runs', kind='compare', rows=rows[:MAX_RUNS], n_rows=len(rows),
         sentence=recommendation(rows), cautions=warned, chart=svg(plot_costs(rows)),
-        seeds=seeds, apart=apart[:MAX_APART],
+        times=training_times(rows), seeds=seeds, apart=apart[:MAX_APART],
         n_apart=len(apart), n=len(entries[0].files), n_groups=n_groups, columns=[o.name for o in shown],
         recalls=recalls, n_classes=len(table), photos=photos, n_split=n_split, options=options[:MAX_RUNS],
         n_options=len(options))

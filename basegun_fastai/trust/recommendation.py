@@ -17,16 +17,16 @@ from .leaderboard import Entry, Row, Seeds, photos_to_decide
 # %% ../../nbs/trust/recommendation.ipynb #8d2a4ea3
 def candidates(
     rows: list[Row], # As `leaderboard` returns them
-) -> list[Row]: # The best, and those whose difference from it may be none
+) -> list[Row]: # The best, and those that are undecided
     "List the runs that may be as good as the best."
-    return [o for o in rows if o.standing != 'worse' and (o.difference_low or 0) <= 0]
+    return [o for o in rows if o.eligible]
 
 SAME_TIME = 1.1  # ratio of two times that repeat no better
 
 def recommend(
     rows: list[Row], # As `leaderboard` returns them, with times if they are known
 ) -> list[Row]: # One of them is recommended
-    "Recommend the cheapest of those that are not significantly worse than the best."
+    "Recommend the cheapest of the runs that may be as good as the best."
     free = candidates(rows)
     timed = all(o.milliseconds for o in free)
     cost = {o.path: o.milliseconds if timed else o.parameters * o.size**2 for o in free}
@@ -40,7 +40,8 @@ _TAKE = "Take '{run}': {reason}.{lost}{cost}"
 _WORST = (" On these photos its accuracy is {by:.1f} points below that of the best, '{best}', and on others it may be "
           "up to {high:.1f} points below (95 % certain). If that is too much, take '{best}'{more}.")
 _FEW = ', or add val photos: about {more} like these would show whether the difference is real'
-_NO_TIMES = ' The cost is weights × pixels, because not all of them are exported; {command} makes an export to time.'
+_NO_TIMES = (' The cost is estimated as weights × pixels. To compare measured times, export each of these runs, for '
+             'example with {command}, and compare again.')
 
 def _chances(row, best):
     "What may be lost with a run that is not the best."
@@ -53,11 +54,12 @@ def recommendation(
 ) -> str: # Some sentences
     "Say which run to take, and why."
     best, chosen, free = rows[0], next(o for o in rows if o.recommended), candidates(rows)
-    without, runs = [o for o in free if not o.milliseconds], number_of(len(free), 'run')
+    without = [o for o in free if not o.milliseconds]
+    runs = f"the {number_of(len(free), 'run')} that may be as good as the best"
     time = '' if without else f' ({chosen.milliseconds:.1f}\u00a0ms per photo)'
-    if len(free) == 1: reason = 'every other run is worse, or probably so'
-    elif chosen is best: reason = f'it is the most accurate and the cheapest{time} of {runs} that may be as good'
-    else: reason = f'it is the cheapest{time} of {runs} not significantly worse than the best'
+    if len(free) == 1: reason = 'it is the most accurate, and no other run is likely to be as good'
+    elif chosen is best: reason = f'it is both the most accurate and the cheapest{time} of {runs}'
+    else: reason = f'it is the cheapest{time} of {runs}'
     lost = '' if chosen is best else _chances(chosen, best)
     command = f'`basegun-fastai export {shlex.quote(printable(without[0].path))}`' if without else ''
     cost = _NO_TIMES.format(command=command) if without and len(free) > 1 else ''

@@ -12,6 +12,8 @@ from browser import browsed, widths_of
 from conftest import draw_typologies, typed
 from PIL import Image
 
+from basegun_fastai.data.pages import code, render
+
 pytestmark = pytest.mark.slow
 
 
@@ -87,3 +89,16 @@ def test_nothing_sticks_out_of_the_page(page, tmp_path):
 def test_the_page_names_the_command_that_looks_for_wrong_labels(page):
     command = unescape(re.search('<code id="review">(.*?)</code>', page[0].read_text(errors='surrogateescape'))[1])
     assert shlex.split(command) == ['basegun-fastai', 'review', str(page[0].parent/'data')]
+
+
+def test_commands_in_messages_are_code_and_the_rest_is_escaped():
+    assert code('<i>: type `git lfs pull` & `a <b>`') == (
+        '&lt;i&gt;: type <code>git lfs pull</code> &amp; <code>a &lt;b&gt;</code>')
+    assert code("it's `odd") == 'it&#39;s `odd' and code('``') == '``'
+
+
+def test_a_command_in_what_a_level_promises_is_code():
+    values = dict(calibration=dict(temperature=1., before=dict(ece=.1), after=dict(ece=.1)), levels=dict(bands={}),
+                  confidence_chart='')
+    page = render('confidence.html', {}, promises=['<b>: correct them with `review`'], **values)
+    assert '<li>&lt;b&gt;: correct them with <code>review</code></li>' in page
