@@ -51,6 +51,7 @@ def summary(
     folder: Path, # Where the tables are
 ) -> str: # Lines, the last four with accuracy, precision and recall, with their intervals, and the folder
     "Summarise an evaluation for stdout."
-    scores = ['{:9} {:.4f} ({:.3f} to {:.3f})'.format(k, numbers[k], *numbers['intervals'][k])
-              for k in ('accuracy', 'precision', 'recall')]
-    return '\n'.join([*confidence_lines(numbers), *scores, str(folder)])
+    def score(name):
+        interval = numbers.get('intervals', {}).get(name)  # not in older runs
+        return f'{name:9} {numbers[name]:.4f}' + (' ({:.3f} to {:.3f})'.format(*interval) if interval else '')
+    return '\n'.join([*confidence_lines(numbers), *map(score, ('accuracy', 'precision', 'recall')), str(folder)])
