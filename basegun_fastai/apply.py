@@ -232,7 +232,7 @@ def _say_result(out, rows, n_twins):
 # %% ../nbs/apply.ipynb #07766ced
 def apply(
     data: Path, # The reviewed data set, with train/<class>/* and val/<class>/*; nothing in it is changed
-    decisions: Annotated[list[Path], {'nargs': '+', 'type': Path}], # Files of decisions as `review` writes them, one per reviewer
+    decisions: Annotated[list[Path], {'nargs': '+', 'type': Path}], # Files that `review` writes, one per reviewer
     out: Path, # Folder to make: train/<class>/*, val/<class>/*, and applied.csv with what became of each photo
     link: bool = False, # Make hard links, not copies: no disk space, but a change to one file changes both
 ) -> None: # Prints the counts and OUT, raises `BasegunError`
