@@ -60,9 +60,10 @@ def test_answers_for_other_photos_are_not_compared():
 
 
 def test_what_keeps_two_runs_from_being_compared_is_named():
-    def run(classes=CLASSES, val='1'):
+    def run(classes=CLASSES, val='1', path='runs/x'):
         dataset = SimpleNamespace(parts=dict(val=val))
-        return SimpleNamespace(path='runs/x', config=SimpleNamespace(classes=classes, dataset=dataset))
+        return SimpleNamespace(path=path, config=SimpleNamespace(classes=classes, dataset=dataset))
     assert comparison_fault(run(), run()) is None
-    assert 'of the two runs has pistolet, revolver, canon' in comparison_fault(run(), run([CLASSES[0], 'canon']))
+    fault = comparison_fault(run(), run([CLASSES[0], 'canon'], path='runs/y'))
+    assert "Only in 'runs/x': pistolet, revolver. Only in 'runs/y': canon" in fault
     assert 'different val photos' in comparison_fault(run(), run(val='2'))
