@@ -260,7 +260,7 @@ def test_each_fault_of_which_there_are_many_leaves_room_for_the_others(tmp_path)
     (data/'val'/'b'/'inner').mkdir()
     (data/'val'/'b'/'inner'/'1.jpg').touch()
     refused(data, [file], tmp_path/'out', ['is a folder inside a class'], 1)
-    (data/'val'/'b'/'inner').rmdir()
+    shutil.rmtree(data/'val'/'b'/'inner')
     refused(data, [file], tmp_path/'out', ["'val/a/5.jpg' is not the photo", 'and 54 more photos like that'], 6)
 
 
