@@ -3,7 +3,8 @@
 The folder comes from BASEGUN_REAL (default: ../shared/real beside the checkout); if it is missing, nothing is measured.
 Each set and seed trains its head once, with the defaults of `train`; every change then continues from there, so that a
 row differs from `default`, five epochs of fine-tuning as they were the default then, in the fine-tuning only; those of
-class weights and logits train their own head. `kept` is the network that `train` would keep, judged on val: its
+class weights and logits train their own head; those with `10 epochs` in their name compare with the row
+`10 epochs`, the default of today. `kept` is the network that `train` would keep, judged on val: its
 accuracy, its macro recall, its loss and calibration error at a temperature from the other half of val. The changes that
 only choose among the weights of one training (`last epoch`, `no average`, `head`) come from that of `default`.
 BASEGUN_SETS="typology;trash", BASEGUN_SEEDS="1;2" and BASEGUN_CHANGES="default;wd 0.1" measure a part; the other rows
