@@ -2470,6 +2470,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'basegun_fastai/trust/predictions.py')},
             'basegun_fastai.trust.recommendation': { 'basegun_fastai.trust.recommendation._chances': ( 'trust/recommendation.html#_chances',
                                                                                                        'basegun_fastai/trust/recommendation.py'),
+                                                     'basegun_fastai.trust.recommendation._costs': ( 'trust/recommendation.html#_costs',
+                                                                                                     'basegun_fastai/trust/recommendation.py'),
                                                      'basegun_fastai.trust.recommendation.as_json': ( 'trust/recommendation.html#as_json',
                                                                                                       'basegun_fastai/trust/recommendation.py'),
                                                      'basegun_fastai.trust.recommendation.candidates': ( 'trust/recommendation.html#candidates',

@@ -20,7 +20,7 @@ from .base.errors import BasegunError, attempt, raise_faults
 from .base.files import file_faults, write_whole
 from .base.parameters import FILE, FOLDER, whole
 from .base.processes import forget_cluster, say, worker_faults
-from .base.text import csv_text, number_of, short_name
+from .base.text import csv_text, number_of, printable, short_name
 from .data.contents import known_contents, part_fingerprint
 from .data.folders import layout_faults, list_photos
 from .data.groups import group_numbers, known_groups, say_what_intervals_are_by
@@ -37,14 +37,16 @@ def _identity(entry):
 
 def _entries(paths):
     "The runs that can be compared, and a message for each other folder."
-    entries, apart, known = [], [], {}
+    apart, known = [], {}
     for path in paths:
         entry, faults = attempt(read_entry, path)
         apart += faults
         if not entry: continue
-        first = known.setdefault(_identity(entry), path)
-        if first is path: entries.append(entry)
-        else: apart.append(f"'{path}' is the same run as '{first}': it is compared once")
+        first = known.setdefault(_identity(entry), entry)
+        if first is entry: continue
+        if entry.run.exported.exists() and not first.run.exported.exists(): known[_identity(entry)] = entry
+        apart.append(f"'{path}' is the same run as '{first.run.path}': it is compared once")
+    entries = [*known.values()]
     chosen, others = comparable(entries) if entries else ([], [])
     apart += others
     if len(chosen) > 1: return chosen, apart
@@ -107,7 +109,10 @@ def _text(rows, seeds):
 # %% ../nbs/compare.ipynb #f5365539
 def _groups(entries, file):
     "The group of each photo, as a number."
-    if file is None: return None
+    if file is None:
+        trained = next((o.run.config.options['groups'] for o in entries if o.run.config.options.get('groups')), None)
+        if trained: say(f"the runs were trained with groups: to compare by group, add --groups '{printable(trained)}'")
+        return None
     known = known_groups(file, pd.DataFrame(dict(file=entries[0].files)))
     say_what_intervals_are_by(known)
     return group_numbers(known)
@@ -165,5 +170,5 @@ def compare(
     if json: print(json_format.dumps(as_json(rows, seeds, apart, warned), indent=2, ensure_ascii=False))
     else:
         print(_text(rows, seeds), '', recommendation(rows), *warned, sep='\n')
-        if n_apart: print(f'{n_apart} of {number_of(len(runs), "folder")} could not be compared: see above')
+        if n_apart: print(f'{n_apart} of {number_of(len(runs), "folder")} left out: see above')
     for o in filter(None, (out, csv)): say(f"wrote '{o}'")

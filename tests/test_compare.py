@@ -256,7 +256,7 @@ def test_a_damaged_run_does_not_stop_the_comparison(four, tmp_path, what):
     result = typed('compare', *paths(four), '--out', tmp_path/'page.html')
     assert result.returncode == 0, result.stderr
     assert [o for o in result.stderr.splitlines() if str(four['twin'].path) in o], result.stderr
-    assert result.stdout.splitlines()[-1] == '1 of 4 folders could not be compared: see above'
+    assert result.stdout.splitlines()[-1] == '1 of 4 folders left out: see above'
 
 
 def test_many_good_runs_do_not_make_a_worse_one_eligible(run, tmp_path):
@@ -339,12 +339,14 @@ def test_an_export_is_timed_if_it_belongs_to_its_run(run, exported, tmp_path):
     shutil.copytree(exported, third.exported)
     content = third.weights.read_bytes()
     third.weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    result = typed('compare', first.path, second.path, third.path, '--json')
+    bare = shutil.copytree(first.path, tmp_path/'bare', ignore=shutil.ignore_patterns('exported'))
+    result = typed('compare', bare, first.path, second.path, third.path, '--json')
     assert result.returncode == 0, result.stderr
     numbers = json.loads(result.stdout)
     times = {o['run']: o['milliseconds'] for o in numbers['runs']}
     assert times['c'] is None and times['a'] > 0 and .5 < times['a'] / times['b'] < 2
-    assert 'was exported from other weights' in numbers['not_compared'][0]
+    assert f"'{first.path}' is the same run as '{bare}'" in numbers['not_compared'][0]
+    assert 'was exported from other weights' in numbers['not_compared'][1]
     assert all((o['megabytes'] is None) == (o['run'] == 'c') for o in numbers['runs'])
 
 
@@ -352,6 +354,14 @@ def test_runs_with_the_same_name_are_called_by_their_paths(four, tmp_path):
     other = started_later(four['large'], tmp_path/'others'/'large')
     numbers = json.loads(typed('compare', four['large'].path, other.path, four['petit'].path, '--json').stdout)
     assert {o['run'] for o in numbers['runs']} == {str(four['large'].path), str(other.path), 'petit'}
+
+
+def test_groups_of_the_training_are_named(four, run, tmp_path):
+    armed = write_run(tmp_path/'armed', run, predictions(draw(600, .9), CLASSES), options=run.config.options | dict(
+        groups='mes armes.csv'))
+    for runs, has_groups in (([armed.path], True), ([], False)):
+        result = typed('compare', *paths(four), *runs)
+        assert ("trained with groups: to compare by group, add --groups 'mes armes.csv'" in result.stderr) == has_groups
 
 
 def test_adjusted_p_values_are_those_of_an_independent_computation():

@@ -54,6 +54,14 @@ def test_a_disk_that_failed_to_sync_is_told_by_the_file_and_leaves_the_old_one(t
     assert str(tmp_path/'file') in disk_fault(error.value)
 
 
+def test_a_full_disk_is_named_by_what_would_be_written(tmp_path):
+    with pytest.raises(OSError) as error, whole_folder(tmp_path/'new'):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as Pillow does
+    assert disk_fault(error.value).startswith(f"{tmp_path/'new'}: the disk is full")
+    copying = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'source', None, 'target')
+    assert disk_fault(copying).startswith('target: the disk is full')
+
+
 @pytest.fixture
 def renames_no_folder(monkeypatch):
     from pathlib import Path

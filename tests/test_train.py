@@ -195,10 +195,12 @@ def test_a_group_in_train_and_val_is_refused_with_all_other_faults(data, tmp_pat
                             '--groups: 1 group in both train/ and val/, so the results would look too good: Luger on '
                             'both sides; make the folders with `split --groups`')):
         file.write_text(content)
-        result = typed('train', data, '--groups', file, '--out', tmp_path, '--name', 'more',
-                       *as_arguments(**TINY | dict(arch='efficientnet_b33')))
-        assert result.returncode == 1 and not (tmp_path/'more').exists()
-        for o in (fault, "--arch 'efficientnet_b33'"): assert o in result.stderr, result.stderr
+        for more, message in ((dict(arch='efficientnet_b33'), "--arch 'efficientnet_b33'"),
+                              (dict(arch='efficientnet_b0', lr=0), '--lr 0')):
+            result = typed('train', data, '--groups', file, '--out', tmp_path, '--name', 'more',
+                           *as_arguments(**TINY | more))
+            assert result.returncode == 1 and not (tmp_path/'more').exists()
+            for o in (fault, message): assert o in result.stderr, result.stderr
 
 
 def test_groups_that_split_knows_are_offered_to_train_and_evaluate(run, copy, tmp_path, capsys):

@@ -93,6 +93,9 @@ def whole_folder(
         temporary.mkdir(parents=True)
         yield temporary
         temporary.rename(path)
+    except OSError as err:
+        if err.filename is None: err.filename = str(path)
+        raise
     finally: shutil.rmtree(temporary, ignore_errors=True)
     _sync_folder(path.parent)
 
@@ -127,8 +130,8 @@ def disk_fault(
 ) -> str|None: # A message with a remedy; None if this is not about the disk
     "Translate `error` if the user can fix it."
     if isinstance(error, PermissionError) and isinstance(error.filename, str): return _permission_fault(error.filename)
-    remedy = _REMEDIES.get(error.errno)
-    return remedy and f"{error.filename or 'stdout, or a file'}: {remedy}"
+    remedy, place = _REMEDIES.get(error.errno), error.filename2 or error.filename  # of a copy, the second is written
+    return remedy and f"{place or 'stdout, or a file'}: {remedy}"
 
 # %% ../../nbs/base/files.ipynb #ec8e45f1
 def inside_fault(
@@ -251,7 +254,10 @@ def _acquire(file, path, instead):
             continue
         os.ftruncate(descriptor, 0)
         now = f'{datetime.now():%Y-%m-%d %H:%M:%S}'
-        os.write(descriptor, f'process {os.getpid()} on {socket.gethostname()} since {now}\n'.encode())
+        try: os.write(descriptor, f'process {os.getpid()} on {socket.gethostname()} since {now}\n'.encode())
+        except OSError as err:
+            os.close(descriptor)
+            raise OSError(err.errno, err.strerror, str(path)) from err
         return descriptor
 
 # %% ../../nbs/base/files.ipynb #ae981a8e

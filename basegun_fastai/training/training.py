@@ -93,6 +93,8 @@ def check(self: Training,
 ) -> None: # Raises `BasegunError` with all faults
     "Check everything that needs no photo, and look up the network and the device."
     options, faults = self.options, early_faults(self.options, faults)
+    if faults and options.groups is not None and not layout_faults(options.data):
+        faults += _from_first(lambda: _photos_and_groups(options)[1])
     is_known = options.arch in EFFICIENTNETS and options.weights in ('imagenet', 'none') and options.device != 'cuda'
     if is_known: raise_faults(faults)
     # the first sign of life, before seconds of imports
