@@ -107,8 +107,8 @@ def _keep_best(run, learn, memory):
         say('warning: no fine-tuning epoch was better than the head stage, so the weights of the head stage are kept; '
             'give a smaller --lr, or more photos')
     precision = next((o['precision'] for o in run.config.resolved.stages if o['name'] == stage), 'float32')
-    if precision != 'float32': say(f'in the stage {stage}, val was evaluated in {precision}; it is now judged in float32, '
-                                   'so the numbers below may differ a little')
+    if precision != 'float32': say(f'in the stage {stage}, val was evaluated in {precision}; it is now judged in '
+                                   'float32, so the numbers below may differ a little')
     return best
 
 def _calibrate(learn, model, preds):
