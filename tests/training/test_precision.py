@@ -24,8 +24,13 @@ def test_the_number_format_is_the_one_asked_for():
 
 
 @pytest.mark.slow
-def test_fine_tuning_in_bfloat16_trains_and_is_noted(data, tmp_path):
-    half, full = (fitted(data, tmp_path, o, fine_tune_epochs=1, precision=o).run for o in ('bfloat16', 'float32'))
+def test_fine_tuning_in_bfloat16_trains_and_is_noted(data, tmp_path, capsys):
+    trainings = [fitted(data, tmp_path, o, fine_tune_epochs=1, precision=o, no_report=True)
+                 for o in ('bfloat16', 'float32')]
+    for o, says_so in zip(trainings, (True, False), strict=True):
+        o.finish()
+        assert ('in the stage fine-tune, val was evaluated in bfloat16' in capsys.readouterr().err) == says_so
+    half, full = (o.run for o in trainings)
     assert half.config.resolved.stages[0]['precision'] == 'bfloat16'
     a, b = (rows(o).train_loss[0] for o in (half, full))
     assert a != b and a == pytest.approx(b, abs=.1)
