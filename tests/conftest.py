@@ -32,7 +32,7 @@ def soak(few, many):
 
 
 def pytest_configure(config):
-    is_whole_run = config.args_source != config.ArgsSource.ARGS
+    is_whole_run = config.args_source != config.ArgsSource.ARGS and config.getoption('markexpr') != 'not slow'
     if is_whole_run and config.getoption('numprocesses', None) and not hasattr(config, 'workerinput'):
         from warm import start_for_all
         start_for_all()
