@@ -130,10 +130,10 @@ def why_no_familiarity(
     run: Run, # A run without a bank
 ) -> str: # A line
     "Say why a run has no familiarity, and what to do."
-    refused = _metrics(run).get('levels', {}).get('refused', {})
-    reason = refused.get('familiarity', 'an older version trained it, or its network does not give the features that '
-                         'its last layer uses; train again with this version to get it')
-    return f"'{run.path}' has no familiarity: {reason}"
+    if reason := _metrics(run).get('levels', {}).get('refused', {}).get('familiarity'):
+        return f"'{run.path}' has no familiarity: {reason}, and train again"
+    return (f"'{run.path}' has no familiarity: an older version trained it, or its network does not give the features "
+            'that its last layer uses; train again with this version to get it')
 
 def read_bank(
     run: Run, # A finished run
