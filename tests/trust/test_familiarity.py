@@ -9,7 +9,7 @@ from basegun_fastai.base.errors import BasegunError
 from basegun_fastai.base.record import Run
 from basegun_fastai.trust.familiarity import MAX_BANK, MAX_TABLE, MAX_UNFAMILIAR_RATE, Bank, bank_fault
 from basegun_fastai.trust.familiarity import familiarity, familiarity_table, no_familiarity, read_bank, save_bank
-from basegun_fastai.trust.familiarity import similarity, val_photos_needed
+from basegun_fastai.trust.familiarity import similarity, val_photos_needed, why_no_familiarity
 from basegun_fastai.trust.steadiness import sample_evenly
 
 
@@ -112,6 +112,14 @@ def test_val_photos_suffice_from_the_first_number_that_lets_a_photo_be_unfamilia
 
 def test_without_a_rate_it_takes_as_many_val_photos_as_by_default():
     assert val_photos_needed(0) == val_photos_needed(.02) == 50 and val_photos_needed(MAX_UNFAMILIAR_RATE) == 10
+
+
+def test_a_run_with_too_few_val_photos_says_what_to_do(tmp_path):
+    run, reason = Run(tmp_path), no_familiarity(24, .02)
+    run.metrics.write_text(json.dumps(dict(levels=dict(refused=dict(familiarity=reason)))))
+    assert why_no_familiarity(run).endswith('add photos to val/ or raise --unfamiliar-rate, and train again')
+    run.metrics.write_text('{}')
+    assert 'an older version trained it' in why_no_familiarity(run)
 
 
 # The file
