@@ -431,13 +431,23 @@ def test_labels_of_the_chart_do_not_overlap_and_stand_in_order(n):
         assert to_rgba(point.get_color()) == to_rgba(label.get_color()) == label.arrow_patch.get_edgecolor()
 
 
-@pytest.mark.parametrize('costs', [(18, 80), (5, 6), (1, 4000), (11, 11)])
+@pytest.mark.parametrize(('costs', 'words'), [
+    ((4., 3.98), 'accurate and among the cheapest (4.0'), ((3., 3.98), 'accurate and the cheapest (3.0'),
+    ((4., 3.), 'it is the cheapest (3.0')])
+def test_times_that_hardly_differ_are_equal(costs, words):
+    first, second = (row(name, accuracy, milliseconds=o, standing=standing) for name, accuracy, o, standing in
+                     zip('ab', (.9, .89), costs, ('best', 'undecided'), strict=True))
+    rows = recommend([first, replace(second, difference=.01, difference_low=-.01, difference_high=.03)])
+    assert words in recommendation(rows)
+
+
+@pytest.mark.parametrize('costs', [(18, 80), (5, 6), (1, 4000), (11, 11), (3.95, 3.98)])
 def test_the_axis_of_costs_has_numbers(costs):
     figure = plot_costs([row(f'{o}', .9, milliseconds=o) for o in costs])
     FigureCanvasAgg(figure).draw()
     axis, (low, high) = figure.axes[0].xaxis, figure.axes[0].get_xlim()
     numbers = {o.get_text() for o in axis.get_ticklabels(which='both') if low <= o.get_position()[0] <= high}
-    assert len(numbers - {''}) >= 2
+    assert len(numbers - {''}) >= 2 and high >= 2 * low  # not filled by a difference that is noise
 
 
 @pytest.mark.parametrize(('first', 'second', 'words'), [

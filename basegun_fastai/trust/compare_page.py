@@ -45,6 +45,9 @@ def plot_costs(
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter('{x:g}')
     low, high = axes.get_xlim()
+    if high < 2 * low:  # else differences of measured times that mean nothing would fill the axis
+        low, high = low / 2**.5, high * 2**.5
+        axes.set_xlim(low, high)
     axes.xaxis.set_minor_formatter('{x:g}' if high < 4 * low else '')
     return figure
 

@@ -23,19 +23,18 @@ def candidates(
 
 SAME_TIME = 1.1  # ratio of two times that repeat no better
 
-def _costs(rows):
-    "The cost of each run, by path, and whether it is a time in milliseconds."
+def _cheapest(rows):
+    "Those that cost least, in the same order; measured times that hardly differ are equal."
     timed = all(o.milliseconds for o in rows)
-    return {o.path: o.milliseconds if timed else o.parameters * o.size**2 for o in rows}, timed
+    costs = [o.milliseconds if timed else o.parameters * o.size**2 for o in rows]
+    limit = min(costs) * (SAME_TIME if timed else 1)
+    return [o for o, cost in zip(rows, costs, strict=True) if cost <= limit]
 
 def recommend(
     rows: list[Row], # As `leaderboard` returns them, with times if they are known
 ) -> list[Row]: # One of them is recommended
     "Recommend the cheapest of the runs that may be as good as the best."
-    free = candidates(rows)
-    cost, timed = _costs(free)
-    cheap = min(cost.values()) * (SAME_TIME if timed else 1)
-    chosen = next(o for o in free if cost[o.path] <= cheap)  # they are sorted by accuracy
+    chosen = _cheapest(candidates(rows))[0]  # they are sorted by accuracy
     return [replace(o, recommended=o.path == chosen.path) for o in rows]
 
 
@@ -60,8 +59,7 @@ def recommendation(
     best, chosen, free = rows[0], next(o for o in rows if o.recommended), candidates(rows)
     without = [o for o in free if not o.milliseconds]
     runs = f"the {number_of(len(free), 'run')} that may be as good as the best"
-    costs, _ = _costs(free)
-    place = 'the cheapest' if costs[chosen.path] == min(costs.values()) else 'among the cheapest'
+    place = 'among the cheapest' if _cheapest(free)[1:] else 'the cheapest'
     time = '' if without else f' ({chosen.milliseconds:.1f}\u00a0ms per photo)'
     if len(free) == 1: reason = 'it is the most accurate, and no other run is likely to be as good'
     elif chosen is best: reason = f'it is the most accurate and {place}{time} of {runs}'
