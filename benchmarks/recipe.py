@@ -27,7 +27,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from fastai.callback.core import Callback  # noqa: E402
 from fastai.callback.mixup import CutMix, MixUp  # noqa: E402
+from fastai.callback.schedule import ParamScheduler  # noqa: E402
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat  # noqa: E402
+from fastcore.basics import even_mults  # noqa: E402
 from fastai.vision.augment import Brightness, Contrast, Saturation, setup_aug_tfms  # noqa: E402
 from sklearn.metrics import recall_score  # noqa: E402
 from timm.layers import DropPath  # noqa: E402
@@ -57,6 +59,7 @@ class Case:
 
     def __init__(self, learn, stage, labels):
         self.learn, self.stage, self.labels, self.callbacks = learn, dict(stage), labels, []
+        self.average = None  # Replaces the mean of the weights over all steps
 
     def transforms(self, kind): return [o for o in self.learn.dls.train.after_batch.fs if isinstance(o, kind)]
 
@@ -96,6 +99,17 @@ class LateAverage(WeightAverage):
         super().after_step()
 
 
+class RatesByDepth(Callback):
+    "Multiply the scheduled rate of each group of parameters."
+    order = ParamScheduler.order + 1
+
+    def __init__(self, factors): self.factors = factors
+
+    def before_batch(self):
+        if not self.training: return
+        for o, factor in zip(self.opt.hypers, self.factors, strict=True): o['lr'] *= factor
+
+
 def logits_and_labels(learn):
     learn.model.eval()
     with torch.no_grad():
@@ -120,6 +134,27 @@ def both(*changes):
     def change(case):
         for o in changes: o(case)
     return change
+
+
+def late_average(epochs):
+    def change(case): case.average = LateAverage(epochs)
+    return change
+
+
+def thirds(model):
+    "Parameters of the body in three groups of blocks, from the input on, and those of the head."
+    body = [*model[0].parameters()]
+    bounds = [0, len(body) // 3, 2 * len(body) // 3, len(body)]
+    return [*(body[a:b] for a, b in zip(bounds, bounds[1:], strict=False)), [*model[1].parameters()]]
+
+
+def by_depth(case):
+    "A quarter of the body's rate near the input, a half in its middle, and the whole rate at its end."
+    body, head = case.stage['body_rate'], case.stage['head_rate']
+    case.learn.splitter, case.learn.opt = thirds, None
+    case.learn.unfreeze()
+    scheduled = even_mults(body, head, 4)
+    case.callbacks.append(RatesByDepth(np.array([body / 4, body / 2, body, head]) / scheduled))
 
 
 def pull(strength): return callback(lambda: Pull(strength))
@@ -188,6 +223,7 @@ CHANGES = {
     'drop path 0.2': drop_path(.2),
     '3 epochs': stage(epochs=3), '10 epochs': stage(epochs=10), '20 epochs': stage(epochs=20),
     'body × 2': rates(body=2), 'body ÷ 2': rates(body=.5), 'both ÷ 2': rates(.5, .5), 'both × 2': rates(2, 2),
+    'rates by depth': by_depth, 'average of 2 epochs': late_average(2),
     'colour 0.4': colour(.4), 'tilt 0.2': tilt(.2), 'all tilted': tilt(.1, 1.), 'zoom out to ÷ 1.3': zoom_out(1.3),
     'CutMix': callback(lambda: CutMix(1.)), 'MixUp': callback(lambda: MixUp(.2)),
     'L2-SP 0.01': pull(.01),
@@ -237,6 +273,7 @@ class Start:
         change(case)
         stage, memory = Stage(**case.stage), Memory([*self.memory.rows], self.memory.best)
         callbacks = stage_callbacks(learn, stage, self.seed, memory, self.head['epochs'])
+        if case.average: callbacks[-1] = case.average
         with ExitStack() as stack:
             for o in learn.dls.loaders: stack.callback(o.close)
             stack.enter_context(learn.no_bar())
