@@ -189,11 +189,11 @@ def test_levels_and_intervals_are_by_group_if_groups_are_known(data, tmp_path, c
 def test_a_group_in_train_and_val_is_refused_with_all_other_faults(data, tmp_path):
     files, file = list_photos(data).file, tmp_path/'g.csv'
     sides = files.str.partition('/')[0]
-    groups = sides.where(~files.index.isin([0, len(files) - 1]), 'Luger on both sides')
+    groups = sides.where(~files.index.isin([0, len(files) - 1]), 'Luger\x1b[31m on both sides')
     for content, fault in (('photo\n', "has no column 'file'"),
                            (pd.DataFrame(dict(file=files, group=groups)).to_csv(index=False),
-                            '--groups: 1 group in both train/ and val/, so the results would look too good: Luger on '
-                            'both sides; make the folders with `split --groups`')):
+                            '--groups: 1 group in both train/ and val/, so the results would look too good: '
+                            r'Luger\x1b[31m on both sides; make the folders with `split --groups`')):
         file.write_text(content)
         for more, message in ((dict(arch='efficientnet_b33'), "--arch 'efficientnet_b33'"),
                               (dict(arch='efficientnet_b0', lr=0), '--lr 0')):

@@ -22,7 +22,7 @@ from ..base.errors import BasegunError, attempt, raise_faults
 from ..base.files import whole_folder
 from ..base.processes import rank, say, worker_faults, world_size
 from ..base.record import Config, Run
-from ..base.text import name_some, number_of
+from ..base.text import name_some, number_of, shorten
 from ..data.cache import ChangedPhoto, cache_faults, open_cache
 from ..data.contents import describe_photos, inherited_photos, save_trained_photos, were_trained_on
 from ..data.folders import folder_fault, ignored_lines, layout_faults, list_photos
@@ -74,8 +74,9 @@ def _list_photos(data):
 def _shared_groups_faults(table):
     groups_of = {split: {*part.group} for split, part in table.groupby('split')}
     if not (shared := sorted(set.intersection(*groups_of.values()) - {''})): return []
+    names = name_some([shorten(o) for o in shared])
     return [f"--groups: {number_of(len(shared), 'group')} in both train/ and val/, so the results would look too good: "
-            f'{name_some(shared)}; make the folders with `split --groups`']
+            f'{names}; make the folders with `split --groups`']
 
 def _photos_and_groups(options):
     "The photos, with their groups if these are known, and what is wrong with the groups."
