@@ -42,9 +42,10 @@ def _entries(paths):
         entry, faults = attempt(read_entry, path)
         apart += faults
         if not entry: continue
-        first = known.setdefault(_identity(entry), entry)
+        identity = _identity(entry)
+        first = known.setdefault(identity, entry)
         if first is entry: continue
-        if entry.run.exported.exists() and not first.run.exported.exists(): known[_identity(entry)] = entry
+        if entry.run.exported.exists() and not first.run.exported.exists(): known[identity] = entry
         apart.append(f"'{path}' is the same run as '{first.run.path}': it is compared once")
     entries = [*known.values()]
     chosen, others = comparable(entries) if entries else ([], [])
@@ -110,8 +111,9 @@ def _text(rows, seeds):
 def _groups(entries, file):
     "The group of each photo, as a number."
     if file is None:
-        trained = next((o.run.config.options['groups'] for o in entries if o.run.config.options.get('groups')), None)
-        if trained: say(f"the runs were trained with groups: to compare by group, add --groups '{printable(trained)}'")
+        by_group = next((o.run for o in entries if o.run.config.options.get('groups')), None)
+        if by_group: say(f"'{by_group.path}' was trained with groups: to compare by group, add --groups "
+                         f"'{printable(by_group.config.options['groups'])}'")
         return None
     known = known_groups(file, pd.DataFrame(dict(file=entries[0].files)))
     say_what_intervals_are_by(known)

@@ -24,7 +24,7 @@ def candidates(
 SAME_TIME = 1.1  # ratio of two times that repeat no better
 
 def _cheapest(rows):
-    "Those that cost least, in the same order; measured times that hardly differ are equal."
+    "The runs with the lowest cost, in the same order; measured times that hardly differ count as equal."
     timed = all(o.milliseconds for o in rows)
     costs = [o.milliseconds if timed else o.parameters * o.size**2 for o in rows]
     limit = min(costs) * (SAME_TIME if timed else 1)
